@@ -1,5 +1,6 @@
 //! The classes and functions that an archive's code defines, and what its statements may do.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::effects::Scan;
@@ -45,9 +46,10 @@ impl Code {
             self.unreadable = true;
             return;
         };
-        if self.lines(module, text).is_err() {
-            self.unreadable = true;
-        }
+        // What was read of a class before an error is kept: its signatures are still worth knowing.
+        let mut open = None;
+        let read = self.lines(module, text, &mut open);
+        self.unreadable |= read.is_err() | self.close(open).is_err();
         self.scan.end_file();
     }
 
@@ -111,9 +113,13 @@ impl Code {
         }
     }
 
-    fn lines(&mut self, module: &str, text: &str) -> Result<(), &'static str> {
+    fn lines(
+        &mut self,
+        module: &str,
+        text: &str,
+        open: &mut Option<(String, Class)>,
+    ) -> Result<(), &'static str> {
         let mut lexer = Lexer::new(text);
-        let mut open: Option<(String, Class)> = None;
         // Indentation of the members of the open class, known from its first one.
         let mut member_indent = None;
         while let Some(line) = lexer.next_line()? {
@@ -123,10 +129,10 @@ impl Code {
             }
             let tokens = line.tokens.as_slice();
             self.scan.line(tokens);
-            match (tokens, &mut open) {
+            match (tokens, &mut *open) {
                 ([Token::Name("class"), Token::Name(name), base @ ..], _) if line.indent == 0 => {
                     let base = base.iter().find_map(|token| token.name()).unwrap_or_default().to_owned();
-                    open = Some((format!("{module}.{name}"), Class { base, ..Class::default() }));
+                    *open = Some((format!("{module}.{name}"), Class { base, ..Class::default() }));
                     if !tokens.last().is_some_and(|token| token.is(":")) {
                         return Err("a class on one line");
                     }
@@ -146,27 +152,33 @@ impl Code {
                             signature.arguments.remove(0);
                         }
                         class.methods.push(signature);
-                    } else {
-                        member(&line, class);
+                    } else if !member(&line, class) {
+                        self.scan.statement(tokens);
                     }
                 }
                 _ => self.scan.statement(tokens),
             }
         }
-        self.close(open)
+        Ok(())
     }
 
     fn close(&mut self, open: Option<(String, Class)>) -> Result<(), &'static str> {
         let Some((path, class)) = open else {
             return Ok(());
         };
-        let twin = self.classes.insert(path, class);
-        if twin.is_some() { Err("a class that is defined twice") } else { Ok(()) }
+        match self.classes.entry(path) {
+            Entry::Occupied(_) => Err("a class that is defined twice"),
+            Entry::Vacant(place) => {
+                place.insert(class);
+                Ok(())
+            }
+        }
     }
 }
 
-/// A line of a class that is no method: `weight : Tensor`, `__annotations__["0"] = ...`, `__buffers__ = ["mean", ]`.
-fn member(line: &Line<'_>, class: &mut Class) {
+/// Takes in a declaration in a class, `weight : Tensor`, `__annotations__["0"] = ...`, `__buffers__ = ["mean", ]`;
+/// `false` where the line is something else.
+fn member(line: &Line<'_>, class: &mut Class) -> bool {
     let unquoted = |text: &str| text.trim_matches(['"', '\'']).to_owned();
     match line.tokens.as_slice() {
         [Token::Name(list @ ("__parameters__" | "__buffers__")), equals, names @ ..] if equals.is("=") => {
@@ -186,8 +198,9 @@ fn member(line: &Line<'_>, class: &mut Class) {
             let ty = ty.split(|token| token.is("=")).next().unwrap_or_default();
             class.attributes.push(((*name).to_owned(), TypeExpr::parse(ty)));
         }
-        _ => {}
+        _ => return false,
     }
+    true
 }
 
 /// A signature, all arguments with `self`, and what follows its colon on the same line.

@@ -24,151 +24,22 @@
 //! an output *aliases* an input or a weight (`x.view(...)`, `return self.weight`) cannot be told from the text and is
 //! not said here.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::LazyLock;
+use std::collections::{BTreeMap, HashSet};
 
 use super::info::Effects;
 use super::lexer::Token;
-use super::types::split;
-
-/// Operators that change lists and dicts; some of these names have harmless overloads for tensors too.
-const CONTAINER_OPERATORS: &[&str] = &[
-    "Delete",
-    "_set_item",
-    "append",
-    "clear",
-    "extend",
-    "insert",
-    "pop",
-    "popitem",
-    "remove",
-    "reverse",
-    "setdefault",
-    "sort",
-    "update",
-    "__delitem__",
-    "__setitem__",
-];
-
-/// Keyword-only arguments that some overload of some operator writes to (torch 2.13, made like `pure_operators.txt`).
-const WRITTEN_KEYWORDS: &[&str] = &[
-    "L",
-    "LD",
-    "LU",
-    "M",
-    "P",
-    "Q",
-    "R",
-    "S",
-    "U",
-    "V",
-    "Vh",
-    "X",
-    "a",
-    "bin_edges",
-    "buffer",
-    "eigenvalues",
-    "eigenvectors",
-    "eigvals",
-    "eigvecs",
-    "exponent",
-    "grad_bias",
-    "grad_input",
-    "grad_weight",
-    "hist",
-    "indices",
-    "info",
-    "inverse",
-    "is_target",
-    "logabsdet",
-    "mantissa",
-    "max",
-    "max_values",
-    "min",
-    "min_indices",
-    "output",
-    "pivots",
-    "rank",
-    "reserve",
-    "residuals",
-    "result",
-    "save_invstd",
-    "save_mean",
-    "sign",
-    "singular_values",
-    "solution",
-    "tau",
-    "total_weight",
-    "values",
-];
-
-/// Calls of a plain name that change nothing: TorchScript's builtins, and keywords that may stand before a bracket.
-const HARMLESS_NAMES: &[&str] = &[
-    "abs",
-    "annotate",
-    "bool",
-    "chr",
-    "complex",
-    "divmod",
-    "enumerate",
-    "float",
-    "getattr",
-    "hasattr",
-    "hash",
-    "hex",
-    "int",
-    "isinstance",
-    "len",
-    "list",
-    "dict",
-    "max",
-    "min",
-    "oct",
-    "ord",
-    "pow",
-    "print",
-    "range",
-    "round",
-    "sorted",
-    "str",
-    "sum",
-    "tuple",
-    "unchecked_cast",
-    "uninitialized",
-    "zip",
-    // Keywords.
-    "and",
-    "assert",
-    "elif",
-    "else",
-    "if",
-    "in",
-    "is",
-    "not",
-    "or",
-    "raise",
-    "return",
-    "while",
-];
-
-/// Plain names whose mention alone is too much: tasks outlive the call, and attributes get names at run time.
-const HARMFUL_NAMES: &[&str] = &["fork", "awaitable", "setattr"];
-
-/// Operators that write the running statistics they are given while training, which their schemas do not say.
-const NORMS: &[&str] = &["batch_norm", "instance_norm"];
-
-static PURE_OPERATORS: LazyLock<HashSet<&'static str>> = LazyLock::new(|| {
-    let lines = include_str!("pure_operators.txt").lines().filter(|line| !line.starts_with('#'));
-    lines.flat_map(str::split_whitespace).collect()
-});
+use super::operators::{
+    CONTAINER_OPERATORS, HARMFUL_NAMES, HARMLESS_NAMES, NORMS, PURE_OPERATORS, WRITTEN_KEYWORDS, harmful,
+    is_augmented, is_frozen_norm,
+};
 
 /// Collects what the statements of an archive do, file by file.
 #[derive(Debug, Default)]
 pub(super) struct Scan {
     effects: Effects,
     operators: BTreeMap<String, usize>,
-    /// Methods called on values, with the number of places.
-    methods: HashMap<String, usize>,
+    /// Methods called on values.
+    methods: HashSet<String>,
     /// Paths `__torch__...` that are mentioned.
     paths: HashSet<String>,
     /// In this file: plain names that are called, and those bound to a `__torch__` path.
@@ -221,14 +92,14 @@ impl Scan {
 
     /// What all the code may do, given the methods that it defines and whether it defines a path.
     pub(super) fn effects(&self, methods: &HashSet<&str>, defined: impl Fn(&str) -> bool) -> Effects {
-        let unknown_method =
-            |name: &String| !methods.contains(name.as_str()) && !PURE_OPERATORS.contains(name.as_str());
+        let known = |name: &str| methods.contains(name) || PURE_OPERATORS.contains(name) || harmful(name);
+        let unknown_method = |name: &String| !known(name);
         // A mention may go on behind the definition: `__torch__.Color.RED`.
         let is_defined = |path: &String| {
             defined(path)
                 || path.rsplit_once('.').is_some_and(|(class, member)| defined(class) && !harmful(member))
         };
-        if self.methods.keys().any(unknown_method) || !self.paths.iter().all(is_defined) {
+        if self.methods.iter().any(unknown_method) || !self.paths.iter().all(is_defined) {
             return Effects::UNKNOWN;
         }
         self.effects
@@ -320,7 +191,7 @@ impl Scan {
         for (index, name) in names.iter().enumerate() {
             self.named(name);
             if call && index + 1 == names.len() {
-                *self.methods.entry((*name).to_owned()).or_default() += 1;
+                self.methods.insert((*name).to_owned());
             }
         }
     }
@@ -354,40 +225,4 @@ impl Scan {
             self.effects.mutates_in_place = true;
         }
     }
-}
-
-/// Whether the name alone says that the operator writes to what it is given.
-fn harmful(name: &str) -> bool {
-    CONTAINER_OPERATORS.contains(&name) || NORMS.contains(&name) || is_in_place(name)
-}
-
-/// `add_` and `__iadd__`, but not `__add__`.
-fn is_in_place(name: &str) -> bool {
-    let special = name.starts_with("__") && name.ends_with("__");
-    let in_place = if special { name.starts_with("__i") } else { name.ends_with('_') };
-    in_place && !PURE_OPERATORS.contains(name)
-}
-
-fn is_augmented(symbol: &str) -> bool {
-    matches!(
-        symbol,
-        "+=" | "-=" | "*=" | "/=" | "//=" | "%=" | "**=" | "&=" | "|=" | "^=" | "<<=" | ">>=" | "@=" | ":="
-    )
-}
-
-/// Whether the call `(input, weight, bias, mean, variance, training, ...)` leaves its statistics alone.
-fn is_frozen_norm(tokens: &[Token<'_>]) -> bool {
-    let mut depth = 0_i64;
-    let end = tokens.iter().position(|token| {
-        match token {
-            Token::Symbol("(" | "[" | "{") => depth += 1,
-            Token::Symbol(")" | "]" | "}") => depth -= 1,
-            _ => {}
-        }
-        depth == 0
-    });
-    let inner = end.and_then(|end| tokens.get(1..end)).unwrap_or_default();
-    let arguments = split(inner);
-    let is = |index: usize, literal: &str| matches!(arguments.get(index), Some([Token::Name(name)]) if *name == literal);
-    is(5, "False") || (is(3, "None") && is(4, "None"))
 }

@@ -68,11 +68,15 @@ impl<'a> Lexer<'a> {
         loop {
             let after_blanks = self.rest.trim_start_matches([' ', '\t']);
             let indent = self.rest.len() - after_blanks.len();
+            let has_tab = self.rest.get(..indent).is_some_and(|blanks| blanks.contains('\t'));
             self.rest = after_blanks;
             if self.rest.is_empty() {
                 return Ok(None);
             }
             let line = self.line(indent)?;
+            if has_tab && !line.tokens.is_empty() {
+                return Err("a line indented by a tab");
+            }
             if !line.tokens.is_empty() {
                 return Ok(Some(line));
             }
@@ -84,10 +88,11 @@ impl<'a> Lexer<'a> {
         let mut depth = 0_usize;
         while let Some(letter) = self.rest.chars().next() {
             match letter {
-                '\n' | '\r' if depth == 0 => {
+                '\n' if depth == 0 => {
                     self.cut(1);
                     break;
                 }
+                '\r' if !self.rest.starts_with("\r\n") => return Err("a carriage return"),
                 ' ' | '\t' | '\n' | '\r' => drop(self.cut(1)),
                 '\\' if self.rest.starts_with("\\\n") => drop(self.cut(2)),
                 '#' => drop(self.cut(self.rest.find('\n').unwrap_or(self.rest.len()))),
@@ -100,7 +105,7 @@ impl<'a> Lexer<'a> {
                     tokens.push(Token::Name(name));
                 }
                 _ if letter.is_ascii_digit() || self.starts_fraction() => {
-                    tokens.push(Token::Number(self.number()))
+                    tokens.push(Token::Number(self.number()?))
                 }
                 _ => {
                     match letter {
@@ -138,19 +143,34 @@ impl<'a> Lexer<'a> {
             .is_some_and(|rest| rest.starts_with(|letter: char| letter.is_ascii_digit()))
     }
 
-    /// `1`, `1.`, `.5`, `1.0000000000000001e-05`, `0x1F`, `2j`. A name straight after a number stays in it.
-    fn number(&mut self) -> &'a str {
-        let mut length = 0;
-        let mut before = '0';
-        for letter in self.rest.chars() {
-            let sign = matches!(letter, '+' | '-') && matches!(before, 'e' | 'E');
-            if !(letter == '.' || letter == '_' || letter.is_ascii_alphanumeric() || sign) {
-                break;
-            }
-            length += letter.len_utf8();
-            before = letter;
+    /// `1`, `1.`, `.5`, `1.0000000000000001e-05`, `0x1F`, `2j`. Nothing may follow without a blank or an operator:
+    /// readers differ in where such a number ends.
+    fn number(&mut self) -> Result<&'a str, &'static str> {
+        let text = self.rest;
+        if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+            let length = hex.find(|letter: char| !letter.is_ascii_hexdigit()).unwrap_or(hex.len());
+            return self.ended_number(2 + length);
         }
-        self.cut(length)
+        let digits = |text: &str| text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+        let mut length = digits(text);
+        let rest = |length: usize| text.get(length..).unwrap_or_default();
+        if rest(length).starts_with('.') {
+            length += 1;
+            length += digits(rest(length));
+        }
+        if rest(length).starts_with(['e', 'E']) {
+            length += 1;
+            length += usize::from(rest(length).starts_with(['+', '-']));
+            length += digits(rest(length));
+        }
+        length += usize::from(rest(length).starts_with('j'));
+        self.ended_number(length)
+    }
+
+    fn ended_number(&mut self, length: usize) -> Result<&'a str, &'static str> {
+        let number = self.cut(length);
+        let goes_on = |letter: char| letter == '.' || letter == '_' || letter.is_alphanumeric();
+        if self.rest.starts_with(goes_on) { Err("a number that runs into a name") } else { Ok(number) }
     }
 
     fn string(&mut self, quote: char) -> Result<&'a str, &'static str> {

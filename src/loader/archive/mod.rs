@@ -18,6 +18,7 @@ mod end_record;
 mod error;
 mod info;
 mod lexer;
+mod operators;
 mod pickle;
 mod sniff;
 mod tensors;
