@@ -1,0 +1,3 @@
+//! torchlane.
+#![forbid(unsafe_code)]
+pub mod loader;
