@@ -9,4 +9,5 @@ mod resolve;
 
 pub use deadline::{Deadline, DeadlineLayer};
 pub use limit::{Headroom, LimitConfig, LimitSnapshot, Limiter, PriorityLimit, PriorityLimitLayer, Ticket};
+pub(crate) use resolve::version_not_live;
 pub use resolve::{Resolve, ResolveLayer};

@@ -4,9 +4,11 @@
 //! code that names `arc_swap`.
 
 mod lease;
+mod served;
 mod slot;
 mod table;
 
 pub use lease::Lease;
+pub use served::{InputShapes, ServedShapes};
 pub use slot::{ModelSlot, SlotId};
 pub use table::Registry;

@@ -7,7 +7,7 @@ use std::sync::{
 
 use arc_swap::ArcSwapOption;
 
-use super::Lease;
+use super::{Lease, ServedShapes};
 use crate::{
     backend::Servable,
     model::{ModelName, VersionSelector},
@@ -23,13 +23,14 @@ pub struct ModelSlot {
     id: SlotId,
     name: ModelName,
     live: ArcSwapOption<Servable>,
+    served: ServedShapes,
 }
 
 impl ModelSlot {
     /// An empty slot.
     pub fn new(name: ModelName) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self { id: SlotId(NEXT.fetch_add(1, Ordering::Relaxed)), name, live: ArcSwapOption::empty() }
+        Self { id: SlotId(NEXT.fetch_add(1, Ordering::Relaxed)), name, live: ArcSwapOption::empty(), served: ServedShapes::default() }
     }
 
     /// Its identity.
@@ -40,6 +41,11 @@ impl ModelSlot {
     /// The model's name.
     pub fn name(&self) -> &ModelName {
         &self.name
+    }
+
+    /// Shapes that this model has served.
+    pub fn served(&self) -> &ServedShapes {
+        &self.served
     }
 
     /// A hold on the live version, if there is one.
