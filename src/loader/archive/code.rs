@@ -6,11 +6,14 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::effects::Scan;
 use super::info::{Argument, Effects, MethodSignature};
 use super::lexer::{Lexer, Line, Token};
-use super::types::{TypeExpr, demangle, split};
+use super::types::{TypeExpr, bracketed, demangle, split};
 
-/// Deepest nesting of named tuples, and most fields in all, that a signature is spelled out to.
+/// Most tokens in declarations; a large traced model has some hundred thousand.
+const MAX_DECLARATION_TOKENS: usize = 4_000_000;
+
+/// Deepest nesting of named tuples, and most types in all, that a signature is spelled out to.
 const MAX_RESOLVE_DEPTH: usize = 16;
-const MAX_RESOLVE_FIELDS: usize = 4096;
+const MAX_RESOLVE_TYPES: usize = 10_000;
 
 /// One class of the archive.
 #[derive(Debug, Default)]
@@ -35,6 +38,8 @@ pub(super) struct Code {
     functions: HashSet<String>,
     scan: Scan,
     unreadable: bool,
+    /// Tokens of the declarations so far, which stay in memory as types and names.
+    declaration_tokens: usize,
 }
 
 impl Code {
@@ -76,34 +81,33 @@ impl Code {
 
     /// A signature with the named tuples of the archive spelled out.
     pub(super) fn resolve(&self, signature: &MethodSignature) -> MethodSignature {
-        let mut fields_left = MAX_RESOLVE_FIELDS;
+        let mut types_left = MAX_RESOLVE_TYPES;
         let mut full = signature.clone();
         for argument in &mut full.arguments {
-            self.resolve_type(&mut argument.ty, 0, &mut fields_left);
+            self.resolve_type(&mut argument.ty, 0, &mut types_left);
         }
-        self.resolve_type(&mut full.returns, 0, &mut fields_left);
+        self.resolve_type(&mut full.returns, 0, &mut types_left);
         full
     }
 
-    fn resolve_type(&self, ty: &mut TypeExpr, depth: usize, fields_left: &mut usize) {
+    fn resolve_type(&self, ty: &mut TypeExpr, depth: usize, types_left: &mut usize) {
         match ty {
-            TypeExpr::Optional(inner) | TypeExpr::List(inner) => self.resolve_type(inner, depth, fields_left),
+            TypeExpr::Optional(inner) | TypeExpr::List(inner) => self.resolve_type(inner, depth, types_left),
             TypeExpr::Dict(key, value) => {
-                self.resolve_type(key, depth, fields_left);
-                self.resolve_type(value, depth, fields_left);
+                self.resolve_type(key, depth, types_left);
+                self.resolve_type(value, depth, types_left);
             }
             TypeExpr::Tuple(items) => {
-                items.iter_mut().for_each(|item| self.resolve_type(item, depth, fields_left));
+                items.iter_mut().for_each(|item| self.resolve_type(item, depth, types_left));
             }
             TypeExpr::Other(path) => {
                 let class = self.classes.get(path.as_str()).filter(|class| class.base == "NamedTuple");
-                let left = class.and_then(|class| fields_left.checked_sub(class.attributes.len()));
-                if let (Some(class), Some(left)) = (class, left)
+                if let Some(class) = class
                     && depth < MAX_RESOLVE_DEPTH
+                    && class.attributes.iter().all(|(_, ty)| ty.is_within(types_left))
                 {
-                    *fields_left = left;
                     let mut fields = class.attributes.clone();
-                    fields.iter_mut().for_each(|(_, ty)| self.resolve_type(ty, depth + 1, fields_left));
+                    fields.iter_mut().for_each(|(_, ty)| self.resolve_type(ty, depth + 1, types_left));
                     *ty = TypeExpr::NamedTuple { name: demangle(path), fields };
                 } else {
                     *path = demangle(path);
@@ -129,6 +133,14 @@ impl Code {
             }
             let tokens = line.tokens.as_slice();
             self.scan.line(tokens);
+            let declares = matches!(tokens, [Token::Name("def" | "class"), ..])
+                || member_indent.is_some_and(|indent| indent == line.indent);
+            if declares {
+                self.declaration_tokens += tokens.len();
+            }
+            if self.declaration_tokens > MAX_DECLARATION_TOKENS {
+                return Err("more declarations than any model has");
+            }
             match (tokens, &mut *open) {
                 ([Token::Name("class"), Token::Name(name), base @ ..], _) if line.indent == 0 => {
                     let base = base.iter().find_map(|token| token.name()).unwrap_or_default().to_owned();
@@ -233,20 +245,4 @@ fn argument(tokens: &[Token<'_>]) -> Result<Argument, &'static str> {
         _ => return Err("an argument that cannot be read"),
     };
     Ok(Argument { name: name.to_owned(), ty, has_default: default })
-}
-
-/// What is between the bracket that begins `tokens` and its partner, and what follows.
-fn bracketed<'t, 'a>(tokens: &'t [Token<'a>]) -> Option<(&'t [Token<'a>], &'t [Token<'a>])> {
-    let mut depth = 0_usize;
-    for (at, token) in tokens.iter().enumerate() {
-        match token {
-            Token::Symbol("(" | "[" | "{") => depth += 1,
-            Token::Symbol(")" | "]" | "}") => depth = depth.checked_sub(1)?,
-            _ => {}
-        }
-        if depth == 0 {
-            return Some((tokens.get(1..at)?, tokens.get(at + 1..)?));
-        }
-    }
-    None
 }

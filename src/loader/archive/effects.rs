@@ -30,11 +30,17 @@ use super::info::Effects;
 use super::lexer::Token;
 use super::operators::{
     CONTAINER_OPERATORS, HARMFUL_NAMES, HARMLESS_NAMES, NORMS, PURE_OPERATORS, WRITTEN_KEYWORDS, harmful,
-    is_augmented, is_frozen_norm,
+    is_augmented,
 };
+use super::types::{bracketed, split};
+
+/// Most different names that are kept; beyond, the code counts as unknown.
+const MAX_NAMES: usize = 200_000;
+/// Most tokens that are looked through for the flags of nested norms; beyond, a norm counts as writing.
+const MAX_NORM_TOKENS: usize = 1 << 24;
 
 /// Collects what the statements of an archive do, file by file.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Scan {
     effects: Effects,
     operators: BTreeMap<String, usize>,
@@ -45,11 +51,30 @@ pub(super) struct Scan {
     /// In this file: plain names that are called, and those bound to a `__torch__` path.
     called: HashSet<String>,
     bound: HashSet<String>,
+    norm_tokens_left: usize,
+}
+
+impl Default for Scan {
+    fn default() -> Self {
+        Self {
+            effects: Effects::default(),
+            operators: BTreeMap::new(),
+            methods: HashSet::new(),
+            paths: HashSet::new(),
+            called: HashSet::new(),
+            bound: HashSet::new(),
+            norm_tokens_left: MAX_NORM_TOKENS,
+        }
+    }
 }
 
 impl Scan {
     /// Takes in one logical line that is no declaration.
     pub(super) fn statement(&mut self, tokens: &[Token<'_>]) {
+        if self.names() > MAX_NAMES {
+            self.effects = Effects::UNKNOWN;
+            return;
+        }
         self.assignments(tokens);
         let mut at = 0;
         while let Some(token) = tokens.get(at) {
@@ -105,49 +130,48 @@ impl Scan {
         self.effects
     }
 
+    /// One pass, whatever the statement: what stands before an assignment is only remembered as two flags.
     fn assignments(&mut self, tokens: &[Token<'_>]) {
         let mut depth = 0_i64;
         let mut start = 0;
+        let (mut has_dot, mut has_item, mut is_loop_target) = (false, false, false);
         for (at, token) in tokens.iter().enumerate() {
-            let before = || tokens.get(start..at).unwrap_or_default();
+            let before =
+                at.checked_sub(1).and_then(|before| tokens.get(before)).and_then(|token| token.name());
             match *token {
-                Token::Symbol("(" | "[" | "{") => depth += 1,
-                Token::Symbol(")" | "]" | "}") => depth -= 1,
-                Token::Symbol(";") if depth == 0 => start = at + 1,
+                Token::Symbol(".") => has_dot = true,
+                Token::Symbol("[") => has_item = true,
+                Token::Symbol(";") if depth == 0 => (start, has_dot, has_item) = (at + 1, false, false),
                 Token::Symbol("=") if depth == 0 => {
-                    let target = before();
-                    self.effects.assigns_attributes |= target.iter().any(|token| token.is("."));
-                    let item = target.iter().any(|token| token.is("["));
-                    self.effects.mutates_in_place |= item;
-                    self.effects.mutates_containers |= item;
-                    if let ([Token::Name(name)], Some(Token::Name("__torch__"))) =
-                        (target, tokens.get(at + 1))
-                    {
-                        self.bound.insert((*name).to_owned());
+                    self.effects.assigns_attributes |= has_dot;
+                    self.effects.mutates_in_place |= has_item;
+                    self.effects.mutates_containers |= has_item;
+                    let is_path = tokens.get(at + 1).is_some_and(|token| token.name() == Some("__torch__"));
+                    if let Some(name) = before.filter(|_| at == start + 1 && is_path) {
+                        self.bound.insert(name.to_owned());
                     }
                 }
                 Token::Symbol("=") => {
-                    let keyword = at
-                        .checked_sub(1)
-                        .and_then(|before| tokens.get(before))
-                        .and_then(|token| token.name());
                     let written = |name: &str| name.starts_with("out") || WRITTEN_KEYWORDS.contains(&name);
-                    self.effects.mutates_in_place |= keyword.is_none_or(written);
+                    self.effects.mutates_in_place |= before.is_none_or(written);
                 }
                 Token::Symbol(symbol) if is_augmented(symbol) => {
-                    self.effects.assigns_attributes |= before().iter().any(|token| token.is("."));
+                    self.effects.assigns_attributes |= has_dot;
                     self.effects.mutates_in_place = true;
                     self.effects.mutates_containers = true;
                 }
-                Token::Name("for" | "as") => {
-                    let rest = tokens.get(at..).unwrap_or_default().iter();
-                    let mut target = rest.take_while(|token| token.name() != Some("in") && !token.is(":"));
-                    if target.any(|token| token.is(".") || token.is("[")) {
-                        self.effects = Effects::UNKNOWN;
-                    }
-                }
+                Token::Name("for" | "as") => is_loop_target = true,
+                Token::Name("in") | Token::Symbol(":") => is_loop_target = false,
                 Token::Name("del") => self.effects.mutates_containers = true,
                 _ => {}
+            }
+            match token {
+                Token::Symbol("(" | "[" | "{") => depth += 1,
+                Token::Symbol(")" | "]" | "}") => depth -= 1,
+                _ => {}
+            }
+            if is_loop_target && (token.is(".") || token.is("[")) {
+                self.effects = Effects::UNKNOWN;
             }
         }
     }
@@ -209,12 +233,30 @@ impl Scan {
             return;
         }
         if namespace == "aten" && NORMS.contains(&name) {
-            self.effects.mutates_in_place |= !(call && is_frozen_norm(arguments));
+            self.effects.mutates_in_place |= !(call && self.is_frozen_norm(arguments));
         } else if namespace == "aten" && harmful(name) {
             self.named(name);
         } else {
             self.effects = Effects::UNKNOWN;
         }
+    }
+
+    /// Whether the call `(input, weight, bias, mean, variance, training, ...)` leaves its statistics alone.
+    fn is_frozen_norm(&mut self, tokens: &[Token<'_>]) -> bool {
+        let within = tokens.get(..self.norm_tokens_left).unwrap_or(tokens);
+        let Some((inner, _)) = bracketed(within) else {
+            self.norm_tokens_left = self.norm_tokens_left.saturating_sub(within.len());
+            return false;
+        };
+        self.norm_tokens_left = self.norm_tokens_left.saturating_sub(inner.len());
+        let arguments = split(inner);
+        let is = |index: usize, literal: &str| matches!(arguments.get(index), Some([Token::Name(name)]) if *name == literal);
+        is(5, "False") || (is(3, "None") && is(4, "None"))
+    }
+
+    /// Different names that are kept.
+    fn names(&self) -> usize {
+        self.operators.len() + self.methods.len() + self.paths.len() + self.called.len() + self.bound.len()
     }
 
     /// A name that may be that of an operator: as a member of a value it need not be called to do harm later.

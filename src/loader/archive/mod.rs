@@ -46,18 +46,20 @@ use tree::{Names, Walk};
 /// # Errors
 /// One [`ArchiveError`] for each way in which a file can fail to be a TorchScript archive with a `forward`.
 pub fn inspect(path: &Path) -> Result<ArchiveInfo, ArchiveError> {
-    let file = File::open(path).map_err(|error| match error.kind() {
+    let found = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => ArchiveError::Missing(path.to_owned()),
         _ => ArchiveError::Io(error),
-    })?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
+    };
+    // Asked before the file is opened: opening a pipe would wait for its writer.
+    if !path.metadata().map_err(found)?.is_file() {
         return Err(ArchiveError::Foreign {
             looks_like: "a directory or a device",
             advice: "name the file itself",
         });
     }
-    inspect_reader(BufReader::new(file), metadata.len())
+    let file = File::open(path).map_err(found)?;
+    let size = file.metadata()?.len();
+    inspect_reader(BufReader::new(file), size)
 }
 
 /// Reads everything that can be said about the archive of `size` bytes in `reader` without running it.
@@ -160,7 +162,9 @@ fn code_module(name: &str) -> Option<String> {
 fn read_code<R: Read + Seek>(container: &mut Container<R>, names: &[String]) -> Result<Code, ArchiveError> {
     let mut code = Code::default();
     for name in names {
-        if let (Some(module), Some(text)) = (code_module(name), container.read(name)?) {
+        if let Some(module) = code_module(name)
+            && let Some(text) = container.read(name)?
+        {
             code.read(&module, &text);
         }
     }

@@ -3,9 +3,6 @@
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
-use super::lexer::Token;
-use super::types::split;
-
 /// Operators that change lists and dicts; some of these names have harmless overloads for tensors too.
 pub(super) const CONTAINER_OPERATORS: &[&str] = &[
     "Delete",
@@ -155,21 +152,4 @@ pub(super) fn is_augmented(symbol: &str) -> bool {
         symbol,
         "+=" | "-=" | "*=" | "/=" | "//=" | "%=" | "**=" | "&=" | "|=" | "^=" | "<<=" | ">>=" | "@=" | ":="
     )
-}
-
-/// Whether the call `(input, weight, bias, mean, variance, training, ...)` leaves its statistics alone.
-pub(super) fn is_frozen_norm(tokens: &[Token<'_>]) -> bool {
-    let mut depth = 0_i64;
-    let end = tokens.iter().position(|token| {
-        match token {
-            Token::Symbol("(" | "[" | "{") => depth += 1,
-            Token::Symbol(")" | "]" | "}") => depth -= 1,
-            _ => {}
-        }
-        depth == 0
-    });
-    let inner = end.and_then(|end| tokens.get(1..end)).unwrap_or_default();
-    let arguments = split(inner);
-    let is = |index: usize, literal: &str| matches!(arguments.get(index), Some([Token::Name(name)]) if *name == literal);
-    is(5, "False") || (is(3, "None") && is(4, "None"))
 }

@@ -13,7 +13,7 @@ use super::tensors::{self, Tensor};
 /// Deepest nesting of modules.
 const MAX_DEPTH: usize = 100;
 /// Most modules, attributes and methods that are visited, those of a shared module counted each time.
-const MAX_VISITS: usize = 4_000_000;
+const MAX_VISITS: usize = 500_000;
 /// Most bytes of dotted names.
 const MAX_NAME_BYTES: usize = 64 << 20;
 

@@ -58,6 +58,25 @@ impl TypeExpr {
         }
     }
 
+    /// Counts the types that this one is made of off `left`; `false`, and nothing left, where there are more.
+    pub(super) fn is_within(&self, left: &mut usize) -> bool {
+        let Some(rest) = left.checked_sub(1) else {
+            return false;
+        };
+        *left = rest;
+        let within = match self {
+            Self::Optional(inner) | Self::List(inner) => inner.is_within(left),
+            Self::Dict(key, value) => key.is_within(left) && value.is_within(left),
+            Self::Tuple(items) => items.iter().all(|item| item.is_within(left)),
+            Self::NamedTuple { fields, .. } => fields.iter().all(|(_, ty)| ty.is_within(left)),
+            _ => true,
+        };
+        if !within {
+            *left = 0;
+        }
+        within
+    }
+
     /// The type that these tokens spell.
     pub(super) fn parse(tokens: &[Token<'_>]) -> Self {
         Self::nested(tokens, 0)
@@ -170,4 +189,20 @@ pub(super) fn demangle(path: &str) -> String {
         );
     }
     clean
+}
+
+/// What is between the bracket that begins `tokens` and its partner, and what follows.
+pub(super) fn bracketed<'t, 'a>(tokens: &'t [Token<'a>]) -> Option<(&'t [Token<'a>], &'t [Token<'a>])> {
+    let mut depth = 0_usize;
+    for (at, token) in tokens.iter().enumerate() {
+        match token {
+            Token::Symbol("(" | "[" | "{") => depth += 1,
+            Token::Symbol(")" | "]" | "}") => depth = depth.checked_sub(1)?,
+            _ => {}
+        }
+        if depth == 0 {
+            return Some((tokens.get(1..at)?, tokens.get(at + 1..)?));
+        }
+    }
+    None
 }

@@ -105,6 +105,13 @@ fn a_wrong_checksum_is_found() {
 }
 
 #[test]
+fn weights_are_not_read() {
+    let mut all = weight(tensor(6, &[2, 3], &[3, 1], 0), 24);
+    all[4].crc ^= 1;
+    assert!(inspect_bytes(&zipped(&all)).is_ok(), "only reading it would find the wrong checksum");
+}
+
+#[test]
 fn too_many_entries_are_refused_before_they_are_read() {
     let mut bytes = zipped(&identity(b""));
     let end = bytes.len() - 22;
@@ -259,4 +266,27 @@ fn a_wrong_size_is_an_error_and_no_panic() {
     for size in [0, 1, 22, bytes.len() as u64 - 1, bytes.len() as u64 + 1, u64::MAX] {
         assert!(inspect_reader(Cursor::new(&bytes), size).is_err(), "{size}");
     }
+}
+
+/// Each of these took quadratic time, or memory by the gigabyte, in a reader that was not careful.
+#[test]
+fn hostile_code_takes_linear_time() {
+    let body = "class M(Module):\n  def forward(self: __torch__.M, x: Tensor) -> Tensor:\n    return x\n";
+    let many = 200_000;
+    for more in [
+        format!("def f(x: Tensor) -> Tensor:\n  {}1\n", "a = ".repeat(many)),
+        format!("def f(x: Tensor) -> Tensor:\n  {}\n", "for ".repeat(many)),
+        format!("def f(x: Tensor) -> Tensor:\n  {}x{}\n", "torch.batch_norm(".repeat(many), ")".repeat(many)),
+        format!("def f(x: Tensor) -> Tensor:\n  x{}\n", ".a".repeat(many)),
+        format!("def f(x: {}int{}) -> Tensor:\n  return x\n", "Tuple[".repeat(many), "]".repeat(many)),
+        format!("class T(NamedTuple):\n  a : Tuple[{}]\n", "__torch__.T, ".repeat(many)),
+        format!("class N(Module):\n{}", "  a : int\n".repeat(many)),
+    ] {
+        let all =
+            entries(&format!("{}{more}", body.replace("x: Tensor", "x: __torch__.T")), module_pickle(b""));
+        assert!(inspect_bytes(&zipped(&all)).is_ok());
+    }
+    let line = format!("def f(x: Tensor) -> Tensor:\n  {}\n", "a ".repeat(2_000_000));
+    let info = inspect_bytes(&zipped(&entries(&format!("{body}{line}"), module_pickle(b"")))).unwrap();
+    assert_eq!(info.effects, super::super::Effects::UNKNOWN);
 }
