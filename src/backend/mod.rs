@@ -25,9 +25,11 @@ pub struct ArchiveSummary {
     pub arguments: Vec<Argument>,
     /// Names of results where the archive gives them (a NamedTuple's fields, or `output_0`, ...).
     pub outputs: Vec<String>,
-    /// Forward touches nothing but its own temporaries: no attribute, container or argument is written. Only then
-    /// may request memory go to the model uncopied and run on several executors at once, in batches.
-    pub pure: bool,
+    /// Forward writes to nothing but its own temporaries, as far as its text can tell. Only then may request memory
+    /// go to the model uncopied, and results be read where they lie.
+    pub effect_free: bool,
+    /// Forward assigns attributes or changes containers: it keeps state between calls.
+    pub stateful: bool,
     /// Version of torch that wrote it, where it says.
     pub torch_version: Option<String>,
 }
@@ -93,8 +95,8 @@ pub struct Pass<'a> {
     pub args: &'a [Arg],
     /// The tensors.
     pub leaves: Vec<Joined>,
-    /// The memory of a leaf of one part may be used in place (see [`ArchiveSummary::pure`]).
-    pub in_place: bool,
+    /// Memory may be shared with the model both ways (see [`ArchiveSummary::effect_free`]).
+    pub share_memory: bool,
 }
 
 /// A loaded model. Shared by all executors.
@@ -117,8 +119,10 @@ pub struct Servable {
     pub signature: Arc<Signature>,
     /// What its owner says of it.
     pub manifest: Arc<ModelManifest>,
-    /// See [`ArchiveSummary::pure`].
-    pub pure: bool,
+    /// See [`ArchiveSummary::effect_free`].
+    pub effect_free: bool,
+    /// See [`ArchiveSummary::stateful`].
+    pub stateful: bool,
     /// Most rows in one pass: the manifest's, or 1 where warm-up showed that results do not follow the batch or
     /// the model keeps state.
     pub max_batch: usize,
@@ -134,7 +138,7 @@ impl Servable {
     /// Executors that may run it at once; 0 is all.
     pub fn max_concurrency(&self) -> usize {
         match self.manifest.scheduling.max_concurrency {
-            0 if !self.pure => 1,
+            0 if self.stateful => 1,
             n => n,
         }
     }

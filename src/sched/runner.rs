@@ -114,7 +114,7 @@ fn forward(jobs: &[Job], servable: &Servable) -> Result<Vec<Vec<NamedTensor>>, B
         leaves.push(join(parts).ok_or_else(|| BackendError::new("requests of unlike shapes met in one batch"))?);
     }
     let args = by_leaf(&binding.args, &binding.leaves);
-    let pass = Pass { args: &args, leaves, in_place: servable.pure };
+    let pass = Pass { args: &args, leaves, share_memory: servable.effect_free };
     let whole = guarded(servable, pass)?;
     let named = rename(whole, servable)?;
     if jobs.len() == 1 {
