@@ -9,7 +9,7 @@ mod prepare;
 mod status;
 mod warmup;
 
-pub use manager::{Manager, ManagerConfig, ReloadRequest};
+pub use manager::{Manager, ManagerConfig, Observer, ReloadRequest};
 pub use prepare::{LoadFailure, Phase, Prepared, prepare};
 pub use status::{Change, LiveStatus, ModelEvent, ModelState, ModelStatus, Phases, ReloadReport, WarmupReport};
 pub use warmup::WarmupFailure;

@@ -294,8 +294,6 @@ fn describe(arg: &Arg, key: &mut SmallVec<[i64; 12]>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use smallvec::smallvec;
-
     use super::*;
     use crate::{
         model::{Argument, ModelManifest},

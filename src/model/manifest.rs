@@ -147,7 +147,7 @@ impl ModelManifest {
     /// See [`ManifestError`].
     pub fn parse(text: &str) -> Result<Self, ManifestError> {
         let one_line = |error: toml::de::Error| {
-            let line = error.span().map_or(1, |span| text.get(..span.start).unwrap_or("").lines().count().max(1));
+            let line = error.span().map_or(1, |span| text.get(..span.start).unwrap_or("").matches('\n').count() + 1);
             ManifestError::Parse(format!("line {line}: {}", error.message().replace('\n', " ")))
         };
         let manifest: Self = toml::from_str(text).map_err(one_line)?;

@@ -7,5 +7,5 @@
 mod layer;
 mod state;
 
-pub use layer::{PriorityLimit, PriorityLimitLayer, ResponseFuture};
+pub use layer::{PriorityLimit, PriorityLimitLayer};
 pub use state::{Headroom, LimitConfig, LimitSnapshot, Limiter, Ticket};
