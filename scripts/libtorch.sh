@@ -9,7 +9,7 @@ set -euo pipefail
 
 version=2.13.0
 series=2.13
-requirements=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/libtorch-requirements.txt
+requirements=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/libtorch-wheels.txt
 need_mb=2000
 
 say() { printf 'libtorch: %s\n' "$*" >&2; }
@@ -51,10 +51,10 @@ cache=${TORCHLANE_CACHE:-${XDG_CACHE_HOME:-${HOME:-}/.cache}/torchlane}
 mkdir -p "$cache" || die "cannot make $cache: set TORCHLANE_CACHE to a folder that can be written"
 cache=$(cd "$cache" && pwd)
 home=$cache/libtorch-$version-cpu-x86_64
-part=$home.part
+part=$cache/.libtorch.part
 
 # The folder gets its name only once it is whole.
-if [ -d "$home" ]; then
+if [ -e "$home/build-version" ]; then
     printf '%s\n' "$home"
     exit
 fi
@@ -62,12 +62,12 @@ fi
 command -v python3 >/dev/null || die "python3 is missing: sudo apt-get install python3 python3-pip"
 python3 -m pip --version >/dev/null 2>&1 || die "pip is missing: sudo apt-get install python3-pip"
 
-exec 9>"$home.lock"
+exec 9>"$cache/.libtorch.lock"
 if ! flock --nonblock 9; then
     say "another run is fetching it; waiting for that one"
     flock 9
 fi
-if [ -d "$home" ]; then
+if [ -e "$home/build-version" ]; then
     printf '%s\n' "$home"
     exit
 fi
@@ -82,7 +82,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
 # Under the lock no one else owns this: it is what an interrupted run left.
-rm -rf "$part"
+rm -rf "$part" "$home"
 mkdir -p "$part/wheels" "$part/tmp" "$part/libtorch/lib"
 
 free_mb=$(df -Pm "$part" | awk 'NR == 2 { print $4 }')

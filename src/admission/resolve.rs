@@ -1,0 +1,105 @@
+//! From the name of a model to its slot, from named tensors to arguments, from a wish to a lane.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures::future::{Either, Ready, ready};
+use tower::{Layer, Service};
+
+use crate::{
+    call::{BoundCall, InferCall},
+    error::{Error, Reason, Result},
+    model::{Binding, VersionSelector},
+    registry::Registry,
+};
+
+/// Puts a [`Resolve`] around a service.
+#[derive(Debug, Clone)]
+pub struct ResolveLayer {
+    registry: Arc<Registry>,
+}
+
+impl ResolveLayer {
+    /// Looks models up in `registry`.
+    pub fn new(registry: Arc<Registry>) -> Self {
+        Self { registry }
+    }
+}
+
+impl<S> Layer<S> for ResolveLayer {
+    type Service = Resolve<S>;
+
+    fn layer(&self, inner: S) -> Resolve<S> {
+        Resolve { inner, registry: self.registry.clone() }
+    }
+}
+
+/// Refuses what cannot be served (unknown model, wrong tensors) before it waits for anything.
+#[derive(Debug, Clone)]
+pub struct Resolve<S> {
+    inner: S,
+    registry: Arc<Registry>,
+}
+
+impl<S> Service<InferCall> for Resolve<S>
+where
+    S: Service<BoundCall, Error = Error>,
+{
+    type Response = S::Response;
+    type Error = Error;
+    type Future = Either<S::Future, Ready<Result<S::Response>>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, call: InferCall) -> Self::Future {
+        match resolve(&self.registry, call) {
+            Ok(bound) => Either::Left(self.inner.call(bound)),
+            Err(error) => Either::Right(ready(Err(error))),
+        }
+    }
+}
+
+fn resolve(registry: &Registry, call: InferCall) -> Result<BoundCall> {
+    let slot = registry.get(&call.model).ok_or_else(|| unknown_model(&call.model, registry))?;
+    let lease = slot.lease().ok_or_else(|| {
+        let message = format!("model '{}' has no version live: it is loading, failed or was unloaded", slot.name());
+        Error::new(Reason::ModelNotReady, message).with_retry_after(std::time::Duration::from_secs(1))
+    })?;
+    if !call.version.admits(lease.version) {
+        return Err(version_not_live(slot.name().as_str(), call.version, lease.version));
+    }
+    let binding = Binding::new(&lease.signature, &call.inputs, lease.max_batch)?;
+    if lease.signature.outputs_declared() {
+        let known = lease.signature.outputs();
+        if let Some(bad) = call.outputs.iter().find(|name| known.iter().all(|o| o.name.as_ref() != name.as_str())) {
+            let names = known.iter().map(|o| o.name.as_ref()).collect::<Vec<_>>().join(", ");
+            let message = format!("the model has no output '{bad}': it returns {names}");
+            return Err(Error::new(Reason::UnknownOutput, message).with_field("outputs"));
+        }
+    }
+    let lane = call.lane.unwrap_or(lease.manifest.scheduling.default_lane);
+    drop(lease);
+    Ok(BoundCall { call, slot, binding, lane })
+}
+
+fn unknown_model(name: &str, registry: &Registry) -> Error {
+    let names = registry.names();
+    let known = names.iter().take(8).map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
+    let more = if names.len() > 8 { ", ..." } else { "" };
+    let shown: String = name.chars().take(64).collect();
+    Error::new(Reason::UnknownModel, format!("no model '{shown}': this server has {known}{more}")).with_field("model")
+}
+
+/// The refusal of a version that is not live; also when it stopped being so while the request waited.
+pub(crate) fn version_not_live(model: &str, wanted: VersionSelector, live: crate::model::Version) -> Error {
+    let wanted = match wanted {
+        VersionSelector::Exactly(version) => version.to_string(),
+        VersionSelector::Live => "stable".to_owned(),
+    };
+    Error::new(Reason::UnknownVersion, format!("version {wanted} of '{model}' is not live: version {live} is"))
+        .with_field("version")
+}

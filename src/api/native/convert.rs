@@ -1,0 +1,272 @@
+//! Messages of inference to domain types and back. Payload bytes are not copied: `raw` stays where HTTP/2 put it.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use tokio::time::Instant;
+use tonic::metadata::MetadataMap;
+
+use crate::{
+    call::{InferCall, InferReply},
+    error::{Error, Reason, Result},
+    model::{Lane, NamedTensor, VersionSelector},
+    proto,
+    tensor::{DType, HostTensor, TensorError, TypedData, encode_typed},
+};
+
+/// How the answer is to be written.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct AnswerForm {
+    /// Typed lists instead of raw bytes.
+    pub(super) typed: bool,
+}
+
+/// Decodes a request. `metadata` gives what the message leaves open.
+pub(super) fn infer_call(
+    request: proto::InferRequest,
+    metadata: &MetadataMap,
+    deadline: Option<Instant>,
+) -> Result<(InferCall, AnswerForm)> {
+    let received = Instant::now();
+    let lane = lane(request.priority, metadata)?;
+    let version = VersionSelector::parse(&request.version).ok_or_else(|| {
+        let shown: String = request.version.chars().take(32).collect();
+        Error::new(Reason::UnknownVersion, format!("version '{shown}' is neither a number nor the label 'stable'"))
+            .with_field("version")
+    })?;
+    let mut form = AnswerForm::default();
+    for (key, value) in &request.parameters {
+        match (key.as_str(), value.as_str()) {
+            ("typed", "true") => form.typed = true,
+            ("typed", "false") => form.typed = false,
+            _ => {
+                let (key, value): (String, String) = (key.chars().take(32).collect(), value.chars().take(32).collect());
+                let message = format!("parameter '{key}' = '{value}' is not known: 'typed' = 'true' or 'false' is");
+                return Err(Error::new(Reason::BadRequest, message).with_field("parameters"));
+            }
+        }
+    }
+    let tenant = match metadata.get("x-tenant") {
+        None => "".into(),
+        Some(value) => value.to_str().map(Arc::from).map_err(|_| {
+            Error::new(Reason::BadRequest, "metadata x-tenant is not printable ASCII").with_field("x-tenant")
+        })?,
+    };
+    let inputs = request.inputs.into_iter().enumerate().map(|(i, t)| tensor(i, t)).collect::<Result<Vec<_>>>()?;
+    let request_id = if request.request_id.is_empty() { fresh_id() } else { request.request_id };
+    let span = tracing::info_span!(target: "torchlane::request", "infer", request_id, model = request.model);
+    let call = InferCall {
+        request_id,
+        model: request.model,
+        version,
+        lane,
+        tenant,
+        deadline,
+        inputs,
+        outputs: request.outputs,
+        received,
+        span,
+    };
+    Ok((call, form))
+}
+
+fn lane(field: i32, metadata: &MetadataMap) -> Result<Option<Lane>> {
+    if field < 0 {
+        let message = format!("priority {field} is not one of CRITICAL, HIGH, NORMAL, LOW");
+        return Err(Error::new(Reason::BadRequest, message).with_field("priority"));
+    }
+    if let Some(lane) = Lane::from_number(u64::try_from(field).unwrap_or(0)) {
+        return Ok(Some(lane));
+    }
+    let Some(value) = metadata.get("x-priority") else { return Ok(None) };
+    let text = value.to_str().unwrap_or("(not ASCII)");
+    if text == "0" {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|error: crate::model::UnknownLane| {
+        Error::new(Reason::BadRequest, format!("metadata x-priority: {error}")).with_field("x-priority")
+    })
+}
+
+/// Sixteen hexadecimal digits, not repeated within a process and unlikely across processes.
+fn fresh_id() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    static SEED: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    let seed = *SEED.get_or_init(|| {
+        use std::hash::{BuildHasher, Hasher};
+        std::collections::hash_map::RandomState::new().build_hasher().finish()
+    });
+    // An odd multiplier is a bijection on u64.
+    let count = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    format!("{:016x}", seed ^ count)
+}
+
+fn tensor(index: usize, message: proto::Tensor) -> Result<NamedTensor> {
+    let proto::Tensor {
+        name, datatype, shape, raw, bool_data, int_data, int64_data, uint_data, float_data, double_data
+    } = message;
+    let typed = TypedData {
+        bools: bool_data,
+        ints: int_data,
+        int64s: int64_data,
+        uints: uint_data,
+        floats: float_data,
+        doubles: double_data,
+    };
+    let shape = shape.into();
+    let decode = || -> Result<HostTensor, (TensorError, &'static str)> {
+        let dtype: DType = datatype.parse().map_err(|e| (e, "datatype"))?;
+        let data = match (raw.is_empty(), typed.used().map_err(|e| (e, "raw"))?) {
+            (false, Some((list, _))) => return Err((TensorError::GivenTwice("raw", list), "raw")),
+            (true, Some(_)) => encode_typed(&typed, dtype, &shape).map_err(|e| (e, "shape"))?,
+            (_, None) => raw,
+        };
+        HostTensor::new(dtype, shape, data).map_err(|e| (e, "shape"))
+    };
+    match decode() {
+        Ok(tensor) => Ok(NamedTensor { name, tensor }),
+        Err((error, field)) => {
+            let shown: String = name.chars().take(64).collect();
+            let reason = match error {
+                TensorError::UnknownDatatype(_) => Reason::WrongDatatype,
+                _ => Reason::BadTensor,
+            };
+            Err(Error::new(reason, format!("input '{shown}': {error}")).with_field(format!("inputs[{index}].{field}")))
+        }
+    }
+}
+
+/// Encodes an answer.
+pub(super) fn infer_response(request_id: String, model: String, reply: InferReply, form: AnswerForm, total: std::time::Duration) -> proto::InferResponse {
+    let duration = |d: std::time::Duration| d.try_into().ok();
+    proto::InferResponse {
+        request_id,
+        model,
+        version: reply.version.to_string(),
+        outputs: reply.outputs.into_iter().map(|output| message(output, form)).collect(),
+        timing: Some(proto::Timing {
+            queue: duration(reply.timing.queue),
+            batch_wait: duration(reply.timing.batch_wait),
+            compute: duration(reply.timing.compute),
+            total: duration(total),
+            batch_size: u32::try_from(reply.timing.batch_size).unwrap_or(u32::MAX),
+        }),
+    }
+}
+
+fn message(output: NamedTensor, form: AnswerForm) -> proto::Tensor {
+    let NamedTensor { name, tensor } = output;
+    let mut message = proto::Tensor {
+        name,
+        datatype: tensor.dtype().as_str().to_owned(),
+        shape: tensor.shape().to_vec(),
+        ..proto::Tensor::default()
+    };
+    if form.typed {
+        let TypedData { bools, ints, int64s, uints, floats, doubles } = TypedData::decode(tensor.dtype(), tensor.data());
+        message.bool_data = bools;
+        message.int_data = ints;
+        message.int64_data = int64s;
+        message.uint_data = uints;
+        message.float_data = floats;
+        message.double_data = doubles;
+    } else {
+        message.raw = tensor.data().clone();
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn request(tensor: proto::Tensor) -> proto::InferRequest {
+        proto::InferRequest { model: "m".into(), inputs: vec![tensor], ..proto::InferRequest::default() }
+    }
+
+    fn decode(request: proto::InferRequest) -> Result<InferCall> {
+        infer_call(request, &MetadataMap::new(), None).map(|(call, _)| call)
+    }
+
+    fn f32s(shape: &[i64], data: &[f32]) -> proto::Tensor {
+        proto::Tensor {
+            name: "x".into(),
+            datatype: "FP32".into(),
+            shape: shape.to_vec(),
+            float_data: data.to_vec(),
+            ..proto::Tensor::default()
+        }
+    }
+
+    #[test]
+    fn each_bad_tensor_has_its_own_error() {
+        let raw = |shape: &[i64], bytes: &'static [u8]| proto::Tensor { raw: bytes.into(), ..f32s(shape, &[]) };
+        let cases = [
+            (raw(&[2], b"123"), Reason::BadTensor, "needs 8 bytes, the data has 3"),
+            (raw(&[-1], b"1234"), Reason::BadTensor, "negative dimension"),
+            (raw(&[i64::MAX, i64::MAX], b"1234"), Reason::BadTensor, "more elements than memory"),
+            (proto::Tensor { raw: b"1234".as_slice().into(), ..f32s(&[1], &[1.0]) }, Reason::BadTensor, "given twice, in raw and in float_data"),
+            (f32s(&[3], &[1.0]), Reason::BadTensor, "needs 3 elements, float_data has 1"),
+            (f32s(&[3], &[]), Reason::BadTensor, "needs 12 bytes, the data has 0"),
+            (proto::Tensor { datatype: "FLOAT".into(), ..f32s(&[1], &[1.0]) }, Reason::WrongDatatype, "'FLOAT' is not one of"),
+        ];
+        for (tensor, reason, text) in cases {
+            let error = decode(request(tensor)).unwrap_err();
+            assert_eq!(error.reason(), reason, "{error}");
+            assert!(error.message().contains(text), "{error}");
+            assert!(error.field().unwrap().starts_with("inputs[0]."), "{error:?}");
+        }
+        assert!(decode(request(f32s(&[0, 4], &[]))).is_ok(), "an empty tensor is valid");
+    }
+
+    #[test]
+    fn priority_comes_from_the_field_then_the_metadata() {
+        let mut metadata = MetadataMap::new();
+        metadata.insert("x-priority", "low".parse().unwrap());
+        let lane = |priority| {
+            let request = proto::InferRequest { priority, ..request(f32s(&[1], &[1.0])) };
+            infer_call(request, &metadata, None).unwrap().0.lane
+        };
+        assert_eq!(lane(0), Some(Lane::Low));
+        assert_eq!(lane(1), Some(Lane::Critical));
+        assert_eq!(lane(9), Some(Lane::Low), "above 4 is LOW");
+        metadata.insert("x-priority", "urgent".parse().unwrap());
+        assert!(infer_call(request(f32s(&[1], &[1.0])), &metadata, None).is_err());
+    }
+
+    #[test]
+    fn unknown_parameters_and_versions_are_refused() {
+        let parameters = [("tpyed".to_owned(), "true".to_owned())].into();
+        let bad = proto::InferRequest { parameters, ..request(f32s(&[1], &[1.0])) };
+        assert_eq!(decode(bad).unwrap_err().reason(), Reason::BadRequest);
+        let bad = proto::InferRequest { version: "latest".into(), ..request(f32s(&[1], &[1.0])) };
+        assert_eq!(decode(bad).unwrap_err().reason(), Reason::UnknownVersion);
+    }
+
+    #[test]
+    fn made_up_ids_differ() {
+        let ids: std::collections::HashSet<_> = (0..1000).map(|_| fresh_id()).collect();
+        assert_eq!(ids.len(), 1000);
+    }
+
+    proptest! {
+        #[test]
+        fn no_tensor_makes_the_decoder_panic(
+            datatype in prop::sample::select(vec!["FP32", "INT8", "BOOL", "BF16", "INT64", "nope", ""]),
+            shape in prop::collection::vec(prop_oneof![any::<i64>(), -1_i64..5], 0..5),
+            raw in prop::collection::vec(any::<u8>(), 0..40),
+            ints in prop::collection::vec(any::<i32>(), 0..4),
+            floats in prop::collection::vec(any::<f32>(), 0..4),
+        ) {
+            let tensor = proto::Tensor {
+                name: "x".into(), datatype: datatype.into(), shape, raw: raw.into(), int_data: ints, float_data: floats,
+                ..proto::Tensor::default()
+            };
+            let _ = decode(request(tensor));
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Messages about models.
+
+use std::time::{Duration, SystemTime};
+
+use crate::{
+    lifecycle::{ModelEvent, ModelState, ModelStatus, Phases, ReloadReport},
+    model::{Signature, TensorSpec},
+    proto,
+};
+
+fn duration(duration: Duration) -> Option<prost_types::Duration> {
+    duration.try_into().ok()
+}
+
+fn timestamp(at: SystemTime) -> Option<prost_types::Timestamp> {
+    Some(at.into())
+}
+
+fn phases(phases: Phases) -> proto::Phases {
+    proto::Phases {
+        verify: duration(phases.verify),
+        load: duration(phases.load),
+        warm_up: duration(phases.warm_up),
+        swap: duration(phases.swap),
+        drain: duration(phases.drain),
+        total: duration(phases.total),
+    }
+}
+
+fn spec(spec: &TensorSpec) -> proto::TensorSpec {
+    proto::TensorSpec {
+        name: spec.name.to_string(),
+        datatype: spec.dtype.map(|dtype| dtype.as_str().to_owned()).unwrap_or_default(),
+        shape: spec.shape.clone().unwrap_or_default(),
+        any_shape: spec.shape.is_none(),
+        optional: spec.optional,
+        script_type: spec.script_type.clone(),
+    }
+}
+
+fn signature(signature: &Signature) -> proto::Signature {
+    proto::Signature {
+        inputs: signature.inputs().iter().map(spec).collect(),
+        outputs: signature.outputs().iter().map(spec).collect(),
+    }
+}
+
+pub(super) fn model(status: ModelStatus) -> proto::Model {
+    let state = match status.state {
+        ModelState::Unloaded => proto::ModelState::Unloaded,
+        ModelState::Loading => proto::ModelState::Loading,
+        ModelState::Ready => proto::ModelState::Ready,
+        ModelState::Reloading => proto::ModelState::Reloading,
+        ModelState::Failed => proto::ModelState::Failed,
+    };
+    let mut model = proto::Model {
+        name: status.name.to_string(),
+        state: state.into(),
+        previous_version: status.previous.map(|v| v.to_string()).unwrap_or_default(),
+        versions: status.versions.iter().map(ToString::to_string).collect(),
+        generation: status.generation.0,
+        last_error: status.last_error.unwrap_or_default(),
+        last_phases: status.last_phases.map(phases),
+        ..proto::Model::default()
+    };
+    if let Some(live) = status.live {
+        model.live_version = live.version.to_string();
+        model.sha256 = live.sha256;
+        model.bytes = live.bytes;
+        model.live_since = timestamp(live.since);
+        model.signature = Some(signature(&live.signature));
+        model.torch_version = live.torch_version.unwrap_or_default();
+        model.max_batch = u32::try_from(live.max_batch).unwrap_or(u32::MAX);
+    }
+    model
+}
+
+pub(super) fn event(event: ModelEvent) -> proto::ModelEvent {
+    proto::ModelEvent {
+        at: timestamp(event.at),
+        change: event.change.as_str().to_owned(),
+        error: event.error.unwrap_or_default(),
+        model: Some(model(event.model)),
+    }
+}
+
+pub(super) fn snapshot(status: ModelStatus) -> proto::ModelEvent {
+    let change = crate::lifecycle::Change::Snapshot;
+    event(ModelEvent { at: SystemTime::now(), model: status, change, error: None })
+}
+
+pub(super) fn reload_response(report: ReloadReport) -> proto::ReloadModelResponse {
+    let version = |v: Option<crate::model::Version>| v.map(|v| v.to_string()).unwrap_or_default();
+    proto::ReloadModelResponse {
+        model: report.model.to_string(),
+        previous_version: version(report.previous),
+        live_version: version(report.live),
+        generation: report.generation.0,
+        sha256: report.sha256,
+        bytes: report.bytes,
+        phases: Some(phases(report.phases)),
+        warmup: Some(proto::Warmup {
+            passes: report.warmup.passes,
+            shapes: report.warmup.shapes,
+            first_pass: duration(report.warmup.first_pass),
+            steady_pass: duration(report.warmup.steady_pass),
+            steady: report.warmup.steady,
+        }),
+        validated_only: report.validated_only,
+    }
+}

@@ -1,0 +1,123 @@
+//! A backend without libtorch, for tests of everything around it: an "archive" is a small TOML file.
+//!
+//! ```toml
+//! inputs = ["x"]        # default
+//! scale = 2.0           # output_0 = x * scale (FP32); other datatypes are passed through
+//! delay_ms = 5          # the pass sleeps
+//! fail = "message"      # the pass fails, if the first element is negative or `fail_always`
+//! load_error = "text"   # loading fails
+//! ```
+
+use std::{any::Any, path::Path, time::Duration};
+
+use serde::Deserialize;
+
+use super::{ArchiveSummary, Backend, BackendError, Module, Pass, ThreadRole};
+use crate::{
+    model::{ArgKind, Argument, NamedTensor},
+    tensor::{DType, HostTensor},
+};
+
+/// See the module's page.
+#[derive(Debug, Default)]
+pub struct FakeBackend;
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Script {
+    inputs: Vec<String>,
+    scale: f32,
+    delay_ms: u64,
+    fail: Option<String>,
+    fail_always: bool,
+    load_error: Option<String>,
+    load_delay_ms: u64,
+    stateful: bool,
+    nan: bool,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Self {
+            inputs: vec!["x".to_owned()],
+            scale: 1.0,
+            delay_ms: 0,
+            fail: None,
+            fail_always: false,
+            load_error: None,
+            load_delay_ms: 0,
+            stateful: false,
+            nan: false,
+        }
+    }
+}
+
+fn script(path: &Path) -> Result<Script, BackendError> {
+    let text = std::fs::read_to_string(path).map_err(|e| BackendError::new(format!("{}: {e}", path.display())))?;
+    toml::from_str(&text).map_err(|e| BackendError::new(format!("not a fake archive: {}", e.message())))
+}
+
+impl Backend for FakeBackend {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
+    fn enter_thread(&self, _: ThreadRole) -> Box<dyn Any> {
+        Box::new(())
+    }
+
+    fn inspect(&self, archive: &Path) -> Result<ArchiveSummary, BackendError> {
+        let script = script(archive)?;
+        Ok(ArchiveSummary {
+            arguments: script
+                .inputs
+                .iter()
+                .map(|name| Argument { name: name.as_str().into(), kind: ArgKind::Tensor, has_default: false })
+                .collect(),
+            outputs: script.inputs.iter().enumerate().map(|(i, _)| format!("output_{i}")).collect(),
+            effect_free: !script.stateful,
+            stateful: script.stateful,
+            torch_version: None,
+        })
+    }
+
+    fn load(&self, archive: &Path) -> Result<Box<dyn Module>, BackendError> {
+        let script = script(archive)?;
+        std::thread::sleep(Duration::from_millis(script.load_delay_ms));
+        match &script.load_error {
+            Some(message) => Err(BackendError::new(message.clone())),
+            None => Ok(Box::new(script)),
+        }
+    }
+}
+
+impl Module for Script {
+    fn forward(&self, pass: Pass<'_>) -> Result<Vec<NamedTensor>, BackendError> {
+        std::thread::sleep(Duration::from_millis(self.delay_ms));
+        let mut outputs = Vec::with_capacity(pass.leaves.len());
+        for (i, leaf) in pass.leaves.into_iter().enumerate() {
+            let data = leaf.parts.concat();
+            let first = data.first_chunk().copied().map(f32::from_le_bytes);
+            if let Some(message) = &self.fail {
+                if self.fail_always || first.is_some_and(|value| value < 0.0) {
+                    return Err(BackendError::new(message.clone()));
+                }
+            }
+            let data = match leaf.dtype {
+                DType::F32 => data
+                    .chunks_exact(4)
+                    .filter_map(|bytes| bytes.try_into().ok())
+                    .flat_map(|bytes| {
+                        let scaled = f32::from_le_bytes(bytes) * self.scale;
+                        if self.nan { f32::NAN } else { scaled }.to_le_bytes()
+                    })
+                    .collect(),
+                _ => data,
+            };
+            let tensor = HostTensor::from_backend(leaf.dtype, leaf.shape, data.into())
+                .map_err(|error| BackendError::new(error.to_string()))?;
+            outputs.push(NamedTensor { name: format!("output_{i}"), tensor });
+        }
+        Ok(outputs)
+    }
+}

@@ -1,0 +1,151 @@
+//! What runs models. [`Backend`] loads an archive into a [`Module`]; a [`Servable`] is a module with everything
+//! that serving it needs to know. Only `torch.rs` names libtorch.
+
+mod fake;
+#[cfg(feature = "torch")]
+mod torch;
+
+use std::{any::Any, fmt, path::Path, sync::Arc};
+
+use thiserror::Error;
+
+pub use fake::FakeBackend;
+#[cfg(feature = "torch")]
+pub use torch::TorchBackend;
+
+use crate::{
+    model::{Arg, Argument, ModelManifest, NamedTensor, Signature, Version},
+    tensor::Joined,
+};
+
+/// What an archive says about itself, read without running it.
+#[derive(Debug, Clone, Default)]
+pub struct ArchiveSummary {
+    /// Arguments of forward.
+    pub arguments: Vec<Argument>,
+    /// Names of results where the archive gives them (a NamedTuple's fields, or `output_0`, ...).
+    pub outputs: Vec<String>,
+    /// Forward writes to nothing but its own temporaries, as far as its text can tell. Only then may request memory
+    /// go to the model uncopied, and results be read where they lie.
+    pub effect_free: bool,
+    /// Forward assigns attributes or changes containers: it keeps state between calls.
+    pub stateful: bool,
+    /// Version of torch that wrote it, where it says.
+    pub torch_version: Option<String>,
+}
+
+/// Why an archive could not be read, loaded or run. One line; the log has the rest.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{short}")]
+pub struct BackendError {
+    /// One line for the caller.
+    pub short: String,
+    /// Everything, for the log.
+    pub full: String,
+}
+
+impl BackendError {
+    /// An error whose short form is the first line of the full one.
+    pub fn new(full: impl Into<String>) -> Self {
+        let full = full.into();
+        Self { short: crate::error::clip(full.clone().into()).into_owned(), full }
+    }
+}
+
+/// What a thread is about to do, so that the backend can set it up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ThreadRole {
+    /// Runs batches.
+    Executor {
+        /// Threads that one operator may use.
+        intra_op: usize,
+    },
+    /// Loads and warms up.
+    Loader,
+}
+
+/// Loads archives.
+pub trait Backend: Send + Sync + fmt::Debug + 'static {
+    /// For logs.
+    fn name(&self) -> &'static str;
+
+    /// Called once on each thread before it loads or runs anything; what it returns lives as long as the thread.
+    fn enter_thread(&self, role: ThreadRole) -> Box<dyn Any>;
+
+    /// Reads what the archive says about itself.
+    ///
+    /// # Errors
+    /// Not an archive, or one that cannot be served.
+    fn inspect(&self, archive: &Path) -> Result<ArchiveSummary, BackendError>;
+
+    /// Loads it. Runs on a loader thread.
+    ///
+    /// # Errors
+    /// Whatever the library says.
+    fn load(&self, archive: &Path) -> Result<Box<dyn Module>, BackendError>;
+
+    /// Called on a loader thread after a version was dropped: give memory back to the system.
+    fn after_drop(&self) {}
+}
+
+/// The inputs of one pass.
+#[derive(Debug)]
+pub struct Pass<'a> {
+    /// Arguments of forward; `Arg::Tensor(i)` is `leaves[i]`.
+    pub args: &'a [Arg],
+    /// The tensors.
+    pub leaves: Vec<Joined>,
+    /// Memory may be shared with the model both ways (see [`ArchiveSummary::effect_free`]).
+    pub share_memory: bool,
+}
+
+/// A loaded model. Shared by all executors.
+pub trait Module: Send + Sync {
+    /// One forward pass: results in order, each with the name that follows from where it stood: `output_0`, a
+    /// dict's key, `output_0.1` for nested ones.
+    ///
+    /// # Errors
+    /// The model threw, or returned something that the wire cannot carry.
+    fn forward(&self, pass: Pass<'_>) -> Result<Vec<NamedTensor>, BackendError>;
+}
+
+/// One warmed, immutable version of a model.
+pub struct Servable {
+    /// Its number.
+    pub version: Version,
+    /// The model.
+    pub module: Box<dyn Module>,
+    /// What it takes and returns.
+    pub signature: Arc<Signature>,
+    /// What its owner says of it.
+    pub manifest: Arc<ModelManifest>,
+    /// See [`ArchiveSummary::effect_free`].
+    pub effect_free: bool,
+    /// See [`ArchiveSummary::stateful`].
+    pub stateful: bool,
+    /// Most rows in one pass: the manifest's, or 1 where warm-up showed that results do not follow the batch or
+    /// the model keeps state.
+    pub max_batch: usize,
+    /// sha256 of the archive, hexadecimal.
+    pub sha256: String,
+    /// Size of the archive.
+    pub bytes: u64,
+    /// Version of torch that wrote it.
+    pub torch_version: Option<String>,
+}
+
+impl Servable {
+    /// Executors that may run it at once; 0 is all.
+    pub fn max_concurrency(&self) -> usize {
+        match self.manifest.scheduling.max_concurrency {
+            0 if self.stateful => 1,
+            n => n,
+        }
+    }
+}
+
+impl fmt::Debug for Servable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Servable").field("version", &self.version).field("sha256", &self.sha256).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,103 @@
+//! The typed calls that the tower stack carries. Every front door makes an [`InferCall`]; everything after it is
+//! shared.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::{
+    admission::Ticket,
+    model::{Binding, Lane, NamedTensor, Version, VersionSelector},
+    registry::ModelSlot,
+};
+
+/// A request for one forward pass, decoded and not yet looked up.
+#[derive(Debug)]
+pub struct InferCall {
+    /// The caller's, or made up by the server.
+    pub request_id: String,
+    /// Name of the model, as the caller wrote it.
+    pub model: String,
+    /// Version wanted.
+    pub version: VersionSelector,
+    /// Lane asked for. `None`: the model's default.
+    pub lane: Option<Lane>,
+    /// The authenticated principal, or `x-tenant`; empty where neither is there.
+    pub tenant: Arc<str>,
+    /// When the answer is of no use any more.
+    pub deadline: Option<Instant>,
+    /// The tensors.
+    pub inputs: Vec<NamedTensor>,
+    /// Outputs wanted, in order. Empty: all.
+    pub outputs: Vec<String>,
+    /// When the request had been decoded.
+    pub received: Instant,
+    /// The request's span: it crosses to the executor thread and back.
+    pub span: tracing::Span,
+}
+
+/// An [`InferCall`] whose model was found, whose tensors fit it, and whose lane is decided.
+#[derive(Debug)]
+pub struct BoundCall {
+    /// The call.
+    pub call: InferCall,
+    /// The model.
+    pub slot: Arc<ModelSlot>,
+    /// Which tensor goes where.
+    pub binding: Binding,
+    /// The lane, after defaults and caps.
+    pub lane: Lane,
+}
+
+/// Something that waits its turn in a lane.
+pub trait Prioritized {
+    /// Its lane.
+    fn lane(&self) -> Lane;
+    /// When it is of no use any more.
+    fn deadline(&self) -> Option<Instant>;
+}
+
+impl Prioritized for BoundCall {
+    fn lane(&self) -> Lane {
+        self.lane
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.call.deadline
+    }
+}
+
+/// A call that the priority limiter let in. The ticket goes where the work goes, and is freed with it.
+#[derive(Debug)]
+pub struct Admitted<R> {
+    /// The call.
+    pub call: R,
+    /// The right to be in flight.
+    pub ticket: Ticket,
+    /// How long it waited for the ticket.
+    pub queued: Duration,
+}
+
+/// The answer to an [`InferCall`].
+#[derive(Debug, Clone)]
+pub struct InferReply {
+    /// Version that computed it.
+    pub version: Version,
+    /// The outputs wanted, in the order wanted.
+    pub outputs: Vec<NamedTensor>,
+    /// Where the time went.
+    pub timing: Timing,
+}
+
+/// Where the time of one request went.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Timing {
+    /// Waiting for a ticket.
+    pub queue: Duration,
+    /// Waiting for an executor, with the ticket in hand.
+    pub batch_wait: Duration,
+    /// The executor's time for the whole batch.
+    pub compute: Duration,
+    /// Items in the batch.
+    pub batch_size: usize,
+}

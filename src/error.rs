@@ -1,0 +1,231 @@
+//! What can go wrong, as a closed set.
+//!
+//! Every failure that a caller sees is an [`Error`]: a [`Reason`] from the list below, a message of one line that
+//! says what to do, and hints. `api::status` maps it to a gRPC status, and [`Reason::http_status`] to HTTP: nowhere
+//! else is a code chosen. What the log says may be longer; what the wire says is clipped to [`MAX_MESSAGE_BYTES`],
+//! because an over-long trailer makes HTTP/2 peers drop the whole connection.
+
+use std::{borrow::Cow, fmt, time::Duration};
+
+/// Longest message sent to a caller.
+pub const MAX_MESSAGE_BYTES: usize = 1024;
+
+/// gRPC status codes, by their names in the specification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the names are gRPC's own")]
+pub enum Code {
+    Cancelled,
+    InvalidArgument,
+    DeadlineExceeded,
+    NotFound,
+    ResourceExhausted,
+    FailedPrecondition,
+    Aborted,
+    Unimplemented,
+    Internal,
+    Unavailable,
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident => $text:literal, $code:ident;)*) => {
+        /// Why a call failed. The text form is the `reason` of google.rpc.ErrorInfo and a metric label: stable.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Reason { $($(#[$doc])* $name,)* }
+
+        impl Reason {
+            /// Every reason, in the order of the documentation.
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            /// The stable name.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+
+            /// The gRPC status code.
+            pub const fn code(self) -> Code {
+                match self { $(Self::$name => Code::$code,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// No model of that name is loaded.
+    UnknownModel => "UNKNOWN_MODEL", NotFound;
+    /// The model is there, that version is not live (or not on disk, for a reload).
+    UnknownVersion => "UNKNOWN_VERSION", NotFound;
+    /// The model exists but nothing serves: still loading, unloaded, or failed.
+    ModelNotReady => "MODEL_NOT_READY", Unavailable;
+    /// An input that the model does not have.
+    UnknownInput => "UNKNOWN_INPUT", InvalidArgument;
+    /// An input that the model needs.
+    MissingInput => "MISSING_INPUT", InvalidArgument;
+    /// The same input twice.
+    DuplicateInput => "DUPLICATE_INPUT", InvalidArgument;
+    /// An output that the model does not have.
+    UnknownOutput => "UNKNOWN_OUTPUT", InvalidArgument;
+    /// A datatype other than the model's.
+    WrongDatatype => "WRONG_DATATYPE", InvalidArgument;
+    /// A rank or dimension other than the model's, or more rows than its largest batch.
+    WrongShape => "WRONG_SHAPE", InvalidArgument;
+    /// A tensor that contradicts itself: shape, datatype and data do not agree.
+    BadTensor => "BAD_TENSOR", InvalidArgument;
+    /// Anything else in a request that cannot be read.
+    BadRequest => "BAD_REQUEST", InvalidArgument;
+    /// A message over `server.max_message_bytes`.
+    MessageTooLarge => "MESSAGE_TOO_LARGE", ResourceExhausted;
+    /// The lane's queue is full.
+    QueueFull => "QUEUE_FULL", ResourceExhausted;
+    /// The process-wide cap on requests or bytes is reached.
+    Overloaded => "OVERLOADED", ResourceExhausted;
+    /// The caller's deadline passed before an answer was there.
+    DeadlineExceeded => "DEADLINE_EXCEEDED", DeadlineExceeded;
+    /// The caller left.
+    Cancelled => "CANCELLED", Cancelled;
+    /// The server is draining.
+    ShuttingDown => "SHUTTING_DOWN", Unavailable;
+    /// The model's forward pass failed.
+    ForwardFailed => "FORWARD_FAILED", Internal;
+    /// An archive could not be verified, loaded or warmed up; the message names the phase.
+    LoadFailed => "LOAD_FAILED", FailedPrecondition;
+    /// The archive's sha256 is not the one expected.
+    DigestMismatch => "DIGEST_MISMATCH", FailedPrecondition;
+    /// A newer change of the same model came in before this one was done.
+    Superseded => "SUPERSEDED", Aborted;
+    /// There is nothing to roll back to.
+    NoPreviousVersion => "NO_PREVIOUS_VERSION", FailedPrecondition;
+    /// A call that this server does not offer.
+    Unimplemented => "UNIMPLEMENTED", Unimplemented;
+    /// A bug in torchlane: the message has an id that the log has in full.
+    Internal => "INTERNAL", Internal;
+}
+
+impl Reason {
+    /// The HTTP status for the same failure.
+    pub const fn http_status(self) -> u16 {
+        match self {
+            Self::MessageTooLarge => 413,
+            _ => match self.code() {
+                Code::InvalidArgument | Code::FailedPrecondition => 400,
+                Code::NotFound => 404,
+                Code::Aborted => 409,
+                Code::ResourceExhausted => 429,
+                Code::Cancelled => 499,
+                Code::Internal => 500,
+                Code::Unimplemented => 501,
+                Code::Unavailable => 503,
+                Code::DeadlineExceeded => 504,
+            },
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A failure as the caller sees it. Small enough to pass around: the rarely used parts are boxed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Error {
+    reason: Reason,
+    detail: Box<Detail>,
+}
+
+#[derive(Debug, Clone, PartialEq, Default)]
+struct Detail {
+    message: Cow<'static, str>,
+    field: Option<String>,
+    retry_after: Option<Duration>,
+}
+
+/// Shorthand for results whose failure the caller sees.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// A failure with its message: one line, what is wrong and what to do.
+    pub fn new(reason: Reason, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { reason, detail: Box::new(Detail { message: clip(message.into()), ..Detail::default() }) }
+    }
+
+    /// Names the request field at fault, for google.rpc.BadRequest.
+    #[must_use]
+    pub fn with_field(mut self, field: impl Into<String>) -> Self {
+        self.detail.field = Some(field.into());
+        self
+    }
+
+    /// Says when trying again may help, for google.rpc.RetryInfo and `Retry-After`.
+    #[must_use]
+    pub fn with_retry_after(mut self, after: Duration) -> Self {
+        self.detail.retry_after = Some(after);
+        self
+    }
+
+    /// Why.
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// One line, at most [`MAX_MESSAGE_BYTES`].
+    pub fn message(&self) -> &str {
+        &self.detail.message
+    }
+
+    /// The request field at fault.
+    pub fn field(&self) -> Option<&str> {
+        self.detail.field.as_deref()
+    }
+
+    /// When trying again may help.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.detail.retry_after
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.detail.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Cuts a message to what may go on the wire, at a character boundary, and to its first line.
+pub fn clip(message: Cow<'static, str>) -> Cow<'static, str> {
+    if message.len() <= MAX_MESSAGE_BYTES && !message.contains(['\n', '\r']) {
+        return message;
+    }
+    let line = message.lines().next().unwrap_or_default();
+    let mut end = line.len().min(MAX_MESSAGE_BYTES - "...".len());
+    while !line.is_char_boundary(end) {
+        end -= 1;
+    }
+    let cut = line.get(..end).unwrap_or_default();
+    if end < line.len() { format!("{cut}...").into() } else { cut.to_owned().into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_one_short_line() {
+        let error = Error::new(Reason::ForwardFailed, format!("é{}\nException raised from x.cpp", "é".repeat(5000)));
+        assert!(error.message().len() <= MAX_MESSAGE_BYTES, "{}", error.message().len());
+        assert!(error.message().ends_with("..."));
+        assert_eq!(Error::new(Reason::Internal, "first\nsecond").message(), "first");
+    }
+
+    #[test]
+    fn reasons_have_unique_names() {
+        let names: std::collections::HashSet<_> = Reason::ALL.iter().map(|r| r.as_str()).collect();
+        assert_eq!(names.len(), Reason::ALL.len());
+    }
+
+    #[test]
+    fn an_error_is_small_enough_to_return_by_value() {
+        assert!(size_of::<Error>() <= 16);
+    }
+}

@@ -1,0 +1,22 @@
+//! torchlane: a gRPC model server for TorchScript models.
+//!
+//! See `docs/architecture.md` for the map of this code. The straight line of a request: `api` decodes it into a
+//! [`call::InferCall`]; [`admission`] decides whether and when it may be in flight; [`sched`] forms batches and runs
+//! them on the executors with the version that [`registry`] has live; [`backend`] calls libtorch. [`lifecycle`]
+//! prepares versions and swaps them in.
+
+#![deny(unsafe_code)]
+
+pub mod admission;
+pub mod backend;
+pub mod call;
+pub mod config;
+pub mod error;
+pub mod lifecycle;
+pub mod loader;
+pub mod model;
+pub mod proto;
+pub mod registry;
+pub mod repository;
+pub mod sched;
+pub mod tensor;

@@ -1,0 +1,166 @@
+//! What can be told of a model's life: its state, its last reload, and the events in between.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use crate::model::{Generation, ModelName, Signature, Version};
+
+/// Where a model stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ModelState {
+    /// In the repository, not loaded.
+    #[default]
+    Unloaded,
+    /// First load under way; nothing serves yet.
+    Loading,
+    /// A version is live.
+    Ready,
+    /// A version is live and another is being prepared beside it.
+    Reloading,
+    /// Nothing serves because loading failed.
+    Failed,
+}
+
+/// How long each phase of a reload took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Phases {
+    /// Hashing and inspecting the archive.
+    pub verify: Duration,
+    /// Loading it.
+    pub load: Duration,
+    /// Running it until latency was steady.
+    pub warm_up: Duration,
+    /// Exchanging the pointers.
+    pub swap: Duration,
+    /// Until the last request on the old version had ended.
+    pub drain: Duration,
+    /// All of it.
+    pub total: Duration,
+}
+
+/// What the warm-up ran.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WarmupReport {
+    /// Passes over all shapes; 0 where no shape was known.
+    pub passes: u32,
+    /// Distinct shapes, batch sizes included.
+    pub shapes: u32,
+    /// The slowest first pass of a shape.
+    pub first_pass: Duration,
+    /// The last pass of that shape.
+    pub steady_pass: Duration,
+    /// Every shape settled before its passes ran out.
+    pub steady: bool,
+}
+
+/// A reload that succeeded.
+#[derive(Debug, Clone)]
+pub struct ReloadReport {
+    /// The model.
+    pub model: ModelName,
+    /// What was live before.
+    pub previous: Option<Version>,
+    /// What is live now.
+    pub live: Option<Version>,
+    /// Orders the changes of one model.
+    pub generation: Generation,
+    /// Of the archive that was loaded.
+    pub sha256: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Times.
+    pub phases: Phases,
+    /// What the warm-up ran.
+    pub warmup: WarmupReport,
+    /// Nothing was swapped.
+    pub validated_only: bool,
+}
+
+/// A model as it stands.
+#[derive(Debug, Clone)]
+pub struct ModelStatus {
+    /// Its name.
+    pub name: ModelName,
+    /// Where it stands.
+    pub state: ModelState,
+    /// What is live.
+    pub live: Option<LiveStatus>,
+    /// What a rollback would go back to.
+    pub previous: Option<Version>,
+    /// Versions on disk, oldest first.
+    pub versions: Vec<Version>,
+    /// Orders its changes.
+    pub generation: Generation,
+    /// The last load that failed, unless one succeeded since.
+    pub last_error: Option<String>,
+    /// Of the last reload that succeeded.
+    pub last_phases: Option<Phases>,
+}
+
+/// The live version of a model.
+#[derive(Debug, Clone)]
+pub struct LiveStatus {
+    /// Its number.
+    pub version: Version,
+    /// sha256 of its archive.
+    pub sha256: String,
+    /// Size of its archive.
+    pub bytes: u64,
+    /// When it went live.
+    pub since: SystemTime,
+    /// What it takes and returns.
+    pub signature: Arc<Signature>,
+    /// Version of torch that wrote the archive.
+    pub torch_version: Option<String>,
+    /// Most rows in one pass.
+    pub max_batch: usize,
+}
+
+/// A change of state.
+#[derive(Debug, Clone)]
+pub struct ModelEvent {
+    /// When.
+    pub at: SystemTime,
+    /// The model after the change.
+    pub model: ModelStatus,
+    /// What happened.
+    pub change: Change,
+    /// With [`Change::Failed`]: phase and cause.
+    pub error: Option<String>,
+}
+
+/// What happened to a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing: how it stands as a watch begins.
+    Snapshot,
+    /// Its first load has begun.
+    Loading,
+    /// Its first version is live.
+    Ready,
+    /// A reload has begun.
+    Reloading,
+    /// A reload has ended well.
+    Reloaded,
+    /// A load or reload failed.
+    Failed,
+    /// It was unloaded.
+    Unloaded,
+}
+
+impl Change {
+    /// The name in the API and the logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Snapshot => "snapshot",
+            Self::Loading => "loading",
+            Self::Ready => "ready",
+            Self::Reloading => "reloading",
+            Self::Reloaded => "reloaded",
+            Self::Failed => "failed",
+            Self::Unloaded => "unloaded",
+        }
+    }
+}

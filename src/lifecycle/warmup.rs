@@ -1,0 +1,193 @@
+//! Runs a version until its latency is steady, before anybody waits for it.
+//!
+//! libtorch specialises on the first passes of each shape: a first pass may take a thousand times as long as the
+//! tenth, and two are not always enough (three to four were, on libtorch 2.13). Runs on a loader thread; what one
+//! thread has warmed up stays warm on the executors.
+
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::time::Instant;
+
+use super::WarmupReport;
+use crate::{
+    backend::{BackendError, Pass, Servable},
+    model::{Binding, NamedTensor},
+    registry::InputShapes,
+    sched::{by_leaf, guarded, rename},
+    tensor::{DType, HostTensor, join},
+};
+
+/// Two passes in a row that agree this closely are steady.
+const STEADY: f64 = 0.10;
+/// Fewer passes than this say nothing.
+const MIN_PASSES: u32 = 3;
+
+/// Why a version did not get through its warm-up.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum WarmupFailure {
+    /// The declared shapes do not fit the model.
+    #[error("warm-up shapes do not fit the model: {0}")]
+    Shapes(String),
+    /// A pass failed.
+    #[error("a pass on shapes {shapes} failed: {cause}")]
+    Pass {
+        /// What was run.
+        shapes: String,
+        /// What the backend said.
+        cause: String,
+    },
+    /// An output is not what `model.toml` declares.
+    #[error("output '{output}' {why}")]
+    Output {
+        /// Its name.
+        output: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// What a warm-up learned.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Warmed {
+    pub(super) report: WarmupReport,
+    /// Results follow the batch: rows in are rows out.
+    pub(super) batchable: bool,
+}
+
+/// Runs every shape, and for a batched model every batch size from 1 up to its limit in powers of two.
+pub(super) fn run(servable: &Servable, shapes: &[InputShapes]) -> Result<Warmed, WarmupFailure> {
+    let config = &servable.manifest.warmup;
+    let give_up = Instant::now() + config.budget;
+    let mut warmed = Warmed { report: WarmupReport { steady: true, ..WarmupReport::default() }, batchable: true };
+    for shape in shapes {
+        for rows in sizes(servable, shape) {
+            if Instant::now() >= give_up {
+                warmed.report.steady = false;
+                return Ok(warmed);
+            }
+            let inputs = inputs(shape, rows)?;
+            let follows = settle(servable, &inputs, give_up, &mut warmed.report)?;
+            if rows.is_some_and(|rows| rows > 1) && !follows {
+                warmed.batchable = false;
+                break;
+            }
+        }
+    }
+    Ok(warmed)
+}
+
+fn sizes(servable: &Servable, shape: &InputShapes) -> Vec<Option<usize>> {
+    let has_rows = !shape.is_empty() && shape.iter().all(|(_, _, shape)| !shape.is_empty());
+    if servable.max_batch <= 1 || !has_rows {
+        return vec![None];
+    }
+    let mut sizes: Vec<usize> = std::iter::successors(Some(1), |n| Some(n * 2)).take_while(|n| *n < servable.max_batch).collect();
+    sizes.push(servable.max_batch);
+    sizes.into_iter().map(Some).collect()
+}
+
+fn inputs(shape: &InputShapes, rows: Option<usize>) -> Result<Vec<NamedTensor>, WarmupFailure> {
+    shape
+        .iter()
+        .map(|(name, dtype, shape)| {
+            let mut shape = shape.clone();
+            if let (Some(rows), Some(first)) = (rows, shape.first_mut()) {
+                *first = i64::try_from(rows).unwrap_or(i64::MAX);
+            }
+            let tensor = HostTensor::zeros(*dtype, shape).map_err(|e| WarmupFailure::Shapes(format!("{name}: {e}")))?;
+            Ok(NamedTensor { name: name.clone(), tensor })
+        })
+        .collect()
+}
+
+/// Runs one shape until it is steady. True where every output has the inputs' rows.
+fn settle(
+    servable: &Servable,
+    inputs: &[NamedTensor],
+    give_up: Instant,
+    report: &mut WarmupReport,
+) -> Result<bool, WarmupFailure> {
+    report.shapes += 1;
+    let mut follows = true;
+    let (mut first, mut last) = (Duration::ZERO, Duration::ZERO);
+    let mut steady = false;
+    for pass in 0..servable.manifest.warmup.max_passes {
+        let started = Instant::now();
+        let outputs = pass_once(servable, inputs)?;
+        let took = started.elapsed();
+        report.passes += 1;
+        if pass == 0 {
+            check(servable, &outputs)?;
+            follows = follow(inputs, &outputs);
+            first = took;
+        }
+        steady = pass > 0 && took.abs_diff(last).as_secs_f64() <= STEADY * last.as_secs_f64();
+        last = took;
+        if (steady && pass + 1 >= MIN_PASSES) || Instant::now() >= give_up {
+            break;
+        }
+    }
+    report.steady &= steady;
+    if first > report.first_pass {
+        (report.first_pass, report.steady_pass) = (first, last);
+    }
+    Ok(follows)
+}
+
+fn pass_once(servable: &Servable, inputs: &[NamedTensor]) -> Result<Vec<NamedTensor>, WarmupFailure> {
+    let binding = Binding::new(&servable.signature, inputs, servable.max_batch)
+        .map_err(|error| WarmupFailure::Shapes(error.to_string()))?;
+    let failed = |error: BackendError| {
+        tracing::error!(target: "torchlane::forward", error = %error.full, "warm-up pass failed");
+        let shapes = inputs
+            .iter()
+            .map(|i| format!("{} {:?}", i.name, i.tensor.shape().as_slice()))
+            .collect::<Vec<_>>()
+            .join(", ");
+        WarmupFailure::Pass { shapes, cause: error.short }
+    };
+    let leaves = binding.leaves.iter().filter_map(|at| join(inputs.get(*at).map(|i| &i.tensor).into_iter())).collect();
+    let args = by_leaf(&binding.args, &binding.leaves);
+    let pass = Pass { args: &args, leaves, share_memory: servable.effect_free };
+    guarded(servable, pass).and_then(|results| rename(results, servable)).map_err(failed)
+}
+
+fn follow(inputs: &[NamedTensor], outputs: &[NamedTensor]) -> bool {
+    let rows = inputs.first().and_then(|input| input.tensor.rows());
+    outputs.iter().all(|output| output.tensor.rows() == rows)
+}
+
+fn check(servable: &Servable, outputs: &[NamedTensor]) -> Result<(), WarmupFailure> {
+    for output in outputs {
+        let wrong = |why: String| Err(WarmupFailure::Output { output: output.name.clone(), why });
+        if let Some(spec) = servable.signature.outputs().iter().find(|spec| *spec.name == *output.name) {
+            if let Some(dtype) = spec.dtype.filter(|dtype| *dtype != output.tensor.dtype()) {
+                return wrong(format!("has datatype {}, model.toml declares {dtype}", output.tensor.dtype()));
+            }
+            let fits = |shape: &Vec<i64>| {
+                shape.len() == output.tensor.shape().len()
+                    && shape.iter().zip(output.tensor.shape()).all(|(want, have)| *want == -1 || want == have)
+            };
+            if let Some(shape) = spec.shape.as_ref().filter(|shape| !fits(shape)) {
+                return wrong(format!("has shape {:?}, model.toml declares {shape:?}", output.tensor.shape().as_slice()));
+            }
+        }
+        if !servable.manifest.warmup.allow_non_finite && !is_finite(&output.tensor) {
+            return wrong("holds NaN or infinity (warmup.allow_non_finite = true lets it pass)".to_owned());
+        }
+    }
+    Ok(())
+}
+
+fn is_finite(tensor: &HostTensor) -> bool {
+    let data = tensor.data();
+    // All exponent bits set is NaN or infinity, in every IEEE format.
+    match tensor.dtype() {
+        DType::F32 => data.chunks_exact(4).filter_map(|b| b.try_into().ok()).all(|b| f32::from_le_bytes(b).is_finite()),
+        DType::F64 => data.chunks_exact(8).filter_map(|b| b.try_into().ok()).all(|b| f64::from_le_bytes(b).is_finite()),
+        DType::F16 => data.chunks_exact(2).filter_map(|b| b.try_into().ok()).all(|b| half::f16::from_le_bytes(b).is_finite()),
+        DType::BF16 => data.chunks_exact(2).filter_map(|b| b.try_into().ok()).all(|b| half::bf16::from_le_bytes(b).is_finite()),
+        _ => true,
+    }
+}

@@ -1,0 +1,9 @@
+//! From files to a servable: reading archives without running them, digests, and the threads that load.
+
+pub mod archive;
+mod digest;
+mod pool;
+pub mod summary;
+
+pub use digest::{FileIdentity, digest};
+pub use pool::LoaderPool;

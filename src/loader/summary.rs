@@ -1,0 +1,73 @@
+//! From what an archive says to what serving needs of it.
+
+use std::path::Path;
+
+use super::archive::{self, TypeExpr};
+use crate::{
+    backend::{ArchiveSummary, BackendError},
+    model::{ArgKind, Argument, UnsupportedType},
+};
+
+/// Reads the archive's signature and effects.
+///
+/// # Errors
+/// Not a TorchScript archive with a `forward` that requests can fill.
+pub fn of_archive(path: &Path) -> Result<ArchiveSummary, BackendError> {
+    let info = archive::inspect(path).map_err(|error| BackendError::new(error.to_string()))?;
+    let Some(forward) = &info.forward else {
+        return Err(BackendError::new("the module has no forward method"));
+    };
+    let arguments = forward
+        .arguments
+        .iter()
+        .map(|argument| {
+            let kind = kind(&argument.ty).ok_or_else(|| UnsupportedType {
+                argument: argument.name.clone(),
+                script_type: argument.ty.to_string(),
+            });
+            match kind {
+                Ok(kind) => Ok(Some(Argument { name: argument.name.as_str().into(), kind, has_default: argument.has_default })),
+                // The model's own default serves; what stands behind it can only be left out too.
+                Err(_) if argument.has_default => Ok(None),
+                Err(error) => Err(BackendError::new(error.to_string())),
+            }
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let arguments = arguments.into_iter().map_while(|argument| argument).collect();
+    Ok(ArchiveSummary {
+        arguments,
+        outputs: outputs(&forward.returns),
+        effect_free: !info.effects.any(),
+        stateful: info.effects.assigns_attributes || info.effects.mutates_containers && !info.attributes.is_empty(),
+        torch_version: info.torch_version,
+    })
+}
+
+fn kind(ty: &TypeExpr) -> Option<ArgKind> {
+    Some(match ty {
+        TypeExpr::Tensor => ArgKind::Tensor,
+        TypeExpr::Int => ArgKind::Int,
+        TypeExpr::Float | TypeExpr::Number => ArgKind::Float,
+        TypeExpr::Bool => ArgKind::Bool,
+        TypeExpr::Optional(inner) => ArgKind::Optional(Box::new(kind(inner)?)),
+        TypeExpr::List(inner) if **inner == TypeExpr::Tensor => ArgKind::List,
+        TypeExpr::Dict(key, value) if **key == TypeExpr::Str && **value == TypeExpr::Tensor => ArgKind::Dict,
+        TypeExpr::Tuple(items) => ArgKind::Tuple(items.iter().map(kind).collect::<Option<_>>()?),
+        _ => return None,
+    })
+}
+
+/// Names of results, as far as the return type fixes them.
+fn outputs(returns: &TypeExpr) -> Vec<String> {
+    let numbered = |n: usize| (0..n).map(|i| format!("output_{i}")).collect();
+    let plain = |ty: &TypeExpr| matches!(ty, TypeExpr::Tensor | TypeExpr::Int | TypeExpr::Float | TypeExpr::Bool);
+    match returns {
+        TypeExpr::NamedTuple { fields, .. } if fields.iter().all(|(_, ty)| plain(ty)) => {
+            fields.iter().map(|(name, _)| name.clone()).collect()
+        }
+        TypeExpr::Tuple(items) if items.iter().all(plain) => numbered(items.len()),
+        ty if plain(ty) => numbered(1),
+        // A list, a dict, an optional or a nesting: known only when a pass has run.
+        _ => Vec::new(),
+    }
+}

@@ -1,0 +1,215 @@
+//! `model.toml`: what a model's owner may say about it. Everything is optional; unknown keys are errors.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::Deserialize;
+use thiserror::Error;
+
+use super::Lane;
+use crate::tensor::{self, DType};
+
+/// The parsed and checked `model.toml`. The default is a model without one.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelManifest {
+    /// For people.
+    pub description: String,
+    /// How requests are put together.
+    pub batching: Batching,
+    /// How the model shares the machine.
+    pub scheduling: Scheduling,
+    /// Names, datatypes and shapes of arguments.
+    pub inputs: Vec<DeclaredTensor>,
+    /// Names, datatypes and shapes of results, in order.
+    pub outputs: Vec<DeclaredTensor>,
+    /// What to run before a version goes live.
+    pub warmup: WarmupConfig,
+}
+
+/// `[batching]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Batching {
+    /// Most items along dimension 0 in one pass. 1: requests are never put together.
+    pub max_batch: usize,
+}
+
+impl Default for Batching {
+    fn default() -> Self {
+        Self { max_batch: 1 }
+    }
+}
+
+/// `[scheduling]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Scheduling {
+    /// Lane of requests that name none.
+    pub default_lane: Lane,
+    /// Most executors that run this model at once. 0: all of them (1 for a model that keeps state).
+    pub max_concurrency: usize,
+}
+
+impl Default for Scheduling {
+    fn default() -> Self {
+        Self { default_lane: Lane::Normal, max_concurrency: 0 }
+    }
+}
+
+/// An `[[inputs]]` or `[[outputs]]` entry.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeclaredTensor {
+    /// Name on the wire.
+    pub name: String,
+    /// Inputs only: the argument of `forward` that it stands for. Default: the one of the same name, else the one
+    /// at the same position.
+    pub argument: Option<String>,
+    /// Requests with another datatype are refused.
+    pub dtype: Option<DType>,
+    /// Requests with another shape are refused; `-1` is any size.
+    pub shape: Option<Vec<i64>>,
+    /// Outputs only: a text for each index of the last dimension, shown by `torchlane infer`.
+    #[serde(default)]
+    pub labels: Vec<String>,
+}
+
+/// `[warmup]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WarmupConfig {
+    /// Input shapes to run, by input name. Without any, shapes that the live version has served are used.
+    pub shapes: Vec<BTreeMap<String, Vec<i64>>>,
+    /// Most passes for each shape; fewer once two passes in a row agree within 10 % (but at least 3).
+    pub max_passes: u32,
+    /// Outputs of warm-up passes may hold NaN or infinities (inputs are zeros).
+    pub allow_non_finite: bool,
+    /// Longest time for the whole warm-up.
+    #[serde(with = "crate::config::human_duration")]
+    pub budget: Duration,
+}
+
+impl Default for WarmupConfig {
+    fn default() -> Self {
+        Self { shapes: Vec::new(), max_passes: 8, allow_non_finite: false, budget: Duration::from_secs(60) }
+    }
+}
+
+/// What can be wrong with a `model.toml`.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ManifestError {
+    /// Not TOML, an unknown key, or a value of the wrong type.
+    #[error("model.toml: {0}")]
+    Parse(String),
+    /// A number out of its range.
+    #[error("model.toml: {key} = {value} is out of range: {allowed}")]
+    Range {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What is allowed.
+        allowed: &'static str,
+    },
+    /// An `[[inputs]]` entry that stands for no argument of forward.
+    #[error("model.toml: input '{input}' stands for argument {argument}, but forward takes ({known})")]
+    NoSuchArgument {
+        /// The input.
+        input: String,
+        /// What it was said to stand for.
+        argument: String,
+        /// The arguments there are.
+        known: String,
+    },
+    /// Two `[[inputs]]` entries for one argument.
+    #[error("model.toml: input '{input}' stands for an argument that another input stands for already")]
+    ArgumentTwice {
+        /// The second input.
+        input: String,
+    },
+    /// The same name twice.
+    #[error("model.toml: the name '{0}' is used twice")]
+    DuplicateName(String),
+    /// A warm-up shape for an input that does not exist, or that contradicts the declared shape.
+    #[error("model.toml: warm-up shape of '{input}': {why}")]
+    WarmupShape {
+        /// The input.
+        input: String,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+impl ModelManifest {
+    /// Parses and checks the text of a `model.toml`.
+    ///
+    /// # Errors
+    /// See [`ManifestError`].
+    pub fn parse(text: &str) -> Result<Self, ManifestError> {
+        let one_line = |error: toml::de::Error| {
+            let line = error.span().map_or(1, |span| text.get(..span.start).unwrap_or("").matches('\n').count() + 1);
+            ManifestError::Parse(format!("line {line}: {}", error.message().replace('\n', " ")))
+        };
+        let manifest: Self = toml::from_str(text).map_err(one_line)?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    fn check(&self) -> Result<(), ManifestError> {
+        let range = |key, value: usize, allowed| ManifestError::Range { key, value: value.to_string(), allowed };
+        if !(1..=65_536).contains(&self.batching.max_batch) {
+            return Err(range("batching.max_batch", self.batching.max_batch, "1 to 65536"));
+        }
+        if !(3..=1000).contains(&self.warmup.max_passes) {
+            return Err(range("warmup.max_passes", self.warmup.max_passes as usize, "3 to 1000"));
+        }
+        for list in [&self.inputs, &self.outputs] {
+            for (i, entry) in list.iter().enumerate() {
+                if list.iter().take(i).any(|other| other.name == entry.name) {
+                    return Err(ManifestError::DuplicateName(entry.name.clone()));
+                }
+                if let Some(bad) = entry.shape.iter().flatten().find(|&&d| d < -1) {
+                    return Err(ManifestError::Range {
+                        key: "shape",
+                        value: bad.to_string(),
+                        allowed: "-1 (any) or a size",
+                    });
+                }
+            }
+        }
+        for (input, shape) in self.warmup.shapes.iter().flatten() {
+            let wrong = |why: String| ManifestError::WarmupShape { input: input.clone(), why };
+            tensor::byte_len(DType::F64, shape).map_err(|error| wrong(error.to_string()))?;
+            if !self.inputs.is_empty() && !self.inputs.iter().any(|declared| declared.name == *input) {
+                return Err(wrong("no such input is declared".to_owned()));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_keys_are_named_with_their_line() {
+        let error = ModelManifest::parse("description = 'x'\n[batching]\nmax_bach = 3\n").unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("line 3") && text.contains("max_bach"), "{text}");
+    }
+
+    #[test]
+    fn ranges_are_checked() {
+        assert!(ModelManifest::parse("[batching]\nmax_batch = 0").is_err());
+        assert!(ModelManifest::parse("[warmup]\nmax_passes = 1").is_err());
+        assert!(ModelManifest::parse("[[inputs]]\nname='x'\nshape=[-2]").is_err());
+        assert!(ModelManifest::parse("[[inputs]]\nname='x'\n[[inputs]]\nname='x'").is_err());
+        assert!(ModelManifest::parse("[[inputs]]\nname='x'\n[warmup]\nshapes=[{y=[1]}]").is_err());
+    }
+
+    #[test]
+    fn an_empty_file_is_the_default() {
+        assert_eq!(ModelManifest::parse("").unwrap(), ModelManifest::default());
+    }
+}

@@ -1,0 +1,25 @@
+//! The vocabulary of models: names, versions, signatures, and what `model.toml` may say. No behaviour beyond
+//! checking, no I/O beyond parsing text.
+
+mod bind;
+mod id;
+mod lane;
+mod manifest;
+mod signature;
+
+pub use bind::{Arg, BatchKey, Binding};
+pub use id::{Generation, InvalidName, ModelName, Version, VersionSelector};
+pub use lane::{Lane, UnknownLane};
+pub use manifest::{Batching, ManifestError, ModelManifest, Scheduling, WarmupConfig};
+pub use signature::{ArgKind, Argument, Signature, TensorSpec, UnsupportedType};
+
+use crate::tensor::HostTensor;
+
+/// A tensor with the name that the wire gives it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NamedTensor {
+    /// Input or output name.
+    pub name: String,
+    /// The data.
+    pub tensor: HostTensor,
+}

@@ -1,0 +1,14 @@
+//! Which version of which model is live.
+//!
+//! **Invariant**: a reader sees one complete, warmed version or none; nothing is held across an await. The only
+//! code that names `arc_swap`.
+
+mod lease;
+mod served;
+mod slot;
+mod table;
+
+pub use lease::Lease;
+pub use served::{InputShapes, ServedShapes};
+pub use slot::{ModelSlot, SlotId};
+pub use table::Registry;

@@ -1,0 +1,47 @@
+//! Shapes that a model has served, so that its next version can be warmed up with them.
+
+use parking_lot::Mutex;
+
+use crate::{
+    backend::Servable,
+    model::NamedTensor,
+    tensor::{DType, Shape},
+};
+
+/// One request's shapes, by input name.
+pub type InputShapes = Vec<(String, DType, Shape)>;
+
+/// At most [`ServedShapes::LIMIT`] different ones, the first seen.
+#[derive(Debug, Default)]
+pub struct ServedShapes {
+    seen: Mutex<Vec<InputShapes>>,
+}
+
+impl ServedShapes {
+    /// More than this many are not remembered.
+    pub const LIMIT: usize = 8;
+
+    /// Remembers the shapes of a request. For a model that is batched the first dimension does not matter.
+    pub fn record(&self, servable: &Servable, inputs: &[NamedTensor]) {
+        let ignore_rows = usize::from(servable.max_batch > 1);
+        let alike = |seen: &InputShapes| {
+            seen.len() == inputs.len()
+                && seen.iter().zip(inputs).all(|((name, dtype, shape), input)| {
+                    *name == input.name
+                        && *dtype == input.tensor.dtype()
+                        && shape.len() == input.tensor.shape().len()
+                        && shape.get(ignore_rows..) == input.tensor.shape().get(ignore_rows..)
+                })
+        };
+        let mut seen = self.seen.lock();
+        if seen.len() < Self::LIMIT && !seen.iter().any(alike) {
+            let shapes = inputs.iter().map(|i| (i.name.clone(), i.tensor.dtype(), i.tensor.shape().clone()));
+            seen.push(shapes.collect());
+        }
+    }
+
+    /// What was seen.
+    pub fn all(&self) -> Vec<InputShapes> {
+        self.seen.lock().clone()
+    }
+}

@@ -1,0 +1,182 @@
+//! A model repository in a directory.
+//!
+//! ```text
+//! models/digits/model.toml      optional
+//! models/digits/1/model.pt      version 1
+//! models/vad.pt                 a bare file is a model too: version 1
+//! ```
+//!
+//! A version is complete when its directory has been renamed into place; names that begin with a dot, or are not
+//! numbers, are not looked at.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use thiserror::Error;
+
+use crate::model::{ModelName, Version};
+
+/// The archive's file name within a version.
+const ARCHIVE: &str = "model.pt";
+
+/// A repository that cannot be read.
+#[derive(Debug, Error)]
+pub enum RepositoryError {
+    /// It does not exist.
+    #[error("model repository {0} does not exist: create it, or name another with --repository")]
+    Missing(PathBuf),
+    /// It is a file.
+    #[error("model repository {0} is not a directory: name the directory that holds the models")]
+    NotADirectory(PathBuf),
+    /// It cannot be listed.
+    #[error("cannot read {path}: {source}")]
+    Io {
+        /// What could not be read.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// The files of one version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VersionFiles {
+    /// Its number.
+    pub version: Version,
+    /// The TorchScript archive.
+    pub archive: PathBuf,
+    /// The model's `model.toml`, where it has one.
+    pub manifest: Option<PathBuf>,
+}
+
+/// A model and its versions, oldest first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Its name.
+    pub name: ModelName,
+    /// Its versions; may be empty.
+    pub versions: Vec<VersionFiles>,
+}
+
+/// A model repository in a directory.
+#[derive(Debug, Clone)]
+pub struct Directory {
+    root: PathBuf,
+}
+
+impl Directory {
+    /// The repository at `root`.
+    ///
+    /// # Errors
+    /// There is no directory.
+    pub fn open(root: &Path) -> Result<Self, RepositoryError> {
+        match fs::metadata(root) {
+            Ok(meta) if meta.is_dir() => Ok(Self { root: root.to_owned() }),
+            Ok(_) => Err(RepositoryError::NotADirectory(root.to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(RepositoryError::Missing(root.to_owned())),
+            Err(source) => Err(RepositoryError::Io { path: root.to_owned(), source }),
+        }
+    }
+
+    /// Every model that is there now, by name.
+    ///
+    /// # Errors
+    /// The directory cannot be listed.
+    pub fn scan(&self) -> Result<Vec<Found>, RepositoryError> {
+        let mut found = BTreeMap::new();
+        for entry in self.list(&self.root)? {
+            let path = entry.path();
+            let is_archive = path.extension().is_some_and(|extension| extension == "pt") && path.is_file();
+            let stem = if is_archive { path.file_stem() } else { path.file_name() };
+            let Some(name) = stem.and_then(|s| s.to_str()).and_then(|s| s.parse::<ModelName>().ok()) else { continue };
+            let versions = if is_archive {
+                vec![VersionFiles { version: Version(1), archive: path, manifest: None }]
+            } else if path.is_dir() {
+                self.versions(&path)?
+            } else {
+                continue;
+            };
+            // A directory wins over a bare file of the same name.
+            if !is_archive || !found.contains_key(&name) {
+                found.insert(name.clone(), Found { name, versions });
+            }
+        }
+        Ok(found.into_values().collect())
+    }
+
+    /// One model, read afresh.
+    ///
+    /// # Errors
+    /// The directory cannot be listed.
+    pub fn find(&self, name: &ModelName) -> Result<Option<Found>, RepositoryError> {
+        let directory = self.root.join(name.as_str());
+        if directory.is_dir() {
+            return Ok(Some(Found { name: name.clone(), versions: self.versions(&directory)? }));
+        }
+        let archive = self.root.join(format!("{name}.pt"));
+        Ok(archive.is_file().then(|| Found {
+            name: name.clone(),
+            versions: vec![VersionFiles { version: Version(1), archive, manifest: None }],
+        }))
+    }
+
+    fn versions(&self, model: &Path) -> Result<Vec<VersionFiles>, RepositoryError> {
+        let manifest = Some(model.join("model.toml")).filter(|path| path.is_file());
+        let mut versions: Vec<_> = self
+            .list(model)?
+            .iter()
+            .filter_map(|entry| {
+                let name = entry.file_name();
+                let number: u64 = name.to_str()?.parse().ok()?;
+                // `007` and `7` would be one version in two places.
+                (number.to_string() == name.to_str()? && entry.path().is_dir()).then(|| VersionFiles {
+                    version: Version(number),
+                    archive: entry.path().join(ARCHIVE),
+                    manifest: manifest.clone(),
+                })
+            })
+            .collect();
+        versions.sort_by_key(|files| files.version);
+        Ok(versions)
+    }
+
+    fn list(&self, path: &Path) -> Result<Vec<fs::DirEntry>, RepositoryError> {
+        fs::read_dir(path)
+            .and_then(Iterator::collect)
+            .map_err(|source| RepositoryError::Io { path: path.to_owned(), source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_versions_and_bare_files() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in ["a/10", "a/9", "a/.11", "a/007", "a/tmp", ".hidden/1", "empty"] {
+            fs::create_dir_all(dir.path().join(path)).unwrap();
+        }
+        fs::write(dir.path().join("vad.pt"), b"").unwrap();
+        fs::write(dir.path().join("notes.txt"), b"").unwrap();
+        let repository = Directory::open(dir.path()).unwrap();
+        let found: Vec<_> = repository
+            .scan()
+            .unwrap()
+            .into_iter()
+            .map(|found| (found.name.to_string(), found.versions.iter().map(|v| v.version.0).collect::<Vec<_>>()))
+            .collect();
+        assert_eq!(found, [("a".into(), vec![9, 10]), ("empty".into(), vec![]), ("vad".into(), vec![1])]);
+        let a = repository.find(&"a".parse().unwrap()).unwrap().unwrap();
+        assert_eq!(a.versions.len(), 2);
+    }
+
+    #[test]
+    fn a_missing_repository_says_what_to_do() {
+        let error = Directory::open(Path::new("no/such/dir")).unwrap_err().to_string();
+        assert!(error.contains("no/such/dir") && error.contains("--repository"), "{error}");
+    }
+}

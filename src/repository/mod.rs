@@ -1,0 +1,5 @@
+//! Where versions of models come from.
+
+mod directory;
+
+pub use directory::{Directory, Found, RepositoryError, VersionFiles};

@@ -1,0 +1,194 @@
+//! The executors: a fixed set of OS threads that take batches from one queue, whatever model they are for.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use parking_lot::{Condvar, Mutex};
+use tokio::time::Instant;
+
+use super::{Handle, Job, PendingReply, RunQueue, runner};
+use crate::{
+    backend::{Backend, ThreadRole},
+    call::{Admitted, BoundCall},
+    error::{Error, Reason},
+    model::Lane,
+};
+
+/// How many executors, and how wide each is.
+#[derive(Debug, Clone, Copy)]
+pub struct ExecutorConfig {
+    /// Threads that run batches.
+    pub threads: usize,
+    /// Threads that one operator may use on each of them.
+    pub intra_op: usize,
+    /// Fraction of executor time that a waiting lower lane gets at least.
+    pub min_share: f64,
+}
+
+/// What waits and what has run.
+#[derive(Debug, Clone, Default)]
+pub struct SchedulerSnapshot {
+    /// Jobs that wait for an executor, by lane.
+    pub waiting: [usize; 4],
+    /// Time that each executor has spent running batches.
+    pub busy: Vec<Duration>,
+    /// Batches run since the start.
+    pub batches: u64,
+}
+
+/// The run queue and its executors.
+#[derive(Debug)]
+pub struct Scheduler {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    state: Mutex<State>,
+    work: Condvar,
+    busy_ns: Vec<AtomicU64>,
+    batches: AtomicU64,
+}
+
+#[derive(Debug)]
+struct State {
+    queue: RunQueue<Job>,
+    idle: usize,
+    closed: bool,
+}
+
+impl Shared {
+    pub(super) fn cancel(&self, handle: Handle) {
+        // The job, and with it its ticket, is dropped after the lock is free.
+        let cancelled = self.state.lock().queue.remove(handle);
+        drop(cancelled);
+    }
+}
+
+impl Scheduler {
+    /// Starts the executors.
+    ///
+    /// # Errors
+    /// The system gives no more threads.
+    pub fn start(config: ExecutorConfig, backend: &Arc<dyn Backend>) -> std::io::Result<Self> {
+        let threads = config.threads.max(1);
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State { queue: RunQueue::new(config.min_share), idle: 0, closed: false }),
+            work: Condvar::new(),
+            busy_ns: (0..threads).map(|_| AtomicU64::new(0)).collect(),
+            batches: AtomicU64::new(0),
+        });
+        let threads = (0..threads)
+            .map(|index| {
+                let (shared, backend) = (shared.clone(), backend.clone());
+                std::thread::Builder::new().name(format!("exec-{index}")).spawn(move || {
+                    let _guard = backend.enter_thread(ThreadRole::Executor { intra_op: config.intra_op });
+                    shared.work_until_closed(index);
+                })
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { shared, threads })
+    }
+
+    /// Queues a call for the executors.
+    pub fn submit(&self, admitted: Admitted<BoundCall>) -> PendingReply {
+        let Admitted { call, ticket, queued } = admitted;
+        let limits = call.slot.lease().map_or((1, 0), |lease| (lease.max_batch, lease.max_concurrency()));
+        let (job, receiver) = Job::new(call, Some(ticket), queued, limits);
+        let mut state = self.shared.state.lock();
+        if state.closed {
+            drop(state);
+            // Dropping the job closes the channel, which reads as "shutting down".
+            return PendingReply { receiver, waiting: None };
+        }
+        let handle = state.queue.push(job);
+        let wake = state.idle > 0;
+        drop(state);
+        if wake {
+            self.shared.work.notify_one();
+        }
+        PendingReply { receiver, waiting: Some((self.shared.clone(), handle)) }
+    }
+
+    /// What waits and what has run.
+    pub fn snapshot(&self) -> SchedulerSnapshot {
+        SchedulerSnapshot {
+            waiting: self.shared.state.lock().queue.waiting(),
+            busy: self.shared.busy_ns.iter().map(|ns| Duration::from_nanos(ns.load(Ordering::Relaxed))).collect(),
+            batches: self.shared.batches.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Drop for Scheduler {
+    /// Running batches end; jobs that still wait are told that the server stops.
+    fn drop(&mut self) {
+        let waiting = {
+            let mut state = self.shared.state.lock();
+            state.closed = true;
+            state.queue.drain()
+        };
+        drop(waiting);
+        self.shared.work.notify_all();
+        for thread in self.threads.drain(..) {
+            let _panicked = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn work_until_closed(&self, index: usize) {
+        let mut ended = None;
+        loop {
+            let popped = {
+                let mut state = self.state.lock();
+                if let Some((slot, costs)) = ended.take() {
+                    state.queue.finished(slot, &costs as &[_]);
+                }
+                loop {
+                    let idle = state.idle;
+                    let popped = state.queue.pop(Instant::now(), idle);
+                    if !popped.jobs.is_empty() || !popped.late.is_empty() {
+                        break popped;
+                    }
+                    if state.closed {
+                        return;
+                    }
+                    state.idle += 1;
+                    self.work.wait(&mut state);
+                    state.idle -= 1;
+                }
+            };
+            for job in popped.late {
+                let message = "the deadline passed while the request waited for an executor";
+                job.reply(Err(Error::new(Reason::DeadlineExceeded, message)));
+            }
+            ended = self.run(popped.jobs, index);
+        }
+    }
+
+    fn run(&self, jobs: Vec<Job>, index: usize) -> Option<(crate::registry::SlotId, Vec<(Lane, Duration)>)> {
+        let slot = jobs.first()?.bound.slot.id();
+        let rows: Vec<_> = jobs.iter().map(|job| (job.bound.lane, job.bound.binding.rows.max(1))).collect();
+        let started = Instant::now();
+        runner::run(jobs);
+        let took = started.elapsed();
+        if let Some(busy) = self.busy_ns.get(index) {
+            busy.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
+        self.batches.fetch_add(1, Ordering::Relaxed);
+        let total: usize = rows.iter().map(|(_, rows)| rows).sum();
+        let cost = |lane: Lane| {
+            let own: usize = rows.iter().filter(|(l, _)| *l == lane).map(|(_, rows)| rows).sum();
+            (own > 0).then(|| (lane, took.mul_f64(own as f64 / total as f64)))
+        };
+        Some((slot, Lane::ALL.into_iter().filter_map(cost).collect()))
+    }
+}

@@ -1,0 +1,110 @@
+//! One request on its way through the scheduler.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{sync::oneshot, time::Instant};
+
+use super::{GroupKey, Handle, Schedulable, executor::Shared};
+use crate::{
+    admission::Ticket,
+    call::{BoundCall, InferReply},
+    error::{Error, Reason, Result},
+    model::Lane,
+};
+
+/// A request that may run. It holds its ticket until it is dropped, so "in flight" ends when the work does.
+#[derive(Debug)]
+pub struct Job {
+    /// The request.
+    pub bound: BoundCall,
+    /// How long it waited for its ticket.
+    pub queued: Duration,
+    /// When it entered the run queue.
+    pub submitted: Instant,
+    pub(super) max_batch: usize,
+    pub(super) max_concurrency: usize,
+    reply: oneshot::Sender<Result<InferReply>>,
+    _ticket: Option<Ticket>,
+}
+
+impl Job {
+    /// A job and the end at which its reply arrives.
+    pub(super) fn new(
+        bound: BoundCall,
+        ticket: Option<Ticket>,
+        queued: Duration,
+        limits: (usize, usize),
+    ) -> (Self, oneshot::Receiver<Result<InferReply>>) {
+        let (reply, receiver) = oneshot::channel();
+        let (max_batch, max_concurrency) = limits;
+        let submitted = Instant::now();
+        (Self { bound, queued, submitted, max_batch, max_concurrency, reply, _ticket: ticket }, receiver)
+    }
+
+    /// Answers. A caller that has left does not hear it.
+    pub(super) fn reply(self, result: Result<InferReply>) {
+        let _caller_left = self.reply.send(result);
+    }
+}
+
+impl Schedulable for Job {
+    fn lane(&self) -> Lane {
+        self.bound.lane
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.bound.call.deadline
+    }
+
+    fn rows(&self) -> usize {
+        self.bound.binding.rows
+    }
+
+    fn group(&self) -> GroupKey {
+        GroupKey {
+            slot: self.bound.slot.id(),
+            version: self.bound.call.version,
+            batch: self.bound.binding.key.clone(),
+        }
+    }
+
+    fn max_batch(&self) -> usize {
+        self.max_batch
+    }
+
+    fn max_concurrency(&self) -> usize {
+        self.max_concurrency
+    }
+}
+
+/// The reply to come. Dropping it takes the job out of the queue, unless it runs already.
+#[derive(Debug)]
+pub struct PendingReply {
+    pub(super) receiver: oneshot::Receiver<Result<InferReply>>,
+    pub(super) waiting: Option<(Arc<Shared>, Handle)>,
+}
+
+impl Future for PendingReply {
+    type Output = Result<InferReply>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let received = ready!(Pin::new(&mut self.receiver).poll(cx));
+        self.waiting = None;
+        Poll::Ready(received.unwrap_or_else(|_| {
+            Err(Error::new(Reason::ShuttingDown, "the server stopped before this request ran: try another replica"))
+        }))
+    }
+}
+
+impl Drop for PendingReply {
+    fn drop(&mut self) {
+        if let Some((shared, handle)) = self.waiting.take() {
+            shared.cancel(handle);
+        }
+    }
+}

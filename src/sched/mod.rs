@@ -1,0 +1,20 @@
+//! What runs next, on which thread, with what.
+//!
+//! **Invariant**: a job gets exactly one reply; expired or cancelled jobs never run; a refused submit gives the job
+//! back as an error to its caller. The order is decided again at each dispatch, over all models at once.
+
+mod dispatch;
+mod executor;
+mod job;
+mod order;
+mod planner;
+mod queue;
+mod runner;
+
+pub use dispatch::Dispatch;
+pub use executor::{ExecutorConfig, Scheduler, SchedulerSnapshot};
+pub use job::{Job, PendingReply};
+pub use order::{LaneQueue, Place, Shares};
+pub(crate) use runner::{by_leaf, guarded, rename};
+pub use planner::{LatencyProfile, PlanInput, rows_to_take};
+pub use queue::{GroupKey, Handle, Popped, RunQueue, Schedulable};

@@ -1,0 +1,294 @@
+//! Everything that may run, over all models, in one order. Pure: a function of what was pushed and of `now`.
+//!
+//! Jobs that may share a batch stand in one group; the heads of all groups stand in one [`LaneQueue`]. So the next
+//! job is found, and its batch filled, in the logarithm of the queue's length, however many models wait.
+
+use std::{collections::HashMap, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{LaneQueue, PlanInput, Place, Shares, rows_to_take};
+use crate::{
+    model::{BatchKey, Lane, VersionSelector},
+    registry::SlotId,
+};
+
+/// What the queue must know of a job.
+pub trait Schedulable {
+    /// Its lane.
+    fn lane(&self) -> Lane;
+    /// When it is of no use any more.
+    fn deadline(&self) -> Option<Instant>;
+    /// Rows that it adds to a batch.
+    fn rows(&self) -> usize;
+    /// What it may share a batch with.
+    fn group(&self) -> GroupKey;
+    /// Most rows in one batch of its model.
+    fn max_batch(&self) -> usize;
+    /// Batches of its model that may run at once; 0 is any number.
+    fn max_concurrency(&self) -> usize;
+}
+
+/// Jobs with equal keys may share a batch. `batch` is `None` for jobs that run alone.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct GroupKey {
+    /// The model.
+    pub slot: SlotId,
+    /// The version wanted.
+    pub version: VersionSelector,
+    /// Datatypes and trailing shapes.
+    pub batch: Option<BatchKey>,
+}
+
+/// Where a job stands, to take it out again.
+#[derive(Debug, Clone, Copy)]
+pub struct Handle {
+    group: u64,
+    lane: Lane,
+    place: Place,
+}
+
+/// One batch, and what was found too late on the way to it.
+#[derive(Debug)]
+pub struct Popped<J> {
+    /// Most urgent first; empty when nothing can run.
+    pub jobs: Vec<J>,
+    /// Jobs whose deadline has passed: to be answered, not run.
+    pub late: Vec<J>,
+}
+
+#[derive(Debug)]
+struct Group<J> {
+    key: GroupKey,
+    jobs: LaneQueue<J>,
+    rows: usize,
+}
+
+#[derive(Debug, Default)]
+struct SlotRun {
+    running: usize,
+    limit: usize,
+    groups: Vec<u64>,
+}
+
+impl SlotRun {
+    fn is_full(&self) -> bool {
+        self.limit > 0 && self.running >= self.limit
+    }
+}
+
+/// The run queue.
+#[derive(Debug)]
+pub struct RunQueue<J> {
+    /// For each group and lane its first job, except for models that run as often as they may.
+    heads: LaneQueue<u64>,
+    groups: HashMap<u64, Group<J>>,
+    by_key: HashMap<GroupKey, u64>,
+    slots: HashMap<SlotId, SlotRun>,
+    shares: Shares,
+    arrivals: u64,
+    next_group: u64,
+    waiting: [usize; 4],
+}
+
+impl<J: Schedulable> RunQueue<J> {
+    /// An empty queue; `min_share` as for [`Shares`].
+    pub fn new(min_share: f64) -> Self {
+        Self {
+            heads: LaneQueue::default(),
+            groups: HashMap::new(),
+            by_key: HashMap::new(),
+            slots: HashMap::new(),
+            shares: Shares::new(min_share),
+            arrivals: 0,
+            next_group: 0,
+            waiting: [0; 4],
+        }
+    }
+
+    /// Jobs that wait, by lane.
+    pub fn waiting(&self) -> [usize; 4] {
+        self.waiting
+    }
+
+    /// Adds a job.
+    pub fn push(&mut self, job: J) -> Handle {
+        self.arrivals += 1;
+        let (lane, place, key) = (job.lane(), Place::new(job.deadline(), self.arrivals), job.group());
+        let slot = self.slots.entry(key.slot).or_default();
+        slot.limit = job.max_concurrency();
+        let id = *self.by_key.entry(key).or_insert_with_key(|key| {
+            self.next_group += 1;
+            self.groups.insert(self.next_group, Group { key: key.clone(), jobs: LaneQueue::default(), rows: 0 });
+            slot.groups.push(self.next_group);
+            self.next_group
+        });
+        if let Some(group) = self.groups.get_mut(&id) {
+            let head = group.jobs.first(lane).map(|(place, _)| place);
+            if head.is_none_or(|head| place < head) && !slot.is_full() {
+                if let Some(head) = head {
+                    self.heads.remove(lane, head);
+                }
+                self.heads.push(lane, place, id);
+            }
+            group.rows += job.rows();
+            group.jobs.push(lane, place, job);
+            self.count(lane, 1);
+        }
+        Handle { group: id, lane, place }
+    }
+
+    /// Takes a job out, wherever it stands; `None` if it runs already or has ended.
+    pub fn remove(&mut self, handle: Handle) -> Option<J> {
+        let job = self.take(handle.group, handle.lane, handle.place)?;
+        self.forget_if_empty(handle.group);
+        Some(job)
+    }
+
+    /// The next batch. Its model counts as running until [`RunQueue::finished`].
+    pub fn pop(&mut self, now: Instant, idle_executors: usize) -> Popped<J> {
+        let mut popped = Popped { jobs: Vec::new(), late: Vec::new() };
+        while let Some(lane) = self.shares.pick(self.heads.waiting()) {
+            let Some((place, &id)) = self.heads.first(lane) else { break };
+            let Some(job) = self.take(id, lane, place) else { break };
+            if place.is_late(now) {
+                popped.late.push(job);
+                self.forget_if_empty(id);
+                continue;
+            }
+            self.fill(id, job, now, idle_executors, &mut popped);
+            if let Some(slot) = self.groups.get(&id).map(|group| group.key.slot) {
+                if let Some(run) = self.slots.get_mut(&slot) {
+                    run.running += 1;
+                }
+                self.hide_if_full(slot);
+            }
+            self.forget_if_empty(id);
+            break;
+        }
+        popped
+    }
+
+    fn fill(&mut self, id: u64, first: J, now: Instant, idle_executors: usize, popped: &mut Popped<J>) {
+        let mut rows = first.rows();
+        let Some(group) = self.groups.get(&id) else { return };
+        let limit = match group.key.batch {
+            None => 0,
+            Some(_) => rows_to_take(&PlanInput {
+                max_batch: first.max_batch(),
+                waiting_rows: group.rows + rows,
+                idle_executors,
+                profile: None,
+            }),
+        };
+        popped.jobs.push(first);
+        for lane in Lane::ALL {
+            while rows < limit {
+                let Some(group) = self.groups.get(&id) else { return };
+                let Some((place, next)) = group.jobs.first(lane) else { break };
+                let (late, more) = (place.is_late(now), next.rows());
+                if !late && rows + more > limit {
+                    // Nothing behind it overtakes: a large request would starve.
+                    return;
+                }
+                let Some(job) = self.take(id, lane, place) else { return };
+                if late {
+                    popped.late.push(job);
+                } else {
+                    rows += more;
+                    popped.jobs.push(job);
+                }
+            }
+        }
+    }
+
+    /// A batch of that model has ended: `costs` says what it cost each lane.
+    pub fn finished(&mut self, slot: SlotId, costs: &[(Lane, Duration)]) {
+        let waiting = self.waiting.map(|count| count > 0);
+        for (lane, cost) in costs {
+            self.shares.charge(*lane, *cost, waiting);
+        }
+        let Some(run) = self.slots.get_mut(&slot) else { return };
+        let was_full = run.is_full();
+        run.running = run.running.saturating_sub(1);
+        if was_full && !run.is_full() {
+            for id in run.groups.clone() {
+                self.index(id);
+            }
+        }
+        if self.slots.get(&slot).is_some_and(|run| run.running == 0 && run.groups.is_empty()) {
+            self.slots.remove(&slot);
+        }
+    }
+
+    /// Takes everything out, most urgent first within each group.
+    pub fn drain(&mut self) -> Vec<J> {
+        self.heads = LaneQueue::default();
+        self.by_key.clear();
+        self.waiting = [0; 4];
+        for run in self.slots.values_mut() {
+            run.groups.clear();
+        }
+        let mut groups = std::mem::take(&mut self.groups);
+        groups.values_mut().flat_map(|group| group.jobs.drain()).collect()
+    }
+
+    /// Takes one job out of its group and mends the index.
+    fn take(&mut self, id: u64, lane: Lane, place: Place) -> Option<J> {
+        let group = self.groups.get_mut(&id)?;
+        let was_head = group.jobs.first(lane).is_some_and(|(head, _)| head == place);
+        let job = group.jobs.remove(lane, place)?;
+        group.rows -= job.rows().min(group.rows);
+        self.count(lane, -1);
+        if was_head && self.heads.remove(lane, place).is_some() {
+            if let Some((next, _)) = self.groups.get(&id).and_then(|group| group.jobs.first(lane)) {
+                self.heads.push(lane, next, id);
+            }
+        }
+        Some(job)
+    }
+
+    fn count(&mut self, lane: Lane, change: isize) {
+        if let Some(count) = self.waiting.get_mut(lane.index()) {
+            *count = count.saturating_add_signed(change);
+        }
+    }
+
+    fn index(&mut self, id: u64) {
+        let Some(group) = self.groups.get(&id) else { return };
+        for lane in Lane::ALL {
+            if let Some((place, _)) = group.jobs.first(lane) {
+                self.heads.push(lane, place, id);
+            }
+        }
+    }
+
+    fn hide_if_full(&mut self, slot: SlotId) {
+        let Some(run) = self.slots.get(&slot).filter(|run| run.is_full()) else { return };
+        for group in run.groups.iter().filter_map(|id| self.groups.get(id)) {
+            for lane in Lane::ALL {
+                if let Some((place, _)) = group.jobs.first(lane) {
+                    self.heads.remove(lane, place);
+                }
+            }
+        }
+    }
+
+    /// Groups come and go with their jobs, so shapes seen once leave nothing behind.
+    fn forget_if_empty(&mut self, id: u64) {
+        if !self.groups.get(&id).is_some_and(|group| group.jobs.is_empty()) {
+            return;
+        }
+        let Some(group) = self.groups.remove(&id) else { return };
+        self.by_key.remove(&group.key);
+        if let Some(run) = self.slots.get_mut(&group.key.slot) {
+            run.groups.retain(|other| *other != id);
+            if run.running == 0 && run.groups.is_empty() {
+                self.slots.remove(&group.key.slot);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

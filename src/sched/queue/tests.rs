@@ -1,0 +1,163 @@
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::registry::ModelSlot;
+
+#[derive(Debug, Clone)]
+struct TestJob {
+    id: usize,
+    lane: Lane,
+    deadline: Option<Instant>,
+    rows: usize,
+    slot: SlotId,
+    alone: bool,
+    max_batch: usize,
+    max_concurrency: usize,
+}
+
+impl Schedulable for TestJob {
+    fn lane(&self) -> Lane {
+        self.lane
+    }
+    fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+    fn rows(&self) -> usize {
+        self.rows
+    }
+    fn group(&self) -> GroupKey {
+        let batch = (!self.alone).then(key);
+        GroupKey { slot: self.slot, version: VersionSelector::Live, batch }
+    }
+    fn max_batch(&self) -> usize {
+        self.max_batch
+    }
+    fn max_concurrency(&self) -> usize {
+        self.max_concurrency
+    }
+}
+
+fn key() -> BatchKey {
+    use crate::model::{ArgKind, Argument, Binding, ModelManifest, NamedTensor, Signature};
+    let argument = Argument { name: "x".into(), kind: ArgKind::Tensor, has_default: false };
+    let signature = Signature::new(vec![argument], &[], &ModelManifest::default()).unwrap();
+    let tensor = crate::tensor::HostTensor::zeros(crate::tensor::DType::F32, [1, 2].as_slice().into()).unwrap();
+    Binding::new(&std::sync::Arc::new(signature), &[NamedTensor { name: "x".into(), tensor }], 8).unwrap().key.unwrap()
+}
+
+fn slots(n: usize) -> Vec<SlotId> {
+    (0..n).map(|i| ModelSlot::new(format!("m{i}").parse().unwrap()).id()).collect()
+}
+
+fn job(id: usize, lane: Lane, slot: SlotId) -> TestJob {
+    TestJob { id, lane, deadline: None, rows: 1, slot, alone: false, max_batch: 8, max_concurrency: 0 }
+}
+
+fn ids(jobs: &[TestJob]) -> Vec<usize> {
+    jobs.iter().map(|job| job.id).collect()
+}
+
+#[test]
+fn a_critical_job_is_in_the_next_batch_of_whichever_model() {
+    let (mut queue, s) = (RunQueue::new(0.0), slots(2));
+    for id in 0..1000 {
+        queue.push(job(id, Lane::Low, s[0]));
+    }
+    queue.push(job(5000, Lane::Critical, s[1]));
+    assert_eq!(ids(&queue.pop(Instant::now(), 0).jobs), [5000]);
+    queue.push(job(5001, Lane::Critical, s[0]));
+    assert_eq!(ids(&queue.pop(Instant::now(), 0).jobs), [5001, 0, 1, 2, 3, 4, 5, 6]);
+}
+
+#[test]
+fn late_jobs_are_handed_out_and_not_run() {
+    let (mut queue, s, now) = (RunQueue::new(0.0), slots(1), Instant::now());
+    for id in 0..4 {
+        let deadline = Some(now + Duration::from_millis(if id % 2 == 0 { 10 } else { 1000 }));
+        queue.push(TestJob { deadline, ..job(id, Lane::Normal, s[0]) });
+    }
+    let popped = queue.pop(now + Duration::from_millis(10), 0);
+    assert_eq!((ids(&popped.jobs), ids(&popped.late)), (vec![1, 3], vec![0, 2]));
+}
+
+#[test]
+fn a_model_runs_no_more_often_than_it_may() {
+    let (mut queue, s, now) = (RunQueue::new(0.0), slots(2), Instant::now());
+    for id in 0..3 {
+        queue.push(TestJob { alone: true, max_concurrency: 1, ..job(id, Lane::Critical, s[0]) });
+    }
+    queue.push(job(9, Lane::Low, s[1]));
+    assert_eq!(ids(&queue.pop(now, 0).jobs), [0]);
+    assert_eq!(ids(&queue.pop(now, 0).jobs), [9], "the other model is not held up");
+    assert!(queue.pop(now, 0).jobs.is_empty());
+    queue.push(TestJob { alone: true, max_concurrency: 1, ..job(3, Lane::Critical, s[0]) });
+    assert!(queue.pop(now, 0).jobs.is_empty(), "pushed while full");
+    queue.finished(s[0], &[]);
+    assert_eq!(ids(&queue.pop(now, 0).jobs), [1]);
+}
+
+#[test]
+fn large_requests_are_not_overtaken_in_their_group() {
+    let (mut queue, s) = (RunQueue::new(0.0), slots(1));
+    for (id, rows) in [(0, 3), (1, 6), (2, 1)] {
+        queue.push(TestJob { rows, ..job(id, Lane::Normal, s[0]) });
+    }
+    assert_eq!(ids(&queue.pop(Instant::now(), 0).jobs), [0]);
+    assert_eq!(ids(&queue.pop(Instant::now(), 0).jobs), [1, 2]);
+}
+
+proptest! {
+    /// Against a naive model: a plain list, searched from the front each time.
+    #[test]
+    fn behaves_like_a_sorted_list(
+        ops in prop::collection::vec((0_usize..10, 0_usize..4, 0_usize..3, 1_usize..4, prop::option::of(1_u64..30)), 1..120),
+    ) {
+        let now = Instant::now();
+        let (mut queue, s) = (RunQueue::new(0.0), slots(3));
+        let mut naive: Vec<(TestJob, Handle)> = Vec::new();
+        let mut answered = BTreeSet::new();
+        for (id, (op, lane, slot, rows, deadline)) in ops.into_iter().enumerate() {
+            match op {
+                0..=5 => {
+                    let deadline = deadline.map(|d| now + Duration::from_millis(d));
+                    let job = TestJob { rows, deadline, ..job(id, Lane::ALL[lane], s[slot]) };
+                    naive.push((job.clone(), queue.push(job)));
+                }
+                6 if !naive.is_empty() => {
+                    let (job, handle) = naive.remove(id % naive.len());
+                    prop_assert_eq!(queue.remove(handle).map(|j| j.id), Some(job.id));
+                    prop_assert!(queue.remove(handle).is_none());
+                }
+                _ => {
+                    let at = now + Duration::from_millis(deadline.unwrap_or(0));
+                    let order = |job: &TestJob| (job.lane, job.deadline.is_none(), job.deadline, job.id);
+                    let popped = queue.pop(at, 0);
+                    for late in &popped.late { prop_assert!(late.deadline.unwrap() <= at); }
+                    // Late ones that stood in the way are gone from both.
+                    let gone: BTreeSet<_> = popped.late.iter().map(|j| j.id).collect();
+                    naive.retain(|(job, _)| !gone.contains(&job.id));
+                    naive.sort_by_key(|(job, _)| order(job));
+                    let mut expect = Vec::new();
+                    if let Some((first, _)) = naive.iter().find(|(job, _)| job.deadline.is_none_or(|d| d > at)) {
+                        let mut rows = 0;
+                        for (job, _) in naive.iter().filter(|(job, _)| job.slot == first.slot) {
+                            if job.deadline.is_some_and(|d| d <= at) { continue; }
+                            if rows + job.rows > 8 { break; }
+                            rows += job.rows;
+                            expect.push(job.id);
+                        }
+                    }
+                    prop_assert_eq!(ids(&popped.jobs), expect.clone());
+                    naive.retain(|(job, _)| !expect.contains(&job.id));
+                    for job in popped.jobs.iter().chain(&popped.late) { prop_assert!(answered.insert(job.id), "twice"); }
+                    if let Some(job) = popped.jobs.first() { queue.finished(job.slot, &[]); }
+                }
+            }
+            prop_assert_eq!(queue.waiting().iter().sum::<usize>(), naive.len());
+        }
+        prop_assert_eq!(queue.drain().len(), naive.len());
+        prop_assert!(queue.groups.is_empty() && queue.by_key.is_empty());
+    }
+}

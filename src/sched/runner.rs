@@ -1,0 +1,196 @@
+//! Runs one batch on the calling thread: newest lease, join, forward, split, reply.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
+
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use super::Job;
+use crate::{
+    admission::version_not_live,
+    backend::{BackendError, Pass, Servable},
+    call::{InferReply, Timing},
+    error::{Error, Reason, Result},
+    model::{Arg, Binding, NamedTensor},
+    tensor::{Joined, join, split_rows},
+};
+
+/// Runs `jobs`, which stand in one group, and answers each exactly once.
+pub(super) fn run(jobs: Vec<Job>) {
+    let Some(slot) = jobs.first().map(|job| job.bound.slot.clone()) else { return };
+    let Some(lease) = slot.lease() else {
+        for job in jobs {
+            let message = format!("model '{}' was unloaded while the request waited", slot.name());
+            job.reply(Err(Error::new(Reason::ModelNotReady, message)));
+        }
+        return;
+    };
+    let mut ready = Vec::with_capacity(jobs.len());
+    let mut alone = Vec::new();
+    let mut rows = 0;
+    for mut job in jobs {
+        let wanted = job.bound.call.version;
+        if !wanted.admits(lease.version) {
+            job.reply(Err(version_not_live(slot.name().as_str(), wanted, lease.version)));
+            continue;
+        }
+        // A reload may have changed what the model takes since the request was bound.
+        if !Arc::ptr_eq(&job.bound.binding.signature, &lease.signature) {
+            match Binding::new(&lease.signature, &job.bound.call.inputs, lease.max_batch) {
+                Ok(binding) => {
+                    let same = binding.key == job.bound.binding.key;
+                    job.bound.binding = binding;
+                    if !same {
+                        alone.push(job);
+                        continue;
+                    }
+                }
+                Err(error) => {
+                    job.reply(Err(error));
+                    continue;
+                }
+            }
+        }
+        rows += job.bound.binding.rows;
+        if rows > lease.max_batch && !ready.is_empty() { alone.push(job) } else { ready.push(job) }
+    }
+    if !ready.is_empty() {
+        slot.served().record(&lease, ready.first().map_or(&[], |job| &job.bound.call.inputs));
+        run_together(ready, &lease);
+    }
+    for job in alone {
+        run_together(vec![job], &lease);
+    }
+}
+
+fn run_together(jobs: Vec<Job>, servable: &Servable) {
+    let started = Instant::now();
+    let outcome = forward(&jobs, servable);
+    let compute = started.elapsed();
+    match outcome {
+        Ok(answers) => {
+            let batch_size = jobs.iter().map(|job| job.bound.binding.rows).sum();
+            for (job, outputs) in jobs.into_iter().zip(answers) {
+                let timing = timing(&job, started, compute, batch_size);
+                let reply = select(outputs, &job.bound.call.outputs)
+                    .map(|outputs| InferReply { version: servable.version, outputs, timing });
+                job.reply(reply);
+            }
+        }
+        Err(_) if jobs.len() > 1 => {
+            // One bad request must not fail the others: each gets its own pass and its own answer.
+            for job in jobs {
+                run_together(vec![job], servable);
+            }
+        }
+        Err(error) => {
+            for job in jobs {
+                let _in_span = job.bound.call.span.clone().entered();
+                let answer = forward_failed(&error, job.bound.slot.name().as_str(), &job.bound.call.request_id);
+                job.reply(Err(answer));
+            }
+        }
+    }
+}
+
+fn timing(job: &Job, started: Instant, compute: Duration, batch_size: usize) -> Timing {
+    Timing { queue: job.queued, batch_wait: started.duration_since(job.submitted), compute, batch_size }
+}
+
+/// One list of outputs for each job.
+fn forward(jobs: &[Job], servable: &Servable) -> Result<Vec<Vec<NamedTensor>>, BackendError> {
+    let Some(first) = jobs.first() else { return Ok(Vec::new()) };
+    let binding = &first.bound.binding;
+    let mut leaves: Vec<Joined> = Vec::with_capacity(binding.leaves.len());
+    for position in 0..binding.leaves.len() {
+        let parts = jobs.iter().filter_map(|job| {
+            let at = *job.bound.binding.leaves.get(position)?;
+            Some(&job.bound.call.inputs.get(at)?.tensor)
+        });
+        leaves.push(join(parts).ok_or_else(|| BackendError::new("requests of unlike shapes met in one batch"))?);
+    }
+    let args = by_leaf(&binding.args, &binding.leaves);
+    let pass = Pass { args: &args, leaves, share_memory: servable.effect_free };
+    let whole = guarded(servable, pass)?;
+    let named = rename(whole, servable)?;
+    if jobs.len() == 1 {
+        return Ok(vec![named]);
+    }
+    let rows: SmallVec<[usize; 16]> = jobs.iter().map(|job| job.bound.binding.rows).collect();
+    let mut answers: Vec<Vec<NamedTensor>> = jobs.iter().map(|_| Vec::with_capacity(named.len())).collect();
+    for NamedTensor { name, tensor } in named {
+        let pieces = split_rows(&tensor, &rows)
+            .ok()
+            .flatten()
+            .ok_or_else(|| BackendError::new(format!("output '{name}' does not have one row for each row of the batch")))?;
+        for (answer, tensor) in answers.iter_mut().zip(pieces) {
+            answer.push(NamedTensor { name: name.clone(), tensor });
+        }
+    }
+    Ok(answers)
+}
+
+/// Runs a pass; a panic in the backend is an error like any other.
+pub(crate) fn guarded(servable: &Servable, pass: Pass<'_>) -> Result<Vec<NamedTensor>, BackendError> {
+    catch_unwind(AssertUnwindSafe(|| servable.module.forward(pass)))
+        .unwrap_or_else(|_| Err(BackendError::new("the backend panicked")))
+}
+
+/// Gives results the names that the signature has for them.
+pub(crate) fn rename(mut results: Vec<NamedTensor>, servable: &Servable) -> Result<Vec<NamedTensor>, BackendError> {
+    let signature = &servable.signature;
+    if signature.outputs_declared() && results.len() != signature.outputs().len() {
+        let (declared, got) = (signature.outputs().len(), results.len());
+        return Err(BackendError::new(format!("model.toml declares {declared} outputs, the model returned {got}")));
+    }
+    for (position, result) in results.iter_mut().enumerate() {
+        let name = signature.output_name(position, &result.name);
+        if name != result.name {
+            result.name = name.to_owned();
+        }
+    }
+    Ok(results)
+}
+
+/// Arguments in which tensors are numbered in the order of the pass, not of the request.
+pub(crate) fn by_leaf(args: &[Arg], leaves: &[usize]) -> Vec<Arg> {
+    let at = |input: &usize| leaves.iter().position(|leaf| leaf == input).unwrap_or(0);
+    args.iter()
+        .map(|arg| match arg {
+            Arg::Tensor(input) => Arg::Tensor(at(input)),
+            Arg::List(items) => Arg::List(items.iter().map(at).collect()),
+            Arg::Dict(items) => Arg::Dict(items.iter().map(|(key, input)| (key.clone(), at(input))).collect()),
+            Arg::Tuple(items) => Arg::Tuple(by_leaf(items, leaves)),
+            other => other.clone(),
+        })
+        .collect()
+}
+
+fn select(outputs: Vec<NamedTensor>, wanted: &[String]) -> Result<Vec<NamedTensor>> {
+    if wanted.is_empty() {
+        return Ok(outputs);
+    }
+    wanted
+        .iter()
+        .map(|name| {
+            outputs.iter().find(|output| output.name == *name).cloned().ok_or_else(|| {
+                let known = outputs.iter().map(|o| o.name.as_str()).collect::<Vec<_>>().join(", ");
+                let message = format!("the model has no output '{name}': it returned {known}");
+                Error::new(Reason::UnknownOutput, message).with_field("outputs")
+            })
+        })
+        .collect()
+}
+
+fn forward_failed(error: &BackendError, model: &str, request_id: &str) -> Error {
+    // The log line bears the same id as the answer, and has everything that libtorch said.
+    let full: String = error.full.chars().take(64 * 1024).collect();
+    tracing::error!(target: "torchlane::forward", incident = request_id, model, error = %full, "forward failed");
+    let short: String = error.short.chars().take(300).collect();
+    let id: String = request_id.chars().take(64).collect();
+    Error::new(Reason::ForwardFailed, format!("the model failed: {short} (incident {id}: the server's log has it in full)"))
+}
