@@ -4,7 +4,7 @@
 # It is taken from Python wheels (the official archive may be out of reach), once for each user: all clones share
 # it. Each download is checked by sha256, two clones may run this at once, and a run that is interrupted leaves
 # nothing behind that a later one would take for whole. LIBTORCH is respected where it is set.
-# Only the path goes to standard output.
+# Only the path goes to standard output. With `--ready` it prints nothing, and succeeds if nothing is left to fetch.
 set -euo pipefail
 
 version=2.13.0
@@ -17,6 +17,8 @@ die() { say "$*"; exit 1; }
 
 check_own() {
     local dir=$1 found
+    # Cargo runs build scripts in other folders: there a relative path would be another one.
+    case $dir in /*) ;; *) die "LIBTORCH is $dir: give the whole path, from /" ;; esac
     [ -d "$dir" ] || die "LIBTORCH is $dir, which is no folder"
     dir=$(cd "$dir" && pwd)
     [ -e "$dir/lib/libtorch.so" ] || die "LIBTORCH is $dir, which has no lib/libtorch.so"
@@ -37,7 +39,11 @@ check_own() {
     printf '%s\n' "$dir"
 }
 
+ready_only=
+[ "${1:-}" != --ready ] || ready_only=yes
+
 if [ -n "${LIBTORCH:-}" ]; then
+    [ -z "$ready_only" ] || exit 0
     check_own "$LIBTORCH"
     exit
 fi
@@ -48,6 +54,7 @@ getconf GNU_LIBC_VERSION >/dev/null 2>&1 || die "no ready libtorch without glibc
 [ -n "${TORCHLANE_CACHE:-${XDG_CACHE_HOME:-${HOME:-}}}" ] || die "HOME is not set: set TORCHLANE_CACHE to a folder for libtorch"
 
 cache=${TORCHLANE_CACHE:-${XDG_CACHE_HOME:-${HOME:-}/.cache}/torchlane}
+[ -z "$ready_only" ] || { [ -e "$cache/libtorch-$version-cpu-x86_64/build-version" ] && exit 0 || exit 1; }
 mkdir -p "$cache" || die "cannot make $cache: set TORCHLANE_CACHE to a folder that can be written"
 cache=$(cd "$cache" && pwd)
 home=$cache/libtorch-$version-cpu-x86_64
