@@ -1,6 +1,6 @@
 //! torchlane: a gRPC model server for TorchScript models.
 //!
-//! See `docs/architecture.md` for the map of this code. The straight line of a request: `api` decodes it into a
+//! See `docs/architecture.md` for the map of this code. The straight line of a request: [`api`] decodes it into a
 //! [`call::InferCall`]; [`admission`] decides whether and when it may be in flight; [`sched`] forms batches and runs
 //! them on the executors with the version that [`registry`] has live; [`backend`] calls libtorch. [`lifecycle`]
 //! prepares versions and swaps them in.
@@ -8,10 +8,14 @@
 #![deny(unsafe_code)]
 
 pub mod admission;
+pub mod api;
+pub mod app;
 pub mod backend;
 pub mod call;
+pub mod cli;
 pub mod config;
 pub mod error;
+pub mod layers;
 pub mod lifecycle;
 pub mod loader;
 pub mod model;
@@ -19,4 +23,5 @@ pub mod proto;
 pub mod registry;
 pub mod repository;
 pub mod sched;
+pub mod telemetry;
 pub mod tensor;

@@ -1,3 +1,10 @@
-//! Settings.
+//! Settings: defaults < `torchlane.toml` < environment `TORCHLANE_*` (`__` between sections) < flags.
+//!
+//! **Invariant**: nothing unchecked escapes: a [`Settings`] from [`load`] has passed [`Settings::validate`].
 
 pub mod human_duration;
+mod layers;
+mod settings;
+
+pub use layers::{ConfigError, Layered, Provenance, load};
+pub use settings::{Admission, BackendKind, Executors, Loader, Log, Server, Settings};

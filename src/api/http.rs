@@ -1,0 +1,31 @@
+//! What is asked by HTTP: probes and metrics.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    http::{StatusCode, header},
+    routing::get,
+};
+
+use super::health::Health;
+use crate::telemetry::Metrics;
+
+/// `/livez`, `/readyz`, `/metrics`, and a line at `/` that says so.
+pub fn router(health: Health, metrics: Arc<Metrics>) -> Router {
+    let ready = move || async move {
+        if health.is_ready() {
+            (StatusCode::OK, "ready\n")
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, "not ready: models are loading, or the server is stopping\n")
+        }
+    };
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let scrape = move || async move { ([(header::CONTENT_TYPE, content_type)], metrics.encode()) };
+    let here = concat!("torchlane ", env!("CARGO_PKG_VERSION"), ": /livez /readyz /metrics; inference is on the gRPC port\n");
+    Router::new()
+        .route("/", get(async move || here))
+        .route("/livez", get(async || "alive\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(scrape))
+}

@@ -1,0 +1,146 @@
+//! The threads that read and write the wire. Each runs a runtime of its own and shares nothing with the others: on few
+//! cores that beats a pool that steals work. One task accepts connections and deals them out in turn.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{net::TcpListener, sync::mpsc};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Connections that an I/O thread may have been dealt and not yet taken up.
+const DEALT: usize = 1024;
+/// Requests on one connection at once; a client that wants more opens another.
+const STREAMS: u32 = 1024;
+/// Bytes that a client may send ahead, on a stream and on a connection: a few large tensors.
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+
+/// The running I/O threads.
+#[derive(Debug)]
+pub(super) struct IoThreads {
+    threads: Vec<JoinHandle<()>>,
+    deal: Vec<mpsc::Sender<std::net::TcpStream>>,
+}
+
+impl IoThreads {
+    /// Starts `count` threads that serve `service` until `stop`, and then until the open calls have ended or `kill`.
+    pub(super) fn start<S>(count: usize, service: S, stop: &CancellationToken, kill: &CancellationToken) -> std::io::Result<Self>
+    where
+        S: tower::Service<http::Request<hyper::body::Incoming>, Response = http::Response<tonic::body::Body>> + Clone + Send + 'static,
+        S::Future: Send,
+        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let mut io = Self { threads: Vec::new(), deal: Vec::new() };
+        for index in 0..count.max(1) {
+            let (deal, mut dealt) = mpsc::channel::<std::net::TcpStream>(DEALT);
+            let (service, stop, kill) = (service.clone(), stop.clone(), kill.clone());
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let thread = std::thread::Builder::new().name(format!("io-{index}")).spawn(move || {
+                runtime.block_on(async move {
+                    let connections = TaskTracker::new();
+                    while let Some(stream) = dealt.recv().await {
+                        let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { continue };
+                        connections.spawn(connection(stream, service.clone(), stop.clone(), kill.clone()));
+                    }
+                    connections.close();
+                    connections.wait().await;
+                });
+            })?;
+            io.threads.push(thread);
+            io.deal.push(deal);
+        }
+        Ok(io)
+    }
+
+    /// Accepts connections and deals them out until `stop`.
+    pub(super) async fn accept(self, listener: TcpListener, stop: CancellationToken) -> Self {
+        let mut turn = 0_usize;
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let _best_effort = stream.set_nodelay(true);
+                    let Ok(stream) = stream.into_std() else { continue };
+                    turn = turn.wrapping_add(1);
+                    let Some(deal) = self.deal.get(turn % self.deal.len().max(1)) else { break };
+                    if deal.send(stream).await.is_err() {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    // Out of file descriptors, most likely: others may close theirs.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+        self
+    }
+
+    /// Waits until every connection has ended.
+    pub(super) fn join(self) {
+        drop(self.deal);
+        for thread in self.threads {
+            let _panicked = thread.join();
+        }
+    }
+}
+
+async fn connection<S>(stream: tokio::net::TcpStream, service: S, stop: CancellationToken, kill: CancellationToken)
+where
+    S: tower::Service<http::Request<hyper::body::Incoming>, Response = http::Response<tonic::body::Body>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(16 * 1024)
+        .keep_alive_interval(Some(Duration::from_secs(30)))
+        .keep_alive_timeout(Duration::from_secs(20));
+    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    tokio::pin!(connection);
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "connection ended");
+                }
+                return;
+            }
+            // GOAWAY: the client sends nothing new here, open calls end.
+            () = stop.cancelled(), if !stopping => {
+                stopping = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = kill.cancelled() => return,
+        }
+    }
+}
+
+/// Binds, or says what to do about it.
+pub(super) async fn bind(addr: SocketAddr, flag: &str) -> Result<TcpListener, String> {
+    TcpListener::bind(addr).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => format!("{addr} is in use by another process: stop it, or choose another with {flag}"),
+        std::io::ErrorKind::PermissionDenied => format!("{addr} may not be listened on: choose a port above 1023 with {flag}"),
+        _ => format!("cannot listen on {addr} ({error}): choose another address with {flag}"),
+    })
+}
+
+/// Shared by all services of a process.
+pub(super) type SharedCap = Arc<crate::layers::RequestCap>;

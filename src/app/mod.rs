@@ -1,0 +1,10 @@
+//! Configuration in, running process out. Every stack is put together here, in one place to read.
+
+mod cpu;
+mod drain;
+mod io;
+mod server;
+mod stack;
+
+pub use cpu::{CpuPlan, cpu_quota};
+pub use server::{ModelCheck, StartError, check_models, serve, serve_until};

@@ -1,0 +1,249 @@
+//! From settings to a running server, and down again.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use thiserror::Error;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::service::Routes;
+
+use super::{
+    cpu::{CpuPlan, cpu_quota},
+    drain, io, stack,
+};
+use crate::{
+    admission::ControlLane,
+    api::{health::Health, http, native::ModelServerService},
+    backend::{Backend, FakeBackend},
+    config::{BackendKind, Settings},
+    layers::{Guard, ReadDeadline, RequestCap, Shed},
+    lifecycle::{Manager, ManagerConfig, prepare},
+    loader::LoaderPool,
+    proto::{self, model_server_server::ModelServerServer},
+    registry::Registry,
+    repository::{Directory, RepositoryError},
+    sched::{ExecutorConfig, Scheduler},
+    telemetry::{AccessLog, Metrics},
+};
+
+/// Why the server did not start. One line that says what to do.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// A repository that cannot be used.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// No model anywhere.
+    #[error("no models in {0}: put an archive at MODEL/1/model.pt there, or start with --allow-empty")]
+    Empty(String),
+    /// An address that cannot be listened on.
+    #[error("{0}")]
+    Listen(String),
+    /// Built without the backend asked for.
+    #[error("this binary was built without libtorch: build it with the feature 'torch', or set backend = 'fake'")]
+    NoTorch,
+    /// The system refused threads or the like.
+    #[error("cannot start: {0}")]
+    System(#[from] std::io::Error),
+}
+
+/// Serves until a signal ends it. Blocks.
+///
+/// # Errors
+/// See [`StartError`].
+pub fn serve(settings: Settings) -> Result<(), StartError> {
+    let stop = CancellationToken::new();
+    serve_until(settings, stop, |_, _| {})
+}
+
+/// Serves until a signal or `stop`. `started` is told the gRPC and HTTP addresses once both listen.
+///
+/// # Errors
+/// See [`StartError`].
+pub fn serve_until(
+    settings: Settings,
+    stop: CancellationToken,
+    started: impl FnOnce(SocketAddr, SocketAddr),
+) -> Result<(), StartError> {
+    let backend = backend(settings.backend)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().thread_name("main").build()?;
+    runtime.block_on(run(settings, backend, stop, started))
+}
+
+fn backend(kind: BackendKind) -> Result<Arc<dyn Backend>, StartError> {
+    match kind {
+        BackendKind::Fake => Ok(Arc::new(FakeBackend)),
+        #[cfg(feature = "torch")]
+        BackendKind::Torch => Ok(Arc::new(crate::backend::TorchBackend::new())),
+        #[cfg(not(feature = "torch"))]
+        BackendKind::Torch => Err(StartError::NoTorch),
+    }
+}
+
+async fn run(
+    settings: Settings,
+    backend: Arc<dyn Backend>,
+    stop: CancellationToken,
+    started: impl FnOnce(SocketAddr, SocketAddr),
+) -> Result<(), StartError> {
+    let repositories = open(&settings)?;
+    let grpc = io::bind(settings.server.grpc_addr, "--grpc-addr").await.map_err(StartError::Listen)?;
+    let web = io::bind(settings.server.http_addr, "--http-addr").await.map_err(StartError::Listen)?;
+    let (grpc_addr, http_addr) = (grpc.local_addr()?, web.local_addr()?);
+
+    let plan = CpuPlan::new(cpu_quota(), &settings.executors, settings.server.io_threads);
+    let tasks = TaskTracker::new();
+    let metrics = Arc::new(Metrics::default());
+    let (health, health_service) = Health::new().await;
+    let registry = Arc::new(Registry::default());
+    let executors = ExecutorConfig {
+        threads: plan.executors,
+        intra_op: plan.intra_op,
+        min_share: settings.admission.min_share,
+    };
+    let scheduler = Arc::new(Scheduler::start(executors, &backend)?);
+    let loader = LoaderPool::start(settings.loader.threads, &backend)?;
+    let limiter = stack::limiter(&settings.admission);
+    metrics.attach(limiter.clone(), scheduler.clone());
+    let observer = {
+        let (metrics, health, tasks) = (metrics.clone(), health.clone(), tasks.clone());
+        Box::new(move |event: &crate::lifecycle::ModelEvent| {
+            metrics.model_event(event);
+            let (health, name, live) = (health.clone(), event.model.name.clone(), event.model.live.is_some());
+            tasks.spawn(async move { health.set_model(name.as_str(), live).await });
+        })
+    };
+    let config = ManagerConfig { repositories, drain: settings.server.grace };
+    let manager = Manager::new(config, registry.clone(), backend, loader, observer);
+
+    // `closing` ends accepting and sends GOAWAY; `killed` is the end of patience.
+    let (closing, killed) = (CancellationToken::new(), CancellationToken::new());
+    let access = Arc::new(AccessLog::new(settings.log.access));
+    let infer = stack::infer(registry, limiter, scheduler.clone(), metrics.clone(), access);
+    let control = ControlLane::new(settings.admission.control_in_flight, settings.admission.control_queue);
+    let limit = usize::try_from(settings.server.max_message_bytes.as_u64()).unwrap_or(usize::MAX);
+    let native = ModelServerServer::new(ModelServerService::new(infer, manager.clone(), control, closing.clone()))
+        .max_decoding_message_size(limit)
+        .max_encoding_message_size(limit);
+    let mut routes = Routes::new(native).add_service(health_service);
+    if settings.server.reflection {
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let broken = |error| std::io::Error::other(format!("the API's own descriptors: {error}"));
+        routes = routes
+            .add_service(reflection().build_v1().map_err(broken)?)
+            .add_service(reflection().build_v1alpha().map_err(broken)?);
+    }
+    let cap: io::SharedCap = RequestCap::new(settings.server.max_requests);
+    let service = Guard::new(Shed::new(ReadDeadline::new(routes.prepare(), settings.admission.max_deadline), cap));
+    let io = io::IoThreads::start(plan.io, service, &closing, &killed)?;
+    let accepting = tasks.spawn(io.accept(grpc, closing.clone()));
+    let web_closing = killed.clone();
+    let router = http::router(health.clone(), metrics.clone());
+    let web = tasks.spawn(async move {
+        axum::serve(web, router).with_graceful_shutdown(web_closing.cancelled_owned()).await
+    });
+    tracing::info!(
+        grpc = %grpc_addr, http = %http_addr, cpus = plan.quota, executors = plan.executors, intra_op = plan.intra_op,
+        io_threads = plan.io, version = env!("CARGO_PKG_VERSION"), "listening"
+    );
+    started(grpc_addr, http_addr);
+
+    let loading = {
+        let (manager, health, allow_empty) = (manager.clone(), health.clone(), settings.allow_empty);
+        tasks.spawn(async move {
+            match manager.load_all().await {
+                Ok(loaded) if loaded > 0 || allow_empty => {
+                    health.set_ready().await;
+                    tracing::info!(models = loaded, "ready");
+                }
+                Ok(_) => tracing::error!("no model could be loaded: mend one and reload it, or stop and start again"),
+                Err(error) => tracing::error!(%error, "cannot read the repositories"),
+            }
+        })
+    };
+    let why = tokio::select! {
+        signal = drain::signal() => signal,
+        () = stop.cancelled() => "asked to",
+    };
+
+    // Down: not ready first, then deaf, then done.
+    health.set_draining().await;
+    loading.abort();
+    tracing::info!(why, drain_delay = ?settings.server.drain_delay, grace = ?settings.server.grace, "stopping: no longer ready");
+    tokio::time::sleep(settings.server.drain_delay).await;
+    closing.cancel();
+    let ended = async {
+        let Ok(io) = accepting.await else { return };
+        let _panicked = tokio::task::spawn_blocking(move || io.join()).await;
+    };
+    tokio::pin!(ended);
+    if tokio::time::timeout(settings.server.grace, ended.as_mut()).await.is_err() {
+        tracing::warn!("requests were still running when the grace time ended: they are cut off");
+        killed.cancel();
+        ended.await;
+    }
+    killed.cancel();
+    metrics.detach();
+    let _finished = web.await;
+    if tokio::time::timeout(std::time::Duration::from_secs(5), manager.finish()).await.is_err() {
+        tracing::warn!("a model was still loading: it is abandoned");
+    }
+    drop(scheduler);
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn open(settings: &Settings) -> Result<Vec<Directory>, StartError> {
+    let mut repositories = Vec::new();
+    let mut models = 0;
+    for path in &settings.repositories {
+        let repository = Directory::open(path)?;
+        models += repository.scan()?.len();
+        repositories.push(repository);
+    }
+    if models == 0 && !settings.allow_empty {
+        let paths = settings.repositories.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ");
+        return Err(StartError::Empty(paths));
+    }
+    Ok(repositories)
+}
+
+/// What `torchlane check` found out about one version of a model.
+#[derive(Debug, Clone)]
+pub struct ModelCheck {
+    /// The model.
+    pub name: String,
+    /// The version, where there is one.
+    pub version: Option<u64>,
+    /// What keeps it from being served.
+    pub problem: Option<String>,
+}
+
+/// Prepares the newest version of every model as a server would, and drops it again.
+///
+/// # Errors
+/// A repository or the backend cannot be used.
+pub fn check_models(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
+    let backend = backend(settings.backend)?;
+    let _guard = backend.enter_thread(crate::backend::ThreadRole::Loader);
+    let mut checks: Vec<ModelCheck> = Vec::new();
+    for repository in open(settings)? {
+        for found in repository.scan()? {
+            let name = found.name.to_string();
+            if checks.iter().any(|check| check.name == name) {
+                continue;
+            }
+            let (version, problem) = match found.versions.last() {
+                None => (None, Some(format!("no version: put an archive at {name}/1/model.pt"))),
+                Some(files) => {
+                    let problem = prepare(backend.as_ref(), files, None, &[]).err().map(|failure| failure.to_string());
+                    (Some(files.version.0), problem)
+                }
+            };
+            checks.push(ModelCheck { name, version, problem });
+        }
+    }
+    Ok(checks)
+}

@@ -1,0 +1,52 @@
+//! The stacks, outermost first.
+
+use std::sync::Arc;
+
+use tower::ServiceBuilder;
+
+use crate::{
+    admission::{DeadlineLayer, Headroom, LimitConfig, Limiter, PriorityLimit, PriorityLimitLayer, ResolveLayer},
+    admission::{Deadline, Resolve},
+    config::Admission,
+    registry::Registry,
+    sched::{Dispatch, Scheduler},
+    telemetry::{AccessLog, Metrics, Record, RecordLayer},
+};
+
+/// What every inference call goes through.
+pub(super) type InferStack = Record<Resolve<Deadline<PriorityLimit<Dispatch>>>>;
+
+/// Builds it.
+pub(super) fn infer(
+    registry: Arc<Registry>,
+    limiter: Arc<Limiter>,
+    scheduler: Arc<Scheduler>,
+    metrics: Arc<Metrics>,
+    access: Arc<AccessLog>,
+) -> InferStack {
+    ServiceBuilder::new()
+        // Sees every outcome, refusals included.
+        .layer(RecordLayer::new(metrics, access))
+        // Wrong requests are refused before they wait; from here on the lane is known.
+        .layer(ResolveLayer::new(registry))
+        // Holds everything below to the deadline: waiting for a ticket, for an executor, for the result.
+        .layer(DeadlineLayer)
+        // Waits for a ticket, in the order of lanes.
+        .layer(PriorityLimitLayer::new(limiter))
+        // Waits for an executor, in the same order, decided again at dispatch.
+        .service(Dispatch::new(scheduler))
+}
+
+/// The limiter that the settings describe.
+pub(super) fn limiter(settings: &Admission) -> Arc<Limiter> {
+    Limiter::new(LimitConfig {
+        max_in_flight: settings.max_in_flight,
+        queue_depth: settings.queue_depth,
+        headroom: Headroom {
+            high: settings.headroom_high,
+            normal: settings.headroom_normal,
+            low: settings.headroom_low,
+        },
+        min_share: settings.min_share,
+    })
+}

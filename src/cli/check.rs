@@ -1,0 +1,38 @@
+//! `torchlane check`
+
+use super::{Failure, print_table, serve::ConfigArgs};
+use crate::app;
+
+/// Exits with 1 if the newest version of any model would not load.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Only the configuration: load nothing
+    #[arg(long)]
+    no_models: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let layered = args.config.load()?;
+    let rows: Vec<_> = layered.provenance.into_iter().map(|row| vec![row.key, row.value, row.source]).collect();
+    print_table(&["SETTING", "VALUE", "FROM"], &rows);
+    if args.no_models {
+        return Ok(());
+    }
+    println!();
+    let checks = app::check_models(&layered.settings).map_err(Failure::failed)?;
+    let bad = checks.iter().filter(|check| check.problem.is_some()).count();
+    let rows: Vec<_> = checks
+        .into_iter()
+        .map(|check| {
+            let version = check.version.map_or_else(|| "-".to_owned(), |v| v.to_string());
+            vec![check.name, version, check.problem.unwrap_or_else(|| "ok".to_owned())]
+        })
+        .collect();
+    print_table(&["MODEL", "VERSION", "RESULT"], &rows);
+    if bad > 0 {
+        return Err(Failure::Failed(format!("{bad} of {} models would not load", rows.len())));
+    }
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! A connection to a server, for the commands that talk to one.
+
+use std::time::Duration;
+
+use tonic::{Status, transport::Channel};
+use tonic_types::StatusExt as _;
+
+use super::Failure;
+use crate::proto::model_server_client::ModelServerClient;
+
+/// Answers may be as large as gRPC allows.
+const MAX_MESSAGE: usize = i32::MAX as usize;
+
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct ServerArgs {
+    /// Address of the gRPC server
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051", env = "TORCHLANE_ADDR")]
+    addr: String,
+}
+
+impl ServerArgs {
+    pub(super) async fn connect(&self) -> Result<ModelServerClient<Channel>, Failure> {
+        let url = if self.addr.contains("://") { self.addr.clone() } else { format!("http://{}", self.addr) };
+        let endpoint = Channel::from_shared(url)
+            .map_err(|_| Failure::Usage(format!("--addr {}: write it as HOST:PORT", self.addr)))?
+            .connect_timeout(Duration::from_secs(5));
+        let channel = endpoint.connect().await.map_err(|_| {
+            Failure::Failed(format!("cannot reach torchlane at {}: is `torchlane serve` running there? (--addr)", self.addr))
+        })?;
+        Ok(ModelServerClient::new(channel).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE))
+    }
+}
+
+/// Runs a command's future.
+pub(super) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?.block_on(work)
+}
+
+/// A refusal in one line: what, why, and when to try again.
+pub(super) fn refused(status: &Status) -> Failure {
+    let details = status.get_error_details();
+    let reason = details.error_info().map(|info| format!(" [{}]", info.reason)).unwrap_or_default();
+    let retry = details
+        .retry_info()
+        .and_then(|info| info.retry_delay)
+        .map(|delay| format!(" (try again in {delay:?})"))
+        .unwrap_or_default();
+    Failure::Failed(format!("{}{reason}{retry}", status.message()))
+}
+
+/// Shows a spinner once the work has taken a second, if a person is looking.
+pub(super) async fn with_spinner<T>(what: String, work: impl Future<Output = T>) -> T {
+    tokio::pin!(work);
+    match tokio::time::timeout(Duration::from_secs(1), work.as_mut()).await {
+        Ok(done) => done,
+        Err(_) => {
+            let spinner = indicatif::ProgressBar::new_spinner().with_message(what);
+            spinner.enable_steady_tick(Duration::from_millis(100));
+            let done = work.await;
+            spinner.finish_and_clear();
+            done
+        }
+    }
+}
+
+/// `1.5 ms`
+pub(super) fn show_duration(duration: Option<prost_types::Duration>) -> String {
+    let duration: Duration = duration.and_then(|d| d.try_into().ok()).unwrap_or_default();
+    match duration.as_micros() {
+        0..1000 => format!("{} us", duration.as_micros()),
+        1000..1_000_000 => format!("{:.1} ms", duration.as_secs_f64() * 1e3),
+        _ => format!("{:.2} s", duration.as_secs_f64()),
+    }
+}
+
+/// `45.2 MB`
+pub(super) fn show_bytes(bytes: u64) -> String {
+    match bytes {
+        0..1000 => format!("{bytes} B"),
+        1000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}

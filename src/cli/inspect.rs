@@ -1,0 +1,81 @@
+//! `torchlane inspect`
+
+use std::path::PathBuf;
+
+use super::{Failure, client::show_bytes, print_table};
+use crate::loader::archive::{self, TensorInfo};
+
+/// Nothing in the file is run.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// A TorchScript archive
+    file: PathBuf,
+    /// All parameters, buffers and operators, not only the first ten
+    #[arg(long)]
+    all: bool,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let info = archive::inspect(&args.file).map_err(|error| Failure::Failed(format!("{}: {error}", args.file.display())))?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&info).map_err(Failure::failed)?);
+        return Ok(());
+    }
+    println!("{}: {} ({}, {} entries)", args.file.display(), info.class_name, show_bytes(info.size_bytes), info.entries);
+    let written = match (&info.torch_version, info.format_version) {
+        (Some(torch), Some(format)) => format!("torch {torch} or newer (archive format {format})"),
+        (None, Some(format)) => format!("not recorded (archive format {format})"),
+        _ => "not recorded".to_owned(),
+    };
+    println!("written by    {written}");
+    println!("parameters    {} ({})", info.parameters.len(), show_bytes(info.parameter_bytes()));
+    println!("buffers       {} ({})", info.buffers.len(), show_bytes(info.buffer_bytes()));
+    let effects = [
+        (info.effects.assigns_attributes, "assigns attributes"),
+        (info.effects.mutates_in_place, "may write tensors in place"),
+        (info.effects.mutates_containers, "changes lists or dicts"),
+    ];
+    let effects: Vec<_> = effects.iter().filter(|(is, _)| *is).map(|(_, what)| *what).collect();
+    println!("effects       {}", if effects.is_empty() { "none".to_owned() } else { effects.join(", ") });
+    if let Some(forward) = &info.forward {
+        println!("\nforward");
+        let mut rows: Vec<_> = forward
+            .arguments
+            .iter()
+            .map(|a| vec![a.name.clone(), a.ty.to_string(), if a.has_default { "has a default".to_owned() } else { String::new() }])
+            .collect();
+        rows.push(vec!["->".to_owned(), forward.returns.to_string(), String::new()]);
+        print_table(&["ARGUMENT", "TYPE", ""], &rows);
+    }
+    tensors("PARAMETER", &info.parameters, args.all);
+    tensors("BUFFER", &info.buffers, args.all);
+    let mut operators: Vec<_> = info.operators.iter().collect();
+    operators.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
+    let rows: Vec<_> = operators.iter().map(|(name, count)| vec![(*name).clone(), count.to_string()]).collect();
+    section(&["OPERATOR", "USES"], rows, args.all);
+    Ok(())
+}
+
+fn tensors(title: &str, tensors: &[TensorInfo], all: bool) {
+    let rows = tensors
+        .iter()
+        .map(|t| vec![t.name.clone(), t.dtype.to_string(), format!("{:?}", t.shape), show_bytes(t.bytes)])
+        .collect();
+    section(&[title, "DATATYPE", "SHAPE", "SIZE"], rows, all);
+}
+
+fn section(header: &[&str], mut rows: Vec<Vec<String>>, all: bool) {
+    if rows.is_empty() {
+        return;
+    }
+    let more = if all { 0 } else { rows.len().saturating_sub(10) };
+    rows.truncate(rows.len() - more);
+    println!();
+    print_table(header, &rows);
+    if more > 0 {
+        println!("and {more} more (--all)");
+    }
+}

@@ -1,0 +1,115 @@
+//! The command line. Results go to standard output, everything else to standard error; an error is one line that says
+//! what to do. Exit status: 0 well, 1 failed, 2 the command or the configuration is wrong.
+
+mod check;
+mod client;
+mod infer;
+mod inspect;
+mod models;
+mod picture;
+mod reload;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+/// How a command failed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Exit status 1.
+    Failed(String),
+    /// Exit status 2.
+    Usage(String),
+}
+
+impl Failure {
+    fn failed(error: impl std::fmt::Display) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+#[derive(Debug, Parser)]
+#[command(name = "torchlane", version, about = "Serves TorchScript models over gRPC, by priority and deadline")]
+#[command(after_help = "Try it:\n  torchlane serve --repository models\n  torchlane models\n  torchlane infer digits --image tests/data/digits/png/3-0017.png")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the models of a repository
+    Serve(serve::Args),
+    /// Print the merged configuration and try to load every model
+    Check(check::Args),
+    /// Send one request to a model
+    Infer(infer::Args),
+    /// Put a new version live, go back, or unload
+    Reload(reload::Args),
+    /// List models, or show one
+    Models(models::Args),
+    /// Print what an archive holds, without running it
+    Inspect(inspect::Args),
+    /// Print a completion script for a shell
+    Completions {
+        /// bash, zsh, fish, elvish or powershell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Serve(args) => serve::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Infer(args) => infer::run(&args),
+        Command::Reload(args) => reload::run(&args),
+        Command::Models(args) => models::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "torchlane", &mut std::io::stdout());
+            Ok(())
+        }
+    };
+    let (status, message) = match outcome {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Failed(message)) => (1, message),
+        Err(Failure::Usage(message)) => (2, message),
+    };
+    eprintln!("error: {}", message.replace('\n', " "));
+    ExitCode::from(status)
+}
+
+/// Prints rows in columns.
+fn print_table(header: &[&str], rows: &[Vec<String>]) {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain(header.get(column).map(|title| title.len())).max().unwrap_or(0)
+    };
+    let print = |cells: Vec<&str>| {
+        let last = cells.len().saturating_sub(1);
+        let mut line = String::new();
+        for (i, cell) in cells.iter().enumerate() {
+            line.push_str(cell);
+            if i < last {
+                line.push_str(&" ".repeat(width(i).saturating_sub(cell.chars().count()) + 2));
+            }
+        }
+        println!("{}", line.trim_end());
+    };
+    print(header.to_vec());
+    for row in rows {
+        print(row.iter().map(String::as_str).collect());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

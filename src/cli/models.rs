@@ -1,0 +1,111 @@
+//! `torchlane models`
+
+use super::{
+    Failure,
+    client::{ServerArgs, block_on, refused, show_bytes, show_duration},
+    print_table,
+};
+use crate::proto::{self, ModelState};
+
+/// Without a name: all of them.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The model to show
+    model: Option<String>,
+    #[command(flatten)]
+    server: ServerArgs,
+    /// Print each change as it happens, until interrupted
+    #[arg(long)]
+    watch: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    block_on(async {
+        let mut client = args.server.connect().await?;
+        if args.watch {
+            let request = proto::WatchModelsRequest { model: args.model.clone().unwrap_or_default() };
+            let mut events = client.watch_models(request).await.map_err(|status| refused(&status))?.into_inner();
+            while let Some(event) = events.message().await.map_err(|status| refused(&status))? {
+                let model = event.model.unwrap_or_default();
+                let at = event.at.map(|at| at.to_string()).unwrap_or_default();
+                let error = if event.error.is_empty() { String::new() } else { format!(": {}", event.error) };
+                println!("{at}  {}  {}  version {}{error}", model.name, event.change, or_dash(&model.live_version));
+            }
+            return Ok(());
+        }
+        if let Some(model) = &args.model {
+            let request = proto::GetModelRequest { model: model.clone() };
+            let model = client.get_model(request).await.map_err(|status| refused(&status))?.into_inner();
+            show(&model);
+            return Ok(());
+        }
+        let answer = client.list_models(proto::ListModelsRequest {}).await.map_err(|status| refused(&status))?;
+        let rows: Vec<_> = answer
+            .into_inner()
+            .models
+            .iter()
+            .map(|model| {
+                vec![
+                    model.name.clone(),
+                    state(model),
+                    or_dash(&model.live_version),
+                    or_dash(model.sha256.get(..12).unwrap_or_default()),
+                    show_bytes(model.bytes),
+                    or_dash(&model.live_since.map(|at| at.to_string()).unwrap_or_default()),
+                    or_dash(&model.versions.join(", ")),
+                    model.last_error.clone(),
+                ]
+            })
+            .collect();
+        print_table(&["MODEL", "STATE", "LIVE", "SHA256", "SIZE", "SINCE", "ON DISK", "LAST ERROR"], &rows);
+        Ok(())
+    })
+}
+
+fn or_dash(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
+}
+
+fn state(model: &proto::Model) -> String {
+    match model.state() {
+        ModelState::Unspecified => "unknown",
+        ModelState::Unloaded => "unloaded",
+        ModelState::Loading => "loading",
+        ModelState::Ready => "ready",
+        ModelState::Reloading => "reloading",
+        ModelState::Failed => "failed",
+    }
+    .to_owned()
+}
+
+fn show(model: &proto::Model) {
+    println!("{}: {}", model.name, state(model));
+    println!("live version  {} (generation {})", or_dash(&model.live_version), model.generation);
+    println!("before it     {}", or_dash(&model.previous_version));
+    println!("on disk       {}", or_dash(&model.versions.join(", ")));
+    println!("sha256        {}", or_dash(&model.sha256));
+    println!("size          {}", show_bytes(model.bytes));
+    println!("max batch     {}", model.max_batch);
+    if !model.last_error.is_empty() {
+        println!("last error    {}", model.last_error);
+    }
+    if let Some(phases) = model.last_phases {
+        println!("last reload   {} ({} warm-up)", show_duration(phases.total), show_duration(phases.warm_up));
+    }
+    let Some(signature) = &model.signature else { return };
+    let rows = |specs: &[proto::TensorSpec], kind: &str| -> Vec<Vec<String>> {
+        specs
+            .iter()
+            .map(|spec| {
+                let shape = if spec.any_shape { "any".to_owned() } else { format!("{:?}", spec.shape) };
+                let datatype = if spec.datatype.is_empty() { "any".to_owned() } else { spec.datatype.clone() };
+                let optional = if spec.optional { ", optional" } else { "" };
+                vec![kind.to_owned(), spec.name.clone(), datatype, shape, format!("{}{optional}", spec.script_type)]
+            })
+            .collect()
+    };
+    println!();
+    let mut all = rows(&signature.inputs, "input");
+    all.extend(rows(&signature.outputs, "output"));
+    print_table(&["", "NAME", "DATATYPE", "SHAPE", "TYPE"], &all);
+}

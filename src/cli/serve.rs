@@ -1,0 +1,71 @@
+//! `torchlane serve`
+
+use std::path::PathBuf;
+
+use super::Failure;
+use crate::{app, config, telemetry};
+
+/// Settings come from torchlane.toml, then the environment (TORCHLANE_SERVER__GRACE=5s), then these flags.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    pub(super) config: ConfigArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ConfigArgs {
+    /// Configuration file [default: torchlane.toml, if it is there]
+    #[arg(long, value_name = "FILE", env = "TORCHLANE_CONFIG")]
+    config: Option<PathBuf>,
+    /// Directory that holds models; may be given several times [default: models]
+    #[arg(long, value_name = "DIR")]
+    repository: Vec<PathBuf>,
+    /// Address of the gRPC server [default: 127.0.0.1:50051]
+    #[arg(long, value_name = "ADDR")]
+    grpc_addr: Option<String>,
+    /// Address of /metrics, /livez and /readyz [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR")]
+    http_addr: Option<String>,
+    /// pretty or json
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+    /// Start even if the repositories hold no model
+    #[arg(long)]
+    allow_empty: bool,
+    /// Any other setting, as in --set server.grace=5s; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl ConfigArgs {
+    pub(super) fn load(&self) -> Result<config::Layered, Failure> {
+        let mut flags = Vec::new();
+        for pair in &self.set {
+            let (key, value) = pair
+                .split_once('=')
+                .ok_or_else(|| Failure::Usage(format!("--set {pair}: write it as --set key=value, as in server.grace=5s")))?;
+            flags.push((key.to_owned(), value.to_owned()));
+        }
+        if !self.repository.is_empty() {
+            let paths: Vec<String> = self.repository.iter().map(|path| path.display().to_string()).collect();
+            let list = serde_json::to_string(&paths).map_err(Failure::failed)?;
+            flags.push(("repositories".to_owned(), list));
+        }
+        let named = [
+            ("server.grpc_addr", &self.grpc_addr),
+            ("server.http_addr", &self.http_addr),
+            ("log.format", &self.log_format),
+        ];
+        flags.extend(named.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value.clone()?))));
+        if self.allow_empty {
+            flags.push(("allow_empty".to_owned(), "true".to_owned()));
+        }
+        config::load(self.config.as_deref(), &flags).map_err(|error| Failure::Usage(error.to_string()))
+    }
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let settings = args.config.load()?.settings;
+    telemetry::init_logging(settings.log.format, &settings.log.level).map_err(Failure::Usage)?;
+    app::serve(settings).map_err(Failure::failed)
+}

@@ -1,0 +1,233 @@
+//! Puts the layers on top of each other and remembers where each value came from.
+
+use std::path::{Path, PathBuf};
+
+use figment::{
+    Figment, Profile,
+    error::Kind,
+    providers::{Env, Format as _, Serialized, Toml},
+    value::{Dict, Value},
+};
+use thiserror::Error;
+
+use super::Settings;
+
+/// A configuration that cannot be used. One line.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("configuration: {0}")]
+pub struct ConfigError(String);
+
+/// One value and where it came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Provenance {
+    /// Its key, for instance `server.grace`.
+    pub key: String,
+    /// Its value.
+    pub value: String,
+    /// `default`, a file, an environment variable, or a flag.
+    pub source: String,
+}
+
+/// The merged settings.
+#[derive(Debug, Clone)]
+pub struct Layered {
+    /// What holds.
+    pub settings: Settings,
+    /// Where it came from, by key.
+    pub provenance: Vec<Provenance>,
+}
+
+/// The file that is read where none is named.
+pub const DEFAULT_FILE: &str = "torchlane.toml";
+
+/// Merges defaults, the file, the environment and `flags` (key, value as TOML or plain text).
+///
+/// # Errors
+/// A file that is not there or not TOML, an unknown key, a value of the wrong type or out of range: with the place it
+/// came from.
+pub fn load(file: Option<&Path>, flags: &[(String, String)]) -> Result<Layered, ConfigError> {
+    let file = match file {
+        Some(path) if !path.is_file() => {
+            return Err(ConfigError(format!("{} does not exist: name a file with --config", path.display())));
+        }
+        Some(path) => Some(path.to_owned()),
+        None => Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.is_file()),
+    };
+    let mut figment = Figment::from(Serialized::defaults(Settings::default()));
+    if let Some(path) = &file {
+        figment = figment.merge(Toml::file_exact(path));
+    }
+    // TORCHLANE_ADDR, TORCHLANE_CACHE and TORCHLANE_CONFIG are no settings of the server.
+    let env = Env::prefixed("TORCHLANE_").ignore(&["addr", "cache", "config"]).split("__");
+    figment = figment.merge(env);
+    for (key, value) in flags {
+        figment = figment.merge(Serialized::from(nested(key, value), Profile::Default).key_named(key));
+    }
+    let settings: Settings = figment.extract().map_err(|error| explain(&error, &figment))?;
+    settings.validate().map_err(|(key, value, allowed)| {
+        ConfigError(format!("{key} = {value} is out of range: {allowed} ({})", source(&figment, key)))
+    })?;
+    let provenance = provenance(&figment)?;
+    Ok(Layered { settings, provenance })
+}
+
+trait Named {
+    fn key_named(self, key: &str) -> Flag;
+}
+
+/// A provider whose metadata names the flag.
+struct Flag {
+    inner: Serialized<Dict>,
+    name: String,
+}
+
+impl Named for Serialized<Dict> {
+    fn key_named(self, key: &str) -> Flag {
+        Flag { inner: self, name: format!("flag for {key}") }
+    }
+}
+
+impl figment::Provider for Flag {
+    fn metadata(&self) -> figment::Metadata {
+        figment::Metadata::named(self.name.clone())
+    }
+
+    fn data(&self) -> figment::error::Result<figment::value::Map<Profile, Dict>> {
+        self.inner.data()
+    }
+}
+
+/// `a.b = value` as nested tables. The value is read as TOML where it can be, as text else.
+fn nested(key: &str, value: &str) -> Dict {
+    let parsed: Option<Value> = toml::from_str::<toml::Table>(&format!("value = {value}"))
+        .ok()
+        .and_then(|mut table| table.remove("value"))
+        .and_then(|value| Value::serialize(value).ok());
+    let mut value = parsed.unwrap_or_else(|| Value::from(value));
+    let mut path: Vec<&str> = key.split('.').collect();
+    while path.len() > 1 {
+        if let Some(last) = path.pop() {
+            value = Value::from(Dict::from([(last.to_owned(), value)]));
+        }
+    }
+    Dict::from([(path.pop().unwrap_or_default().to_owned(), value)])
+}
+
+fn source(figment: &Figment, key: &str) -> String {
+    let Some(metadata) = figment.find_metadata(key) else { return "default".to_owned() };
+    if metadata.name.contains("Settings") {
+        return "default".to_owned();
+    }
+    if metadata.name.contains("environment") {
+        return format!("environment variable TORCHLANE_{}", key.to_uppercase().replace('.', "__"));
+    }
+    match &metadata.source {
+        Some(figment::Source::File(path)) => path.display().to_string(),
+        _ => metadata.name.to_string(),
+    }
+}
+
+fn explain(error: &figment::Error, figment: &Figment) -> ConfigError {
+    let error = error.clone().into_iter().next().unwrap_or_else(|| error.clone());
+    let key = error.path.join(".");
+    let (key, what) = match &error.kind {
+        Kind::UnknownField(field, known) => {
+            let full = if key.is_empty() || key.ends_with(field.as_str()) { field.clone() } else { format!("{key}.{field}") };
+            (full.clone(), format!("{full} is not a setting: known here are {}", known.join(", ")))
+        }
+        Kind::InvalidType(got, wanted) => (key.clone(), format!("{key} is {got}, {wanted} is needed")),
+        Kind::InvalidValue(got, wanted) => (key.clone(), format!("{key} is {got}, {wanted} is needed")),
+        other if key.is_empty() => (key.clone(), other.to_string()),
+        other => (key.clone(), format!("{key}: {other}")),
+    };
+    let from = match &error.metadata {
+        Some(metadata) if metadata.name.contains("environment") => {
+            format!("environment variable TORCHLANE_{}", key.to_uppercase().replace('.', "__"))
+        }
+        Some(metadata) => match &metadata.source {
+            Some(figment::Source::File(path)) => path.display().to_string(),
+            _ => metadata.name.to_string(),
+        },
+        None => source(figment, &key),
+    };
+    ConfigError(format!("{what} ({from})").replace('\n', " "))
+}
+
+fn provenance(figment: &Figment) -> Result<Vec<Provenance>, ConfigError> {
+    let merged: Dict = figment.extract().map_err(|error| explain(&error, figment))?;
+    let mut rows = Vec::new();
+    flatten("", &merged, &mut |key, value| {
+        rows.push(Provenance { value: show(value), source: source(figment, &key), key });
+    });
+    Ok(rows)
+}
+
+fn flatten(prefix: &str, dict: &Dict, emit: &mut impl FnMut(String, &Value)) {
+    for (name, value) in dict {
+        let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        match value {
+            Value::Dict(_, inner) => flatten(&key, inner, emit),
+            value => emit(key, value),
+        }
+    }
+}
+
+fn show(value: &Value) -> String {
+    match value {
+        Value::String(_, text) => text.clone(),
+        other => serde_json::to_string(other).unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_file(text: &str, flags: &[(&str, &str)]) -> Result<Layered, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("torchlane.toml");
+        std::fs::write(&path, text).unwrap();
+        let flags: Vec<_> = flags.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        load(Some(&path), &flags)
+    }
+
+    fn row<'a>(layered: &'a Layered, key: &str) -> &'a Provenance {
+        layered.provenance.iter().find(|row| row.key == key).unwrap()
+    }
+
+    #[test]
+    fn later_layers_win_and_are_named() {
+        let text = "[server]\ngrace = '5s'\nmax_message_bytes = '1MiB'\n[admission]\nmin_share = 0.1\n";
+        let layered = with_file(text, &[("server.grace", "7s"), ("repositories", "['a', 'b']")]).unwrap();
+        assert_eq!(layered.settings.server.grace.as_secs(), 7);
+        assert_eq!(layered.settings.server.max_message_bytes, bytesize::ByteSize::mib(1));
+        assert_eq!(layered.settings.repositories.len(), 2);
+        assert_eq!(row(&layered, "server.grace").source, "flag for server.grace");
+        assert!(row(&layered, "admission.min_share").source.ends_with("torchlane.toml"));
+        assert_eq!(row(&layered, "server.reflection").source, "default");
+        assert_eq!(row(&layered, "server.reflection").value, "true");
+    }
+
+    #[test]
+    fn bad_keys_and_values_are_named_with_their_place() {
+        let cases = [
+            ("[server]\ngraze = '5s'", "graze is not a setting"),
+            ("[server]\ngrace = 'soon'", "'soon' is not a duration"),
+            ("[admission]\nmax_in_flight = 'many'", "admission.max_in_flight"),
+            ("[admission]\nmin_share = 0.9", "admission.min_share = 0.9 is out of range: 0 to 0.3"),
+            ("nonsense", "torchlane.toml"),
+        ];
+        for (text, expect) in cases {
+            let error = with_file(text, &[]).unwrap_err().to_string();
+            assert!(error.contains(expect), "{text}: {error}");
+            assert!(error.contains("torchlane.toml") && !error.contains('\n'), "{error}");
+        }
+        let error = with_file("", &[("server.grpc_addr", "here")]).unwrap_err().to_string();
+        assert!(error.contains("server.grpc_addr") && error.contains("flag"), "{error}");
+    }
+
+    #[test]
+    fn a_named_file_must_be_there() {
+        assert!(load(Some(Path::new("no/such.toml")), &[]).unwrap_err().to_string().contains("no/such.toml"));
+    }
+}

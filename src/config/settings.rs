@@ -1,0 +1,225 @@
+//! Every setting, with its default.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+
+use super::human_duration;
+use crate::telemetry::{AccessPolicy, LogFormat};
+
+/// All of them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Directories that hold models; the first that has a model wins.
+    pub repositories: Vec<PathBuf>,
+    /// Start even if the repositories hold no model.
+    pub allow_empty: bool,
+    /// What runs models.
+    pub backend: BackendKind,
+    /// Addresses and limits of the wire.
+    pub server: Server,
+    /// Who may be in flight.
+    pub admission: Admission,
+    /// Threads that run batches.
+    pub executors: Executors,
+    /// Threads that load models.
+    pub loader: Loader,
+    /// Log lines.
+    pub log: Log,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            repositories: vec![PathBuf::from("models")],
+            allow_empty: false,
+            backend: BackendKind::default(),
+            server: Server::default(),
+            admission: Admission::default(),
+            executors: Executors::default(),
+            loader: Loader::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+/// What runs models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendKind {
+    /// libtorch.
+    #[default]
+    Torch,
+    /// No model at all: for tests of everything else.
+    Fake,
+}
+
+/// `[server]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// Where gRPC listens.
+    pub grpc_addr: SocketAddr,
+    /// Where `/metrics`, `/livez` and `/readyz` listen.
+    pub http_addr: SocketAddr,
+    /// Offer server reflection (v1 and v1alpha).
+    pub reflection: bool,
+    /// Longest message, each way.
+    pub max_message_bytes: ByteSize,
+    /// After the signal to stop: how long requests in flight may take to end.
+    #[serde(with = "human_duration")]
+    pub grace: Duration,
+    /// Between "not ready" and closing the door, for load balancers to notice.
+    #[serde(with = "human_duration")]
+    pub drain_delay: Duration,
+    /// Threads that read and write the wire. 0: one for each four CPUs.
+    pub io_threads: usize,
+    /// Inference requests in the process, waiting ones included; over it calls are refused unread.
+    pub max_requests: usize,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            grpc_addr: SocketAddr::from(([127, 0, 0, 1], 50051)),
+            http_addr: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            reflection: true,
+            max_message_bytes: ByteSize::mib(64),
+            grace: Duration::from_secs(30),
+            drain_delay: Duration::ZERO,
+            io_threads: 0,
+            max_requests: 4096,
+        }
+    }
+}
+
+/// `[admission]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admission {
+    /// Tickets: requests that executors hold or have queued.
+    pub max_in_flight: usize,
+    /// Requests that may wait for a ticket, in each lane.
+    pub queue_depth: usize,
+    /// Share of the tickets that HIGH and below leave to CRITICAL.
+    pub headroom_high: f64,
+    /// Share that NORMAL and below leave to HIGH and CRITICAL.
+    pub headroom_normal: f64,
+    /// Share that LOW leaves to all others.
+    pub headroom_low: f64,
+    /// Least share of executor time for a lower lane that has work. 0: strict priority.
+    pub min_share: f64,
+    /// Deadlines further away are brought forward to this.
+    #[serde(with = "human_duration")]
+    pub max_deadline: Duration,
+    /// Admin calls that run at once.
+    pub control_in_flight: usize,
+    /// Admin calls that may wait.
+    pub control_queue: usize,
+}
+
+impl Default for Admission {
+    fn default() -> Self {
+        Self {
+            max_in_flight: 256,
+            queue_depth: 512,
+            headroom_high: 0.05,
+            headroom_normal: 0.10,
+            headroom_low: 0.20,
+            min_share: 0.05,
+            max_deadline: Duration::from_secs(300),
+            control_in_flight: 4,
+            control_queue: 64,
+        }
+    }
+}
+
+/// `[executors]`
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Executors {
+    /// Threads that run batches. 0: one for each CPU of the quota.
+    pub threads: usize,
+    /// Threads that one operator may use. 0: what the quota leaves for each executor.
+    pub intra_op_threads: usize,
+}
+
+/// `[loader]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Loader {
+    /// Models that load at once.
+    pub threads: usize,
+}
+
+impl Default for Loader {
+    fn default() -> Self {
+        Self { threads: 1 }
+    }
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `pretty` or `json`.
+    pub format: LogFormat,
+    /// A filter such as `info` or `info,torchlane::access=off`.
+    pub level: String,
+    /// Which requests get a line: `all`, `sampled` or `off`.
+    pub access: AccessPolicy,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::default(), level: "info".to_owned(), access: AccessPolicy::default() }
+    }
+}
+
+impl Settings {
+    /// Checks what types cannot.
+    ///
+    /// # Errors
+    /// The key, its value, and what is allowed.
+    pub fn validate(&self) -> Result<(), (&'static str, String, &'static str)> {
+        let a = &self.admission;
+        let counts = [
+            ("admission.max_in_flight", a.max_in_flight),
+            ("admission.control_in_flight", a.control_in_flight),
+            ("server.max_requests", self.server.max_requests),
+            ("loader.threads", self.loader.threads),
+        ];
+        for (key, value) in counts {
+            if value == 0 {
+                return Err((key, "0".to_owned(), "at least 1"));
+            }
+        }
+        for (key, value) in [("executors.threads", self.executors.threads), ("executors.intra_op_threads", self.executors.intra_op_threads), ("server.io_threads", self.server.io_threads)] {
+            if value > 1024 {
+                return Err((key, value.to_string(), "at most 1024"));
+            }
+        }
+        let shares = [
+            ("admission.headroom_high", a.headroom_high),
+            ("admission.headroom_normal", a.headroom_normal),
+            ("admission.headroom_low", a.headroom_low),
+        ];
+        for (key, value) in shares {
+            if !(0.0..1.0).contains(&value) {
+                return Err((key, value.to_string(), "0 up to (not including) 1"));
+            }
+        }
+        if !(0.0..=0.3).contains(&a.min_share) {
+            return Err(("admission.min_share", a.min_share.to_string(), "0 to 0.3"));
+        }
+        if !(1024..=2 * 1024 * 1024 * 1024 - 1).contains(&self.server.max_message_bytes.as_u64()) {
+            return Err(("server.max_message_bytes", self.server.max_message_bytes.to_string(), "1KiB up to (not including) 2GiB"));
+        }
+        if self.repositories.is_empty() {
+            return Err(("repositories", "[]".to_owned(), "at least one directory"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,103 @@
+//! Reads `grpc-timeout` as the request arrives. Holding the call to it is the typed stack's business.
+
+use std::{
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::future::{Either, Ready, ready};
+use http::{HeaderMap, Request, Response};
+use tokio::time::Instant;
+use tonic::body::Body;
+use tower::Service;
+
+use crate::{
+    api,
+    error::{Error, Reason},
+};
+
+/// When the caller stops waiting; left in the request's extensions.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadline(pub Option<Instant>);
+
+/// Puts a [`Deadline`] into each request.
+#[derive(Debug, Clone)]
+pub struct ReadDeadline<S> {
+    inner: S,
+    longest: Duration,
+}
+
+impl<S> ReadDeadline<S> {
+    /// Deadlines further away than `longest` are brought forward to it; calls without one stay without.
+    pub fn new(inner: S, longest: Duration) -> Self {
+        Self { inner, longest }
+    }
+}
+
+impl<S, B> Service<Request<B>> for ReadDeadline<S>
+where
+    S: Service<Request<B>, Response = Response<Body>>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Either<S::Future, Ready<Result<Response<Body>, S::Error>>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        match timeout(request.headers()) {
+            Ok(timeout) => {
+                let deadline = timeout.map(|timeout| Instant::now() + timeout.min(self.longest));
+                request.extensions_mut().insert(Deadline(deadline));
+                Either::Left(self.inner.call(request))
+            }
+            Err(error) => Either::Right(ready(Ok(api::status(&error).into_http()))),
+        }
+    }
+}
+
+/// `grpc-timeout` is one to eight digits and a unit.
+fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
+    let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
+    let bad = || {
+        let message = format!("grpc-timeout {value:?} is not one to eight digits and one of H M S m u n");
+        Error::new(Reason::BadRequest, message).with_field("grpc-timeout")
+    };
+    let text = value.to_str().map_err(|_| bad())?;
+    let (digits, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(bad)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(bad());
+    }
+    let n: u64 = digits.parse().map_err(|_| bad())?;
+    Ok(Some(match unit {
+        "H" => Duration::from_secs(n * 3600),
+        "M" => Duration::from_secs(n * 60),
+        "S" => Duration::from_secs(n),
+        "m" => Duration::from_millis(n),
+        "u" => Duration::from_micros(n),
+        "n" => Duration::from_nanos(n),
+        _ => return Err(bad()),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_the_specification_allows_and_nothing_else() {
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", text.parse().unwrap());
+            timeout(&headers)
+        };
+        assert_eq!(read("250m").unwrap(), Some(Duration::from_millis(250)));
+        assert_eq!(read("99999999H").unwrap(), Some(Duration::from_secs(99_999_999 * 3600)));
+        for bad in ["", "5", "m", "123456789m", "1.5S", "-1S", "1s"] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+        assert_eq!(timeout(&HeaderMap::new()).unwrap(), None);
+    }
+}

@@ -1,0 +1,132 @@
+//! A cap on requests in the whole process: over it, calls are refused before their message is read.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use pin_project_lite::pin_project;
+use tonic::body::Body;
+use tower::Service;
+
+use crate::{
+    api,
+    error::{Error, Reason},
+};
+
+/// Calls to inference start with this; others (health, admin) are never shed here.
+const SHED_PREFIX: &str = "/torchlane.v1.ModelServer/Infer";
+
+/// The count, shared by all connections and I/O threads.
+#[derive(Debug)]
+pub struct RequestCap {
+    now: AtomicUsize,
+    most: usize,
+}
+
+impl RequestCap {
+    /// At most `most` requests at once.
+    pub fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self { now: AtomicUsize::new(0), most })
+    }
+}
+
+struct Counted(Arc<RequestCap>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.now.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Refuses at once, never waits.
+#[derive(Debug, Clone)]
+pub struct Shed<S> {
+    inner: S,
+    cap: Arc<RequestCap>,
+}
+
+impl<S> Shed<S> {
+    /// Counts in `cap`.
+    pub fn new(inner: S, cap: Arc<RequestCap>) -> Self {
+        Self { inner, cap }
+    }
+}
+
+impl<S, B> Service<Request<B>> for Shed<S>
+where
+    S: Service<Request<B>, Response = Response<Body>>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = ShedFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        if !request.uri().path().starts_with(SHED_PREFIX) {
+            return ShedFuture { inner: Some(self.inner.call(request)), _counted: None };
+        }
+        let counted = Counted(self.cap.clone());
+        if self.cap.now.fetch_add(1, Ordering::Relaxed) >= self.cap.most {
+            drop(counted);
+            return ShedFuture { inner: None, _counted: None };
+        }
+        ShedFuture { inner: Some(self.inner.call(request)), _counted: Some(counted) }
+    }
+}
+
+pin_project! {
+    /// The call, counted until it ends or is dropped; or a refusal.
+    pub struct ShedFuture<F> {
+        #[pin]
+        inner: Option<F>,
+        _counted: Option<Counted>,
+    }
+}
+
+impl<F, E> Future for ShedFuture<F>
+where
+    F: Future<Output = Result<Response<Body>, E>>,
+{
+    type Output = Result<Response<Body>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().inner.as_pin_mut() {
+            Some(inner) => Poll::Ready(ready!(inner.poll(cx))),
+            None => {
+                let message = "the server has as many requests as it may hold (server.max_requests)";
+                let error = Error::new(Reason::Overloaded, message).with_retry_after(Duration::from_millis(100));
+                Poll::Ready(Ok(api::status(&error).into_http()))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn over_the_cap_is_refused_and_leaving_makes_room() {
+        let cap = RequestCap::new(1);
+        let never = tower::service_fn(|_: Request<()>| std::future::pending::<Result<Response<Body>, ()>>());
+        let mut shed = Shed::new(never, cap);
+        let infer = || Request::builder().uri("/torchlane.v1.ModelServer/Infer").body(()).unwrap();
+        let first = shed.call(infer());
+        let refused = shed.call(infer()).await.unwrap();
+        assert_eq!(refused.headers()["grpc-status"], "8");
+        let admin = Request::builder().uri("/torchlane.v1.ModelServer/ReloadModel").body(()).unwrap();
+        assert!(futures::poll!(Box::pin(shed.call(admin))).is_pending(), "admin calls are not counted");
+        drop(first);
+        assert!(futures::poll!(Box::pin(shed.call(infer()))).is_pending());
+    }
+}

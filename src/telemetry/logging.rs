@@ -1,0 +1,29 @@
+//! Where log lines go and how they look.
+
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Pretty,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Starts logging to standard error. `level` is a filter as in `info,torchlane::access=off`.
+///
+/// # Errors
+/// The filter cannot be read, or logging was started already.
+pub fn init_logging(format: LogFormat, level: &str) -> Result<(), String> {
+    let filter = EnvFilter::try_new(level).map_err(|error| format!("log.level = '{level}': {error}"))?;
+    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_span_events(FmtSpan::NONE);
+    match format {
+        LogFormat::Json => base.json().flatten_event(true).try_init(),
+        LogFormat::Pretty => base.compact().try_init(),
+    }
+    .map_err(|error| error.to_string())
+}

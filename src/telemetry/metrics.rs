@@ -1,0 +1,299 @@
+//! The catalogue of metrics. `docs/metrics.md` lists the same, and a test holds the two together.
+
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+
+use crate::{
+    admission::Limiter,
+    lifecycle::{Change, ModelEvent, Phases},
+    model::Lane,
+    sched::Scheduler,
+};
+
+/// Every metric: name as scraped, type, labels.
+pub const CATALOGUE: &[(&str, &str, &str)] = &[
+    ("torchlane_requests_total", "counter", "model, version, lane, outcome"),
+    ("torchlane_request_duration_seconds", "histogram", "model, version, lane, outcome"),
+    ("torchlane_queue_duration_seconds", "histogram", "model, version, lane, outcome"),
+    ("torchlane_batch_wait_duration_seconds", "histogram", "model, version, lane, outcome"),
+    ("torchlane_compute_duration_seconds", "histogram", "model, version, lane, outcome"),
+    ("torchlane_batch_size", "histogram", "model"),
+    ("torchlane_queue_depth", "gauge", "stage, lane"),
+    ("torchlane_in_flight", "gauge", "lane"),
+    ("torchlane_reloads_total", "counter", "model, result"),
+    ("torchlane_reload_phase_duration_seconds", "gauge", "model, phase"),
+    ("torchlane_model_info", "gauge", "model, version, sha256"),
+    ("torchlane_executor_busy_seconds_total", "counter", "executor"),
+    ("torchlane_build_info", "gauge", "version"),
+];
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    model: String,
+    version: String,
+    lane: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModelLabel {
+    model: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StageLabels {
+    stage: &'static str,
+    lane: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LaneLabel {
+    lane: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReloadLabels {
+    model: String,
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PhaseLabels {
+    model: String,
+    phase: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InfoLabels {
+    model: String,
+    version: String,
+    sha256: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ExecutorLabel {
+    executor: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BuildLabels {
+    version: &'static str,
+}
+
+/// One finished request.
+#[derive(Debug, Clone)]
+pub struct Sample<'a> {
+    /// Empty where no such model exists: names that callers make up must not become series.
+    pub model: &'a str,
+    /// Empty where nothing ran.
+    pub version: String,
+    /// Its lane.
+    pub lane: Lane,
+    /// `ok`, or the reason of the error.
+    pub outcome: &'static str,
+    /// From decoded to answered.
+    pub total: Duration,
+    /// Queue, batch wait, compute and batch size, where it ran.
+    pub ran: Option<crate::call::Timing>,
+}
+
+/// All metrics of a server.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    total: Family<RequestLabels, Histogram>,
+    queue: Family<RequestLabels, Histogram>,
+    batch_wait: Family<RequestLabels, Histogram>,
+    compute: Family<RequestLabels, Histogram>,
+    batch_size: Family<ModelLabel, Histogram>,
+    depth: Family<StageLabels, Gauge>,
+    in_flight: Family<LaneLabel, Gauge>,
+    reloads: Family<ReloadLabels, Counter>,
+    phases: Family<PhaseLabels, Gauge<f64, std::sync::atomic::AtomicU64>>,
+    info: Family<InfoLabels, Gauge>,
+    busy: Family<ExecutorLabel, Counter<f64, std::sync::atomic::AtomicU64>>,
+    live: Mutex<std::collections::HashMap<String, InfoLabels>>,
+    sources: Mutex<Option<(Arc<Limiter>, Arc<Scheduler>)>>,
+}
+
+/// 100 µs to 60 s, about three to a decade.
+fn durations() -> Histogram {
+    Histogram::new([
+        0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+    ])
+}
+
+fn sizes() -> Histogram {
+    Histogram::new([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0])
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("torchlane"),
+            requests: Family::default(),
+            total: Family::new_with_constructor(durations),
+            queue: Family::new_with_constructor(durations),
+            batch_wait: Family::new_with_constructor(durations),
+            compute: Family::new_with_constructor(durations),
+            batch_size: Family::new_with_constructor(sizes),
+            depth: Family::default(),
+            in_flight: Family::default(),
+            reloads: Family::default(),
+            phases: Family::default(),
+            info: Family::default(),
+            busy: Family::default(),
+            live: Mutex::default(),
+            sources: Mutex::default(),
+        };
+        let r = &mut metrics.registry;
+        r.register("requests", "Requests answered or refused", metrics.requests.clone());
+        let seconds = Unit::Seconds;
+        r.register_with_unit("request_duration", "From decoded request to answer", seconds, metrics.total.clone());
+        r.register_with_unit("queue_duration", "Waiting to be let in", Unit::Seconds, metrics.queue.clone());
+        r.register_with_unit("batch_wait_duration", "Waiting for an executor", Unit::Seconds, metrics.batch_wait.clone());
+        r.register_with_unit("compute_duration", "Executor time of the batch", Unit::Seconds, metrics.compute.clone());
+        r.register("batch_size", "Items in the batch of a request", metrics.batch_size.clone());
+        r.register("queue_depth", "Requests that wait, for a ticket (admission) or an executor (scheduler)", metrics.depth.clone());
+        r.register("in_flight", "Requests that hold a ticket", metrics.in_flight.clone());
+        r.register("reloads", "Loads and reloads by result", metrics.reloads.clone());
+        r.register_with_unit("reload_phase_duration", "Phases of the last reload", Unit::Seconds, metrics.phases.clone());
+        r.register("model_info", "1 for the live version of each model", metrics.info.clone());
+        r.register_with_unit("executor_busy", "Time spent running batches", Unit::Seconds, metrics.busy.clone());
+        let build = Family::<BuildLabels, Gauge>::default();
+        build.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
+        r.register("build_info", "1 for the version of torchlane", build);
+        metrics
+    }
+}
+
+impl Metrics {
+    /// Where queue depths and busy times are read at each scrape.
+    pub fn attach(&self, limiter: Arc<Limiter>, scheduler: Arc<Scheduler>) {
+        *self.sources.lock() = Some((limiter, scheduler));
+    }
+
+    /// Lets go of what [`Metrics::attach`] gave.
+    pub fn detach(&self) {
+        *self.sources.lock() = None;
+    }
+
+    /// Counts a finished request.
+    pub fn request(&self, sample: Sample<'_>) {
+        let labels = RequestLabels {
+            model: sample.model.to_owned(),
+            version: sample.version,
+            lane: sample.lane.as_str(),
+            outcome: sample.outcome,
+        };
+        self.requests.get_or_create(&labels).inc();
+        self.total.get_or_create(&labels).observe(sample.total.as_secs_f64());
+        if let Some(timing) = sample.ran {
+            self.queue.get_or_create(&labels).observe(timing.queue.as_secs_f64());
+            self.batch_wait.get_or_create(&labels).observe(timing.batch_wait.as_secs_f64());
+            self.compute.get_or_create(&labels).observe(timing.compute.as_secs_f64());
+            self.batch_size.get_or_create(&ModelLabel { model: labels.model }).observe(timing.batch_size as f64);
+        }
+    }
+
+    /// Notes a change of a model.
+    pub fn model_event(&self, event: &ModelEvent) {
+        let model = event.model.name.to_string();
+        let result = match event.change {
+            Change::Ready | Change::Reloaded => Some("ok"),
+            Change::Failed => Some("failed"),
+            _ => None,
+        };
+        if let Some(result) = result {
+            self.reloads.get_or_create(&ReloadLabels { model: model.clone(), result }).inc();
+        }
+        if let Some(phases) = event.model.last_phases {
+            self.phases(&model, phases);
+        }
+        let mut live = self.live.lock();
+        if let Some(old) = live.remove(&model) {
+            self.info.remove(&old);
+        }
+        if let Some(now) = &event.model.live {
+            let labels = InfoLabels { model: model.clone(), version: now.version.to_string(), sha256: now.sha256.clone() };
+            self.info.get_or_create(&labels).set(1);
+            live.insert(model, labels);
+        }
+    }
+
+    fn phases(&self, model: &str, phases: Phases) {
+        let each = [
+            ("verify", phases.verify),
+            ("load", phases.load),
+            ("warm_up", phases.warm_up),
+            ("swap", phases.swap),
+            ("drain", phases.drain),
+        ];
+        for (phase, took) in each {
+            self.phases.get_or_create(&PhaseLabels { model: model.to_owned(), phase }).set(took.as_secs_f64());
+        }
+    }
+
+    /// Everything, as OpenMetrics text.
+    pub fn encode(&self) -> String {
+        self.refresh();
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _infallible = encode(&mut text, &self.registry);
+        text
+    }
+
+    fn refresh(&self) {
+        let sources = self.sources.lock();
+        let Some((limiter, scheduler)) = sources.as_ref() else { return };
+        let (admission, ran) = (limiter.snapshot(), scheduler.snapshot());
+        let count = |n: Option<&usize>| n.map_or(0, |n| i64::try_from(*n).unwrap_or(i64::MAX));
+        for lane in Lane::ALL {
+            let (i, name) = (lane.index(), lane.as_str());
+            self.in_flight.get_or_create(&LaneLabel { lane: name }).set(count(admission.in_flight.get(i)));
+            for (stage, waiting) in [("admission", admission.waiting), ("scheduler", ran.waiting)] {
+                self.depth.get_or_create(&StageLabels { stage, lane: name }).set(count(waiting.get(i)));
+            }
+        }
+        for (i, busy) in ran.busy.iter().enumerate() {
+            let counter = self.busy.get_or_create(&ExecutorLabel { executor: i.to_string() });
+            counter.inc_by((busy.as_secs_f64() - counter.get()).max(0.0));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_catalogue_is_what_is_registered_and_what_is_documented() {
+        let metrics = Metrics::default();
+        metrics.request(Sample {
+            model: "m",
+            version: "1".into(),
+            lane: Lane::Normal,
+            outcome: "ok",
+            total: Duration::from_millis(1),
+            ran: Some(crate::call::Timing { batch_size: 1, ..Default::default() }),
+        });
+        let text = metrics.encode();
+        let registered: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+        let documented = include_str!("../../docs/metrics.md");
+        assert_eq!(registered.len(), CATALOGUE.len(), "{registered:?}");
+        for (name, kind, labels) in CATALOGUE {
+            let family = format!("{} {kind}", name.strip_suffix("_total").filter(|_| *kind == "counter").unwrap_or(name));
+            assert!(registered.contains(&family.as_str()), "{family} is not registered");
+            assert!(documented.contains(&format!("| `{name}` | {kind} | {labels} |")), "{name} is not in docs/metrics.md");
+        }
+        let rows = documented.lines().filter(|line| line.starts_with("| `torchlane_")).count();
+        assert_eq!(rows, CATALOGUE.len(), "docs/metrics.md lists something else");
+    }
+}

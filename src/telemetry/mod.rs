@@ -1,0 +1,11 @@
+//! What can be seen from outside: metrics, the access log, tracing.
+
+mod access;
+mod logging;
+mod metrics;
+mod record;
+
+pub use access::{AccessLog, AccessPolicy};
+pub use logging::{LogFormat, init_logging};
+pub use metrics::{CATALOGUE, Metrics};
+pub use record::{Record, RecordLayer};

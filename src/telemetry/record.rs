@@ -1,0 +1,165 @@
+//! Counts and logs every request, whatever becomes of it.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use pin_project_lite::pin_project;
+use tokio::time::Instant;
+use tower::{Layer, Service};
+
+use super::{AccessLog, Metrics, metrics::Sample};
+use crate::{
+    call::{InferCall, InferReply, Timing},
+    error::{Error, Reason},
+    model::Lane,
+};
+
+/// Puts a [`Record`] around a service.
+#[derive(Debug, Clone)]
+pub struct RecordLayer {
+    metrics: Arc<Metrics>,
+    access: Arc<AccessLog>,
+}
+
+impl RecordLayer {
+    /// Counts in `metrics` and writes to `access`.
+    pub fn new(metrics: Arc<Metrics>, access: Arc<AccessLog>) -> Self {
+        Self { metrics, access }
+    }
+}
+
+impl<S> Layer<S> for RecordLayer {
+    type Service = Record<S>;
+
+    fn layer(&self, inner: S) -> Record<S> {
+        Record { inner, to: self.clone() }
+    }
+}
+
+/// Starts every request as "cancelled" and records what it was when it ends or is dropped.
+#[derive(Debug, Clone)]
+pub struct Record<S> {
+    inner: S,
+    to: RecordLayer,
+}
+
+impl<S> Service<InferCall> for Record<S>
+where
+    S: Service<InferCall, Response = InferReply, Error = Error>,
+{
+    type Response = InferReply;
+    type Error = Error;
+    type Future = Recorded<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, call: InferCall) -> Self::Future {
+        let entry = Entry {
+            to: self.to.clone(),
+            request_id: call.request_id.clone(),
+            model: call.model.clone(),
+            tenant: call.tenant.clone(),
+            lane: call.lane.unwrap_or(Lane::Normal),
+            received: call.received,
+            version: String::new(),
+            outcome: Reason::Cancelled.as_str(),
+            timing: None,
+            error: None,
+            span: call.span.clone(),
+        };
+        Recorded { inner: self.inner.call(call), entry }
+    }
+}
+
+pin_project! {
+    /// The inner call, recorded when it ends.
+    pub struct Recorded<F> {
+        #[pin]
+        inner: F,
+        entry: Entry,
+    }
+}
+
+impl<F> Future for Recorded<F>
+where
+    F: Future<Output = Result<InferReply, Error>>,
+{
+    type Output = Result<InferReply, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let result = ready!(this.inner.poll(cx));
+        match &result {
+            Ok(reply) => {
+                this.entry.outcome = "ok";
+                this.entry.version = reply.version.to_string();
+                this.entry.timing = Some(reply.timing);
+            }
+            Err(error) => {
+                this.entry.outcome = error.reason().as_str();
+                this.entry.error = Some(error.message().to_owned());
+                if error.reason() == Reason::UnknownModel {
+                    this.entry.model.clear();
+                }
+            }
+        }
+        Poll::Ready(result)
+    }
+}
+
+struct Entry {
+    to: RecordLayer,
+    request_id: String,
+    model: String,
+    tenant: Arc<str>,
+    lane: Lane,
+    received: Instant,
+    version: String,
+    outcome: &'static str,
+    timing: Option<Timing>,
+    error: Option<String>,
+    span: tracing::Span,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let total = self.received.elapsed();
+        if let Some(suppressed) = self.to.access.admit(self.outcome == "ok") {
+            let _in_span = self.span.enter();
+            let timing = self.timing.unwrap_or_default();
+            tracing::info!(
+                target: "torchlane::access",
+                request_id = self.request_id,
+                model = self.model,
+                version = self.version,
+                lane = self.lane.as_str(),
+                tenant = &*self.tenant,
+                outcome = self.outcome,
+                queue_us = micros(timing.queue),
+                batch_wait_us = micros(timing.batch_wait),
+                compute_us = micros(timing.compute),
+                total_us = micros(total),
+                batch_size = timing.batch_size,
+                suppressed,
+                error = self.error,
+            );
+        }
+        self.to.metrics.request(Sample {
+            model: &self.model,
+            version: std::mem::take(&mut self.version),
+            lane: self.lane,
+            outcome: self.outcome,
+            total,
+            ran: self.timing,
+        });
+    }
+}
+
+fn micros(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
