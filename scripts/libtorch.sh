@@ -1,88 +1,162 @@
 #!/usr/bin/env bash
-# Puts a CPU-only libtorch together, once for all clones, and prints its folder.
+# Prints the path of a CPU-only libtorch 2.13, and assembles it first where there is none.
 #
-# The wheels are CUDA builds of several GB installed; the CPU half needs libtorch_cpu, libc10 and libgomp, and two
-# small CUDA libraries that libtorch_cpu links against but does not use without a GPU. Nothing is run from the wheels.
+# It is taken from Python wheels (the official archive may be out of reach), once for each user: all clones share
+# it. Each download is checked by sha256, two clones may run this at once, and a run that is interrupted leaves
+# nothing behind that a later one would take for whole. LIBTORCH is respected where it is set.
+# Only the path goes to standard output. With `--ready` it prints nothing, and succeeds if nothing is left to fetch.
 set -euo pipefail
 
-VERSION=2.13.0
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+version=2.13.0
+series=2.13
+requirements=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/libtorch-wheels.txt
+need_mb=2000
+
 say() { printf 'libtorch: %s\n' "$*" >&2; }
-die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+die() { say "$*"; exit 1; }
+
+check_own() {
+    local dir=$1 found
+    # Cargo runs build scripts in other folders: there a relative path would be another one.
+    case $dir in /*) ;; *) die "LIBTORCH is $dir: give the whole path, from /" ;; esac
+    [ -d "$dir" ] || die "LIBTORCH is $dir, which is no folder"
+    dir=$(cd "$dir" && pwd)
+    [ -e "$dir/lib/libtorch.so" ] || die "LIBTORCH is $dir, which has no lib/libtorch.so"
+    [ -d "$dir/include" ] || die "LIBTORCH is $dir, which has no include/"
+    if [ ! -r "$dir/build-version" ]; then
+        say "warning: $dir has no build-version file; make sure that it is libtorch $version"
+    else
+        found=$(tr -d '[:space:]' <"$dir/build-version")
+        case "${found%%+*}" in
+        "$version") ;;
+        "$series".*)
+            [ -n "${LIBTORCH_BYPASS_VERSION_CHECK:-}" ] ||
+                die "$dir is libtorch $found; tch asks for $version: set LIBTORCH_BYPASS_VERSION_CHECK=1 to take it all the same"
+            ;;
+        *) die "$dir is libtorch $found; $series is needed: unset LIBTORCH, or point it to a libtorch $version" ;;
+        esac
+    fi
+    printf '%s\n' "$dir"
+}
+
+ready_only=
+[ "${1:-}" != --ready ] || ready_only=yes
 
 if [ -n "${LIBTORCH:-}" ]; then
-    [ -e "$LIBTORCH/lib/libtorch.so" ] || die "LIBTORCH=$LIBTORCH has no lib/libtorch.so: unset it, or name a libtorch $VERSION"
-    found=$(cut -d+ -f1 "$LIBTORCH/build-version" 2>/dev/null || true)
-    [ -z "$found" ] || [ "$found" = "$VERSION" ] || die "LIBTORCH=$LIBTORCH is libtorch $found, torchlane needs $VERSION"
-    printf '%s\n' "$LIBTORCH"
-    exit 0
-fi
-[ "$(uname -sm)" = "Linux x86_64" ] ||
-    die "no libtorch is put together for $(uname -sm): set LIBTORCH to a libtorch $VERSION for it"
-
-cache=${TORCHLANE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/torchlane}
-target=$cache/libtorch-$VERSION-cpu-x86_64
-if [ -e "$target/build-version" ]; then
-    printf '%s\n' "$target"
-    exit 0
+    [ -z "$ready_only" ] || exit 0
+    check_own "$LIBTORCH"
+    exit
 fi
 
-mkdir -p "$cache"
+machine="$(uname -s) $(uname -m)"
+[ "$machine" = "Linux x86_64" ] || die "no ready libtorch for $machine: set LIBTORCH to a libtorch $series for this machine"
+getconf GNU_LIBC_VERSION >/dev/null 2>&1 || die "no ready libtorch without glibc: set LIBTORCH to a libtorch $series for this machine"
+[ -n "${TORCHLANE_CACHE:-${XDG_CACHE_HOME:-${HOME:-}}}" ] || die "HOME is not set: set TORCHLANE_CACHE to a folder for libtorch"
+
+cache=${TORCHLANE_CACHE:-${XDG_CACHE_HOME:-${HOME:-}/.cache}/torchlane}
+[ -z "$ready_only" ] || { [ -e "$cache/libtorch-$version-cpu-x86_64/build-version" ] && exit 0 || exit 1; }
+mkdir -p "$cache" || die "cannot make $cache: set TORCHLANE_CACHE to a folder that can be written"
+cache=$(cd "$cache" && pwd)
+home=$cache/libtorch-$version-cpu-x86_64
+part=$cache/.libtorch.part
+
+# The folder gets its name only once it is whole.
+if [ -e "$home/build-version" ]; then
+    printf '%s\n' "$home"
+    exit
+fi
+
+command -v python3 >/dev/null || die "python3 is missing: sudo apt-get install python3 python3-pip"
+python3 -m pip --version >/dev/null 2>&1 || die "pip is missing: sudo apt-get install python3-pip"
+
 exec 9>"$cache/.libtorch.lock"
-flock -n 9 || { say "another build is at it, waiting"; flock 9; }
-if [ -e "$target/build-version" ]; then
-    printf '%s\n' "$target"
-    exit 0
+if ! flock --nonblock 9; then
+    say "another run is fetching it; waiting for that one"
+    flock 9
 fi
-free=$(df -Pk "$cache" | awk 'NR==2 {print int($4/1024)}')
-[ "$free" -ge 2000 ] || die "$cache has $free MiB free, 2000 are needed for a while: free some, or set TORCHLANE_CACHE"
+if [ -e "$home/build-version" ]; then
+    printf '%s\n' "$home"
+    exit
+fi
 
-# What an interrupted run left behind is of no use: the lock is ours.
-rm -rf "$cache"/.libtorch.??????
-work=$(mktemp -d "$cache/.libtorch.XXXXXX")
-trap 'rm -rf "$work"' EXIT
-bar=off
-[ -t 2 ] && bar=on
-say "fetching torch $VERSION (530 MB, once; kept in $cache)"
-python3 -m pip download --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
-    --implementation cp --python-version 3.12 --abi cp312 --abi none \
-    --platform manylinux_2_28_x86_64 --platform manylinux_2_25_x86_64 --platform manylinux2014_x86_64 --platform manylinux_2_17_x86_64 \
-    --progress-bar "$bar" --no-cache-dir -r "$here/libtorch-wheels.txt" -d "$work/wheels" >&2 ||
-    die "the download failed: check the network and run this again, or set LIBTORCH to a libtorch $VERSION"
+ticker=
+cleanup() {
+    [ -z "$ticker" ] || kill "$ticker" 2>/dev/null || true
+    rm -rf "$part"
+}
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
 
-say "unpacking"
-python3 - "$work" "$VERSION" >&2 <<'PY'
+# Under the lock no one else owns this: it is what an interrupted run left.
+rm -rf "$part" "$home"
+mkdir -p "$part/wheels" "$part/tmp" "$part/libtorch/lib"
+
+free_mb=$(df -Pm "$part" | awk 'NR == 2 { print $4 }')
+[ "$free_mb" -ge "$need_mb" ] ||
+    die "$cache has $free_mb MB free; $need_mb MB are needed while it is put together, 490 MB after (TORCHLANE_CACHE names another folder)"
+
+say "fetching libtorch $version for the CPU into $home"
+say "1 of 3: downloading torch (530 MB) and two small libraries; this is done once"
+progress=on
+if [ ! -t 2 ]; then
+    progress=off
+    (
+        exec 9>&-
+        while sleep 15; do
+            say "        $(du -sm "$part" 2>/dev/null | cut -f1) MB so far"
+        done
+    ) &
+    ticker=$!
+fi
+# The tags are given, so that any Python will do, not only the one the wheel is for.
+TMPDIR=$part/tmp PIP_REQUIRE_VIRTUALENV=0 python3 -m pip download \
+    --quiet --disable-pip-version-check --no-input --no-cache-dir --progress-bar "$progress" \
+    --no-deps --only-binary=:all: --require-hashes --requirement "$requirements" \
+    --python-version 3.12 --implementation cp --abi cp312 --abi none \
+    --platform manylinux_2_28_x86_64 --platform manylinux_2_25_x86_64 --platform manylinux_2_17_x86_64 \
+    --dest "$part/wheels" 9>&- >&2 ||
+    die "the download failed (pip says why above); run this again, or set LIBTORCH to a libtorch $version"
+
+say "2 of 3: unpacking what is needed"
+python3 - "$part/wheels" "$part/libtorch" <<'PY'
 import pathlib, shutil, sys, zipfile
 
-work, version = pathlib.Path(sys.argv[1]), sys.argv[2]
-root = work / "libtorch"
-wanted = {"torch/lib/libtorch_cpu.so", "torch/lib/libc10.so", "torch/lib/libgomp.so.1"}
-found = set()
-for wheel in sorted((work / "wheels").glob("*.whl")):
+wheels, out = map(pathlib.Path, sys.argv[1:])
+LIBRARIES = {"libtorch_cpu.so", "libc10.so", "libgomp.so.1", "libcudart.so.13", "libcupti.so.13"}
+taken = set()
+for wheel in sorted(wheels.glob("*.whl")):
     with zipfile.ZipFile(wheel) as archive:
         for entry in archive.infolist():
-            name = entry.filename
-            base = name.rsplit("/", 1)[-1]
-            if name.startswith("torch/include/") and base:
-                target = root / "include" / name[len("torch/include/"):]
-            elif name in wanted or base in ("libcudart.so.13", "libcupti.so.13"):
-                target = root / "lib" / base
-                found.add(base)
+            path = pathlib.PurePosixPath(entry.filename)
+            if entry.is_dir():
+                continue
+            if path.parts[:2] == ("torch", "include"):
+                to = out.joinpath(*path.parts[1:])
+            elif path.name in LIBRARIES:
+                to = out / "lib" / path.name
+                taken.add(path.name)
+            elif ".dist-info/licenses/" in entry.filename or path.name == "NOTICE":
+                to = out / "licenses" / wheel.name.split("-")[0] / "/".join(path.parts[2:])
             else:
                 continue
-            if ".." in target.parts:
-                sys.exit(f"error: {wheel.name} holds the path {name}")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with archive.open(entry) as source, open(target, "wb") as out:
-                shutil.copyfileobj(source, out, 1 << 20)
-missing = {"libtorch_cpu.so", "libc10.so", "libgomp.so.1", "libcudart.so.13", "libcupti.so.13"} - found
+            to.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(entry) as source, open(to, "wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+    wheel.unlink()
+missing = LIBRARIES - taken
 if missing:
-    sys.exit(f"error: the wheels lack {', '.join(sorted(missing))}")
-# The linker follows this script; nothing is loaded under this name at run time.
-(root / "lib" / "libtorch.so").write_text("INPUT(libtorch_cpu.so)\n")
-(root / "build-version").write_text(version + "\n")
+    sys.exit("libtorch: the wheels lack " + ", ".join(sorted(missing)))
+# torch-sys links `torch`, which has no code of its own: the linker is sent on to the library that has.
+(out / "lib" / "libtorch.so").write_text("INPUT(libtorch_cpu.so)\n")
+(out / "build-version").write_text("2.13.0\n")
 PY
-rm -rf "$target"
-mv "$work/libtorch" "$target"
-say "ready in $target"
-printf '%s\n' "$target"
+
+say "3 of 3: loading it once, to see that it works here"
+python3 -c 'import ctypes, sys; ctypes.CDLL(sys.argv[1])' "$part/libtorch/lib/libtorch_cpu.so" ||
+    die "it does not load on this machine (the line above says why): set LIBTORCH to a libtorch $version that does"
+
+sync -f "$part/libtorch"
+mv -T "$part/libtorch" "$home"
+say "ready: $home ($(du -sm "$home" | cut -f1) MB)"
+printf '%s\n' "$home"

@@ -1,0 +1,53 @@
+# torchlane: `make run` and `make test` do everything from a fresh clone. `make help` lists the rest.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+MAKEFLAGS += --no-print-directory
+
+# A fresh rustup is not on the PATH of a shell that was open before it.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+# `make build` leaves target/release/torchlane, whatever the user's own cargo settings say.
+export CARGO_TARGET_DIR := $(CURDIR)/target
+
+ARGS ?=
+
+.PHONY: help setup libtorch build run test bench lint models bench-models clean
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
+
+setup: ## name what is missing on this machine
+	@scripts/setup.sh
+
+libtorch: setup ## fetch libtorch into the user's cache, once
+	@scripts/cargo-config.sh
+
+build: libtorch ## the server: target/release/torchlane
+	cargo build --release --locked
+
+run: build ## serve models/ (more flags: make run ARGS="--http-addr 127.0.0.1:9090")
+	@exec target/release/torchlane serve --repository models $(ARGS)
+
+test: ## every check and test
+	@scripts/setup.sh --test
+	@scripts/cargo-config.sh
+	@scripts/test.sh
+
+lint: ## formatting and clippy alone
+	@scripts/setup.sh --test
+	@scripts/cargo-config.sh
+	@scripts/test.sh fmt clippy clippy-no-torch
+
+bench: build bench-models ## measure beside a plain libtorch loop and a tonic echo
+	@if [ ! -x scripts/bench.sh ]; then echo "make: there is no scripts/bench.sh yet" >&2; exit 1; fi
+	@exec scripts/bench.sh $(ARGS)
+
+bench-models: ## the benchmark's models, in bench-models/ (fetches PyTorch into the user's cache)
+	@scripts/bench_models.sh
+
+models: ## make the sample and test models again (fetches PyTorch into the user's cache)
+	@scripts/models.sh
+
+clean: ## remove what was built here (the user's cache stays)
+	rm -rf target bench-models
