@@ -284,6 +284,14 @@ mod tests {
             total: Duration::from_millis(1),
             ran: Some(crate::call::Timing { batch_size: 1, ..Default::default() }),
         });
+        // A family without a member is not written.
+        let model = || "m".to_owned();
+        metrics.depth.get_or_create(&StageLabels { stage: "admission", lane: "LOW" }).set(0);
+        metrics.in_flight.get_or_create(&LaneLabel { lane: "LOW" }).set(0);
+        metrics.reloads.get_or_create(&ReloadLabels { model: model(), result: "ok" }).inc();
+        metrics.phases(&model(), Phases::default());
+        metrics.info.get_or_create(&InfoLabels { model: model(), version: model(), sha256: model() }).set(1);
+        metrics.busy.get_or_create(&ExecutorLabel { executor: model() }).inc_by(1.0);
         let text = metrics.encode();
         let registered: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
         let documented = include_str!("../../docs/metrics.md");
