@@ -42,11 +42,11 @@ cargo_deny() {
     if [ ! -x "$root/bin/cargo-deny" ]; then
         echo "installing cargo-deny $cargo_deny_version, once (one to two minutes)" >&2
         mkdir -p "$root"
-        # Not optimised: it runs for a second, and would compile for three times as long. Each run builds apart
-        # from any other, and cargo keeps two installs into one root from mixing.
-        CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
-            CARGO_TARGET_DIR=$root/build.$$ cargo install --locked --quiet "cargo-deny@$cargo_deny_version" --root "$root" >&2
-        rm -rf "$root/build.$$"
+        # Not optimised: it runs for a second, and would compile for three times as long. cargo builds it in a
+        # temporary folder of its own and keeps two installs into one root apart.
+        env -u CARGO_TARGET_DIR CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off \
+            CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+            cargo install --locked --quiet "cargo-deny@$cargo_deny_version" --root "$root" >&2
     fi
     printf '%s\n' "$root/bin/cargo-deny"
 }
