@@ -38,7 +38,7 @@ pub struct Layered {
 }
 
 /// The file that is read where none is named.
-pub const DEFAULT_FILE: &str = "torchlane.toml";
+const DEFAULT_FILE: &str = "torchlane.toml";
 
 /// Merges defaults, the file, the environment and `flags` (key, value as TOML or plain text).
 ///

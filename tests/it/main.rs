@@ -1,0 +1,9 @@
+//! Integration tests: one binary. Each server runs in this process, on ports that the system chooses.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+mod fake;
+mod server;
+mod tidy;
+#[cfg(feature = "torch")]
+mod torch;

@@ -1,0 +1,62 @@
+//! Rules about the code itself.
+
+use std::{fs, path::{Path, PathBuf}};
+
+fn sources(dir: &Path, into: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, into);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            into.push(path);
+        }
+    }
+}
+
+fn naming(word: &str) -> Vec<String> {
+    let mut files = Vec::new();
+    sources(Path::new("src"), &mut files);
+    let names = |path: &PathBuf| {
+        // Code only: pages and comments may speak of anything.
+        fs::read_to_string(path).unwrap().lines().any(|line| !line.trim_start().starts_with("//") && line.contains(word))
+    };
+    files.iter().filter(|path| names(path)).map(|path| path.display().to_string()).collect()
+}
+
+#[test]
+fn only_the_backend_names_tch() {
+    assert_eq!(naming("tch::"), ["src/backend/torch.rs"]);
+}
+
+#[test]
+fn only_the_registry_names_arc_swap() {
+    let files = naming("arc_swap");
+    assert!(!files.is_empty() && files.iter().all(|file| file.starts_with("src/registry/")), "{files:?}");
+}
+
+#[test]
+fn only_the_torch_backend_is_unsafe() {
+    assert_eq!(naming("unsafe {"), ["src/backend/torch.rs"]);
+}
+
+#[test]
+fn files_stay_short_enough_to_read() {
+    let mut files = Vec::new();
+    sources(Path::new("src"), &mut files);
+    for path in files {
+        let lines = fs::read_to_string(&path).unwrap().lines().count();
+        assert!(lines <= 600, "{} has {lines} lines", path.display());
+    }
+}
+
+#[test]
+fn the_architecture_page_names_every_module() {
+    let page = fs::read_to_string("docs/architecture.md").unwrap();
+    for entry in fs::read_dir("src").unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            assert!(page.contains(&format!("`{name}/`")), "docs/architecture.md does not name {name}/");
+        }
+    }
+}

@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Real clients against the real binary: grpcurl and Python's grpcio, as the README has them.
+# Needs GRPCURL and WIRE_PYTHON (scripts/tools.sh) and target/release/torchlane.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+bin=${CARGO_TARGET_DIR:-target}/release/torchlane
+work=$(mktemp -d)
+server=
+cleanup() {
+    if [ -n "$server" ]; then kill -KILL "$server" 2>/dev/null || true; fi
+    rm -rf "$work"
+}
+trap cleanup EXIT
+passed=0
+ok() { passed=$((passed + 1)); printf 'ok %s\n' "$1"; }
+die() { printf 'not ok %s\n' "$1" >&2; [ -f "$work/log" ] && tail -5 "$work/log" >&2; exit 1; }
+has() { grep -qF -- "$2" <<<"$1" || die "$3: no '$2' in: $1"; }
+
+# Port 0: the system chooses, the log says which.
+began=$(date +%s%N)
+env -i PATH=/usr/bin:/bin "$bin" serve --repository models --grpc-addr 127.0.0.1:0 --http-addr 127.0.0.1:0 \
+    --log-format json --set log.access=all 2>"$work/log" &
+server=$!
+address() { sed -n 's/.*"'"$1"'":"\([0-9.:]*\)".*/\1/p' "$work/log" | head -1; }
+for _ in $(seq 600); do grep -q '"message":"ready"' "$work/log" && break; sleep 0.02; done
+grep -q '"message":"ready"' "$work/log" || die "the server is ready"
+took=$((($(date +%s%N) - began) / 1000000))
+grpc=$(address grpc) http=$(address http)
+[ "$took" -lt 2000 ] || [ -n "${CI:-}" ] || die "ready within 2 s (took $took ms)"
+ok "ready in $took ms, with an empty environment"
+
+call() { "$GRPCURL" -plaintext "$@" 2>&1; }
+has "$(call "$grpc" list)" torchlane.v1.ModelServer "reflection"
+has "$(call "$grpc" describe torchlane.v1.InferRequest)" request_id "reflection"
+ok "grpcurl finds the API by reflection"
+has "$(call -d '{}' "$grpc" grpc.health.v1.Health/Check)" SERVING "health"
+has "$(call -d '{"service":"digits"}' "$grpc" grpc.health.v1.Health/Check)" SERVING "health"
+ok "health, of the server and of a model"
+answer=$(call -d '{"model":"tagger","inputs":[{"name":"tokens","datatype":"INT64","shape":[3],"int64_data":[51,114,100]},{"name":"weights","datatype":"FP32","shape":[3],"float_data":[0.25,0.5,0.75]}],"parameters":{"typed":"true"}}' "$grpc" torchlane.v1.ModelServer/Infer)
+has "$answer" 3.3125 "infer"
+ok "a request typed by hand"
+answer=$(call -d '{"model":"nope"}' "$grpc" torchlane.v1.ModelServer/Infer || true)
+has "$answer" "NotFound" "unknown model"
+has "$answer" "UNKNOWN_MODEL" "unknown model"
+ok "a refusal with its reason"
+answer=$(call -d '{"model":"digits","version":"1"}' "$grpc" torchlane.v1.ModelServer/ReloadModel)
+has "$answer" '"liveVersion": "1"' "reload"
+ok "a reload"
+answer=$(call -d '{"model":"digits"}' "$grpc" torchlane.v1.ModelServer/RollbackModel)
+has "$answer" '"liveVersion": "2"' "rollback"
+ok "a rollback"
+
+"$WIRE_PYTHON" -m grpc_tools.protoc -Iproto --python_out="$work" --grpc_python_out="$work" proto/torchlane/v1/model_server.proto
+answer=$(PYTHONPATH=$work "$WIRE_PYTHON" examples/client.py "$grpc")
+has "$answer" "360 pictures" "Python"
+ok "a Python client: $(tail -1 <<<"$answer")"
+answer=$(PYTHONPATH=$work "$WIRE_PYTHON" tests/wire/health_watch.py "$grpc" "$server")
+has "$answer" "NOT_SERVING" "drain"
+ok "a Python client: health turns before the port closes, and a request in flight ends well"
+wait "$server" && status=0 || status=$?
+server=
+[ "$status" = 0 ] || die "exit status after SIGTERM is 0 (was $status)"
+ok "SIGTERM ends it with status 0"
+has "$(cat "$work/log")" '"target":"torchlane::access"' "access log"
+! grep -v '^{' "$work/log" || die "every log line is JSON"
+ok "the log is JSON and has the requests"
+
+cli() { "$bin" "$@" --addr "$grpc"; }
+"$bin" serve --repository models --grpc-addr "$grpc" --http-addr "$http" 2>"$work/log" &
+server=$!
+for _ in $(seq 600); do grep -q ready "$work/log" && break; sleep 0.02; done
+for _ in $(seq 100); do cli models 2>/dev/null | grep -q 'digits.*ready' && break; sleep 0.05; done
+picture=$(cli infer digits --image tests/data/digits/png/3-0012.png)
+has "$picture" "class 3" "infer --image"
+ok "torchlane infer reads a picture"
+has "$(cli models digits)" "probabilities" "models"
+has "$(cli reload digits --version 1)" "version 1 is live" "reload"
+has "$(cli reload digits --rollback)" "version 2 is live" "rollback"
+ok "torchlane models, reload"
+has "$("$bin" inspect models/digits/1/model.pt)" "conv2d" "inspect"
+has "$("$bin" check --repository models)" "digits" "check"
+ok "torchlane inspect, check"
+"$bin" serve --repository models --grpc-addr "$grpc" --http-addr 127.0.0.1:0 2>"$work/err" && die "a taken port" || true
+has "$(cat "$work/err")" "--grpc-addr" "a taken port"
+[ "$(wc -l <"$work/err")" = 1 ] || die "an error is one line"
+TORCHLANE_SERVER__GRAZE=5s "$bin" check --no-models >/dev/null 2>"$work/err" && die "an unknown key" || [ $? = 2 ] || die "status 2"
+has "$(cat "$work/err")" "TORCHLANE_SERVER__GRAZE" "an unknown key"
+ok "errors are one line that says what to do"
+printf '%d passed, 0 failed\n' "$passed"
