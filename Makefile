@@ -43,10 +43,10 @@ bench: build bench-models ## measure beside a plain libtorch loop and a tonic ec
 	@if [ ! -x scripts/bench.sh ]; then echo "make: there is no scripts/bench.sh yet" >&2; exit 1; fi
 	@exec scripts/bench.sh $(ARGS)
 
-bench-models: ## the benchmark's models, in bench-models/ (fetches PyTorch into the user's cache)
+bench-models: ## the benchmark's models, in bench-models/ (fetches PyTorch, 5 GB, into the user's cache)
 	@scripts/bench_models.sh
 
-models: ## make the sample and test models again (fetches PyTorch into the user's cache)
+models: ## make the sample and test models again (fetches PyTorch, 5 GB, into the user's cache)
 	@scripts/models.sh
 
 clean: ## remove what was built here (the user's cache stays)

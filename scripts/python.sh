@@ -15,7 +15,7 @@ say() { printf 'python: %s\n' "$*" >&2; }
 exec 9>"$cache/tools/.python.lock"
 flock --nonblock 9 || { say "another run is installing; waiting for that one"; flock 9; }
 if ! { [ -e "$venv/complete" ] && "$venv/bin/python" -c '' 2>/dev/null; }; then
-    say "installing PyTorch for making models into $venv (a few GB in all, once)"
+    say "installing PyTorch for making models into $venv (5 GB in all, once)"
     rm -rf "$venv"
     python3 -m venv "$venv" >&2
     progress=off

@@ -9,7 +9,7 @@ for_tests=
 [ "${1:-}" != --test ] || for_tests=yes
 
 missing=()
-lacks() { missing+=("$(printf '  %-34s %s' "$1" "$2")"); }
+lacks() { missing+=("$(printf '  %-38s %s' "$1" "$2")"); }
 has() { command -v "$1" >/dev/null 2>&1; }
 
 if ! has cargo || ! has rustc; then

@@ -324,7 +324,7 @@ def made() -> Dict[str, nn.Module]:
         "inplace": InPlace(),
         "returns_buffer": ReturnsBuffer(),
         "nan": Nan(),
-        "slow": Slow(300),
+        "slow": Slow(1000),
         "nested": Nested(),
         "embedding": Embedding(),
         "batch_fixed": BatchFixed(),
