@@ -212,7 +212,8 @@ mod tests {
 
     #[test]
     fn messages_are_one_short_line() {
-        let error = Error::new(Reason::ForwardFailed, format!("é{}\nException raised from x.cpp", "é".repeat(5000)));
+        let error =
+            Error::new(Reason::ForwardFailed, format!("é{}\nException raised from x.cpp", "é".repeat(5000)));
         assert!(error.message().len() <= MAX_MESSAGE_BYTES, "{}", error.message().len());
         assert!(error.message().ends_with("..."));
         assert_eq!(Error::new(Reason::Internal, "first\nsecond").message(), "first");

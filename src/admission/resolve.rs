@@ -66,7 +66,8 @@ where
 fn resolve(registry: &Registry, call: InferCall) -> Result<BoundCall> {
     let slot = registry.get(&call.model).ok_or_else(|| unknown_model(&call.model, registry))?;
     let lease = slot.lease().ok_or_else(|| {
-        let message = format!("model '{}' has no version live: it is loading, failed or was unloaded", slot.name());
+        let message =
+            format!("model '{}' has no version live: it is loading, failed or was unloaded", slot.name());
         Error::new(Reason::ModelNotReady, message).with_retry_after(std::time::Duration::from_secs(1))
     })?;
     if !call.version.admits(lease.version) {
@@ -75,7 +76,9 @@ fn resolve(registry: &Registry, call: InferCall) -> Result<BoundCall> {
     let binding = Binding::new(&lease.signature, &call.inputs, lease.max_batch)?;
     if lease.signature.outputs_declared() {
         let known = lease.signature.outputs();
-        if let Some(bad) = call.outputs.iter().find(|name| known.iter().all(|o| o.name.as_ref() != name.as_str())) {
+        if let Some(bad) =
+            call.outputs.iter().find(|name| known.iter().all(|o| o.name.as_ref() != name.as_str()))
+        {
             let names = known.iter().map(|o| o.name.as_ref()).collect::<Vec<_>>().join(", ");
             let message = format!("the model has no output '{bad}': it returns {names}");
             return Err(Error::new(Reason::UnknownOutput, message).with_field("outputs"));
@@ -91,7 +94,8 @@ fn unknown_model(name: &str, registry: &Registry) -> Error {
     let known = names.iter().take(8).map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
     let more = if names.len() > 8 { ", ..." } else { "" };
     let shown: String = name.chars().take(64).collect();
-    Error::new(Reason::UnknownModel, format!("no model '{shown}': this server has {known}{more}")).with_field("model")
+    Error::new(Reason::UnknownModel, format!("no model '{shown}': this server has {known}{more}"))
+        .with_field("model")
 }
 
 /// The refusal of a version that is not live; also when it stopped being so while the request waited.
@@ -100,6 +104,9 @@ pub(crate) fn version_not_live(model: &str, wanted: VersionSelector, live: crate
         VersionSelector::Exactly(version) => version.to_string(),
         VersionSelector::Live => "stable".to_owned(),
     };
-    Error::new(Reason::UnknownVersion, format!("version {wanted} of '{model}' is not live: version {live} is"))
-        .with_field("version")
+    Error::new(
+        Reason::UnknownVersion,
+        format!("version {wanted} of '{model}' is not live: version {live} is"),
+    )
+    .with_field("version")
 }

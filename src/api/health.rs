@@ -8,7 +8,11 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use tonic_health::{ServingStatus, pb::health_server::HealthServer, server::{HealthReporter, HealthService}};
+use tonic_health::{
+    ServingStatus,
+    pb::health_server::HealthServer,
+    server::{HealthReporter, HealthService},
+};
 
 /// The API's own service name.
 pub const API: &str = "torchlane.v1.ModelServer";

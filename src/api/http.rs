@@ -22,7 +22,11 @@ pub fn router(health: Health, metrics: Arc<Metrics>) -> Router {
     };
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let scrape = move || async move { ([(header::CONTENT_TYPE, content_type)], metrics.encode()) };
-    let here = concat!("torchlane ", env!("CARGO_PKG_VERSION"), ": /livez /readyz /metrics; inference is on the gRPC port\n");
+    let here = concat!(
+        "torchlane ",
+        env!("CARGO_PKG_VERSION"),
+        ": /livez /readyz /metrics; inference is on the gRPC port\n"
+    );
     Router::new()
         .route("/", get(async move || here))
         .route("/livez", get(async || "alive\n"))

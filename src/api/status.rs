@@ -41,7 +41,9 @@ mod tests {
 
     #[test]
     fn details_travel_with_the_status() {
-        let error = Error::new(Reason::QueueFull, "full").with_retry_after(Duration::from_millis(30)).with_field("model");
+        let error = Error::new(Reason::QueueFull, "full")
+            .with_retry_after(Duration::from_millis(30))
+            .with_field("model");
         let status = status(&error);
         assert_eq!(status.code(), GrpcCode::ResourceExhausted);
         let details = status.get_error_details();

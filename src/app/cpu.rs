@@ -15,7 +15,9 @@ pub fn cpu_quota() -> usize {
 fn cgroup_cpus() -> Option<usize> {
     let v2 = || quota_v2(&fs::read_to_string("/sys/fs/cgroup/cpu.max").ok()?);
     let v1 = || {
-        let read = |name: &str| fs::read_to_string(format!("/sys/fs/cgroup/cpu/cpu.{name}")).ok()?.trim().parse::<i64>().ok();
+        let read = |name: &str| {
+            fs::read_to_string(format!("/sys/fs/cgroup/cpu/cpu.{name}")).ok()?.trim().parse::<i64>().ok()
+        };
         whole(read("cfs_quota_us")?, read("cfs_period_us")?)
     };
     v2().or_else(v1)
@@ -27,7 +29,8 @@ fn quota_v2(text: &str) -> Option<usize> {
 }
 
 fn whole(quota: i64, period: i64) -> Option<usize> {
-    (quota > 0 && period > 0).then(|| usize::try_from(quota.div_euclid(period) + i64::from(quota % period > 0)).ok())?
+    (quota > 0 && period > 0)
+        .then(|| usize::try_from(quota.div_euclid(period) + i64::from(quota % period > 0)).ok())?
 }
 
 /// How the quota is spent.

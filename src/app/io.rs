@@ -1,12 +1,7 @@
 //! The threads that read and write the wire. Each runs a runtime of its own and shares nothing with the others: on few
 //! cores that beats a pool that steals work. One task accepts connections and deals them out in turn.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    thread::JoinHandle,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
 
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -32,9 +27,17 @@ pub(super) struct IoThreads {
 
 impl IoThreads {
     /// Starts `count` threads that serve `service` until `stop`, and then until the open calls have ended or `kill`.
-    pub(super) fn start<S>(count: usize, service: S, stop: &CancellationToken, kill: &CancellationToken) -> std::io::Result<Self>
+    pub(super) fn start<S>(
+        count: usize,
+        service: S,
+        stop: &CancellationToken,
+        kill: &CancellationToken,
+    ) -> std::io::Result<Self>
     where
-        S: tower::Service<http::Request<hyper::body::Incoming>, Response = http::Response<tonic::body::Body>> + Clone + Send + 'static,
+        S: tower::Service<http::Request<hyper::body::Incoming>, Response = http::Response<tonic::body::Body>>
+            + Clone
+            + Send
+            + 'static,
         S::Future: Send,
         S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
@@ -97,9 +100,16 @@ impl IoThreads {
     }
 }
 
-async fn connection<S>(stream: tokio::net::TcpStream, service: S, stop: CancellationToken, kill: CancellationToken)
-where
-    S: tower::Service<http::Request<hyper::body::Incoming>, Response = http::Response<tonic::body::Body>> + Clone + Send + 'static,
+async fn connection<S>(
+    stream: tokio::net::TcpStream,
+    service: S,
+    stop: CancellationToken,
+    kill: CancellationToken,
+) where
+    S: tower::Service<http::Request<hyper::body::Incoming>, Response = http::Response<tonic::body::Body>>
+        + Clone
+        + Send
+        + 'static,
     S::Future: Send,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
@@ -136,8 +146,12 @@ where
 /// Binds, or says what to do about it.
 pub(super) async fn bind(addr: SocketAddr, flag: &str) -> Result<TcpListener, String> {
     TcpListener::bind(addr).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => format!("{addr} is in use by another process: stop it, or choose another with {flag}"),
-        std::io::ErrorKind::PermissionDenied => format!("{addr} may not be listened on: choose a port above 1023 with {flag}"),
+        std::io::ErrorKind::AddrInUse => {
+            format!("{addr} is in use by another process: stop it, or choose another with {flag}")
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            format!("{addr} may not be listened on: choose a port above 1023 with {flag}")
+        }
         _ => format!("cannot listen on {addr} ({error}): choose another address with {flag}"),
     })
 }

@@ -1,8 +1,9 @@
 //! From settings to a running server, and down again.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use thiserror::Error;
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
@@ -11,7 +12,7 @@ use super::{
     drain, io, stack,
 };
 use crate::{
-    admission::ControlLane,
+    admission::{ControlLane, LimitSnapshot},
     api::{health::Health, http, native::ModelServerService},
     backend::{Backend, FakeBackend},
     config::{BackendKind, Settings},
@@ -38,7 +39,9 @@ pub enum StartError {
     #[error("{0}")]
     Listen(String),
     /// Built without the backend asked for.
-    #[error("this binary was built without libtorch: build it with the feature 'torch', or set backend = 'fake'")]
+    #[error(
+        "this binary was built without libtorch: build it with the feature 'torch', or set backend = 'fake'"
+    )]
     NoTorch,
     /// The system refused threads or the like.
     #[error("cannot start: {0}")]
@@ -117,12 +120,13 @@ async fn run(
     // `closing` ends accepting and sends GOAWAY; `killed` is the end of patience.
     let (closing, killed) = (CancellationToken::new(), CancellationToken::new());
     let access = Arc::new(AccessLog::new(settings.log.access));
-    let infer = stack::infer(registry, limiter, scheduler.clone(), metrics.clone(), access);
+    let infer = stack::infer(registry, limiter.clone(), scheduler.clone(), metrics.clone(), access);
     let control = ControlLane::new(settings.admission.control_in_flight, settings.admission.control_queue);
     let limit = usize::try_from(settings.server.max_message_bytes.as_u64()).unwrap_or(usize::MAX);
-    let native = ModelServerServer::new(ModelServerService::new(infer, manager.clone(), control, closing.clone()))
-        .max_decoding_message_size(limit)
-        .max_encoding_message_size(limit);
+    let native =
+        ModelServerServer::new(ModelServerService::new(infer, manager.clone(), control, closing.clone()))
+            .max_decoding_message_size(limit)
+            .max_encoding_message_size(limit);
     let mut routes = Routes::new(native).add_service(health_service);
     if settings.server.reflection {
         let reflection = || {
@@ -136,7 +140,10 @@ async fn run(
             .add_service(reflection().build_v1alpha().map_err(broken)?);
     }
     let cap: io::SharedCap = RequestCap::new(settings.server.max_requests);
-    let service = Guard::new(Shed::new(ReadDeadline::new(routes.prepare(), settings.admission.max_deadline), cap));
+    let service = Guard::new(Shed::new(
+        ReadDeadline::new(routes.prepare(), settings.admission.max_deadline),
+        cap.clone(),
+    ));
     let io = io::IoThreads::start(plan.io, service, &closing, &killed)?;
     let accepting = tasks.spawn(io.accept(grpc, closing.clone()));
     let web_closing = killed.clone();
@@ -158,7 +165,9 @@ async fn run(
                     health.set_ready().await;
                     tracing::info!(models = loaded, "ready");
                 }
-                Ok(_) => tracing::error!("no model could be loaded: mend one and reload it, or stop and start again"),
+                Ok(_) => tracing::error!(
+                    "no model could be loaded: mend one and reload it, or stop and start again"
+                ),
                 Err(error) => tracing::error!(%error, "cannot read the repositories"),
             }
         })
@@ -179,10 +188,19 @@ async fn run(
         let _panicked = tokio::task::spawn_blocking(move || io.join()).await;
     };
     tokio::pin!(ended);
-    if tokio::time::timeout(settings.server.grace, ended.as_mut()).await.is_err() {
-        tracing::warn!("requests were still running when the grace time ended: they are cut off");
-        killed.cancel();
-        ended.await;
+    let quiet = || cap.is_idle() && limiter.snapshot() == LimitSnapshot::default();
+    tokio::select! {
+        () = ended.as_mut() => {}
+        // What is left are streams that do not end by themselves, such as a watch of health.
+        () = stays(quiet, LAST_WORDS) => {
+            killed.cancel();
+            ended.await;
+        }
+        () = tokio::time::sleep(settings.server.grace) => {
+            tracing::warn!("requests were still running when the grace time ended: they are cut off");
+            killed.cancel();
+            ended.await;
+        }
     }
     killed.cancel();
     metrics.detach();
@@ -195,6 +213,20 @@ async fn run(
     Ok(())
 }
 
+/// Time for the last answers to be written once nothing is in flight any more.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// Waits until `holds` has held for that long.
+async fn stays(holds: impl Fn() -> bool, long: Duration) {
+    let mut since = Instant::now();
+    while since.elapsed() < long {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        if !holds() {
+            since = Instant::now();
+        }
+    }
+}
+
 fn open(settings: &Settings) -> Result<Vec<Directory>, StartError> {
     let mut repositories = Vec::new();
     let mut models = 0;
@@ -204,7 +236,8 @@ fn open(settings: &Settings) -> Result<Vec<Directory>, StartError> {
         repositories.push(repository);
     }
     if models == 0 && !settings.allow_empty {
-        let paths = settings.repositories.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ");
+        let paths =
+            settings.repositories.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ");
         return Err(StartError::Empty(paths));
     }
     Ok(repositories)
@@ -238,7 +271,8 @@ pub fn check_models(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> 
             let (version, problem) = match found.versions.last() {
                 None => (None, Some(format!("no version: put an archive at {name}/1/model.pt"))),
                 Some(files) => {
-                    let problem = prepare(backend.as_ref(), files, None, &[]).err().map(|failure| failure.to_string());
+                    let problem =
+                        prepare(backend.as_ref(), files, None, &[]).err().map(|failure| failure.to_string());
                     (Some(files.version.0), problem)
                 }
             };

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use tower::ServiceBuilder;
 
 use crate::{
-    admission::{DeadlineLayer, Headroom, LimitConfig, Limiter, PriorityLimit, PriorityLimitLayer, ResolveLayer},
     admission::{Deadline, Resolve},
+    admission::{
+        DeadlineLayer, Headroom, LimitConfig, Limiter, PriorityLimit, PriorityLimitLayer, ResolveLayer,
+    },
     config::Admission,
     registry::Registry,
     sched::{Dispatch, Scheduler},

@@ -53,7 +53,8 @@ impl Default for Script {
 }
 
 fn script(path: &Path) -> Result<Script, BackendError> {
-    let text = std::fs::read_to_string(path).map_err(|e| BackendError::new(format!("{}: {e}", path.display())))?;
+    let text =
+        std::fs::read_to_string(path).map_err(|e| BackendError::new(format!("{}: {e}", path.display())))?;
     toml::from_str(&text).map_err(|e| BackendError::new(format!("not a fake archive: {}", e.message())))
 }
 
@@ -72,7 +73,11 @@ impl Backend for FakeBackend {
             arguments: script
                 .inputs
                 .iter()
-                .map(|name| Argument { name: name.as_str().into(), kind: ArgKind::Tensor, has_default: false })
+                .map(|name| Argument {
+                    name: name.as_str().into(),
+                    kind: ArgKind::Tensor,
+                    has_default: false,
+                })
                 .collect(),
             outputs: script.inputs.iter().enumerate().map(|(i, _)| format!("output_{i}")).collect(),
             effect_free: !script.stateful,

@@ -146,6 +146,9 @@ impl Servable {
 
 impl fmt::Debug for Servable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Servable").field("version", &self.version).field("sha256", &self.sha256).finish_non_exhaustive()
+        f.debug_struct("Servable")
+            .field("version", &self.version)
+            .field("sha256", &self.sha256)
+            .finish_non_exhaustive()
     }
 }

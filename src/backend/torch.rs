@@ -4,7 +4,10 @@
 //! writes to nothing; everything else is copied once, into the batch's own tensor. Out: results are read where
 //! libtorch left them, by [`Bytes`] that own the tensor, unless the model may write to them later.
 
-#![allow(unsafe_code, reason = "tensors are made from, and read as, plain memory; each block says why it is sound")]
+#![allow(
+    unsafe_code,
+    reason = "tensors are made from, and read as, plain memory; each block says why it is sound"
+)]
 
 use std::{any::Any, path::Path};
 
@@ -82,7 +85,9 @@ impl Module for TorchModule {
         collect(result, "", &mut results)?;
         results
             .into_iter()
-            .map(|(name, tensor)| Ok(NamedTensor { name, tensor: read(tensor, pass.share_memory, &borrowed)? }))
+            .map(|(name, tensor)| {
+                Ok(NamedTensor { name, tensor: read(tensor, pass.share_memory, &borrowed)? })
+            })
             .collect()
     }
 }
@@ -106,7 +111,10 @@ fn kind(dtype: DType) -> Kind {
 fn tensor_of(leaf: &Joined, share: bool, borrowed: &mut Vec<Bytes>) -> Result<Tensor, BackendError> {
     let kind = kind(leaf.dtype);
     if let [only] = leaf.parts.as_slice() {
-        if share && only.len() >= SHARE_FROM_BYTES && only.as_ptr().align_offset(ALIGNMENT.min(leaf.dtype.size())) == 0 {
+        if share
+            && only.len() >= SHARE_FROM_BYTES
+            && only.as_ptr().align_offset(ALIGNMENT.min(leaf.dtype.size())) == 0
+        {
             borrowed.push(only.clone());
             // SAFETY: the length was checked against shape and datatype when the tensor was decoded, and the memory is
             // aligned for its elements. `share` is only set for models whose code writes to no argument and keeps none
@@ -124,7 +132,9 @@ fn tensor_of(leaf: &Joined, share: bool, borrowed: &mut Vec<Bytes>) -> Result<Te
         let memory = unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<u8>(), len) };
         let mut rest = memory;
         for part in &leaf.parts {
-            let (head, tail) = rest.split_at_mut_checked(part.len()).ok_or_else(|| BackendError::new("parts overflow their batch"))?;
+            let (head, tail) = rest
+                .split_at_mut_checked(part.len())
+                .ok_or_else(|| BackendError::new("parts overflow their batch"))?;
             head.copy_from_slice(part);
             rest = tail;
         }
@@ -134,7 +144,10 @@ fn tensor_of(leaf: &Joined, share: bool, borrowed: &mut Vec<Bytes>) -> Result<Te
 
 fn argument(arg: &Arg, leaves: &[Tensor]) -> Result<IValue, BackendError> {
     let leaf = |at: &usize| {
-        leaves.get(*at).map(Tensor::shallow_clone).ok_or_else(|| BackendError::new("an argument has no tensor"))
+        leaves
+            .get(*at)
+            .map(Tensor::shallow_clone)
+            .ok_or_else(|| BackendError::new("an argument has no tensor"))
     };
     Ok(match arg {
         Arg::Tensor(at) => IValue::Tensor(leaf(at)?),
@@ -149,7 +162,9 @@ fn argument(arg: &Arg, leaves: &[Tensor]) -> Result<IValue, BackendError> {
                 .map(|(key, at)| Ok((IValue::String(key.clone()), IValue::Tensor(leaf(at)?))))
                 .collect::<Result<_, BackendError>>()?,
         ),
-        Arg::Tuple(items) => IValue::Tuple(items.iter().map(|item| argument(item, leaves)).collect::<Result<_, _>>()?),
+        Arg::Tuple(items) => {
+            IValue::Tuple(items.iter().map(|item| argument(item, leaves)).collect::<Result<_, _>>()?)
+        }
     })
 }
 
@@ -179,7 +194,11 @@ fn collect(value: IValue, path: &str, into: &mut Vec<(String, Tensor)>) -> Resul
                 let key = match key {
                     IValue::String(key) => key,
                     IValue::Int(key) => key.to_string(),
-                    _ => return Err(BackendError::new("the model returned a dict whose keys are not strings")),
+                    _ => {
+                        return Err(BackendError::new(
+                            "the model returned a dict whose keys are not strings",
+                        ));
+                    }
                 };
                 collect(value, &if path.is_empty() { key } else { format!("{path}.{key}") }, into)?;
             }
@@ -190,7 +209,10 @@ fn collect(value: IValue, path: &str, into: &mut Vec<(String, Tensor)>) -> Resul
                 IValue::Object(_) => "an object",
                 _ => "a value",
             };
-            return Err(BackendError::new(format!("the model returned {what} as {}, only tensors and numbers can be sent", own())));
+            return Err(BackendError::new(format!(
+                "the model returned {what} as {}, only tensors and numbers can be sent",
+                own()
+            )));
         }
     }
     Ok(())
@@ -219,16 +241,24 @@ impl AsRef<[u8]> for Owned {
 fn read(tensor: Tensor, share: bool, borrowed: &[Bytes]) -> Result<HostTensor, BackendError> {
     let kind = tensor.f_kind().map_err(said)?;
     let dtype = DType::ALL.into_iter().find(|dtype| self::kind(*dtype) == kind).ok_or_else(|| {
-        BackendError::new(format!("the model returned a tensor of kind {kind:?}, which cannot be sent: convert it in the model"))
+        BackendError::new(format!(
+            "the model returned a tensor of kind {kind:?}, which cannot be sent: convert it in the model"
+        ))
     })?;
     if tensor.is_sparse() || tensor.is_mkldnn() {
-        return Err(BackendError::new("the model returned a sparse or oneDNN tensor: call to_dense() in the model"));
+        return Err(BackendError::new(
+            "the model returned a sparse or oneDNN tensor: call to_dense() in the model",
+        ));
     }
     let tensor = tensor.f_to_device(Device::Cpu).and_then(|t| t.f_contiguous()).map_err(said)?;
     let shape: Shape = tensor.size().into();
     let len = crate::tensor::byte_len(dtype, &shape).map_err(|e| BackendError::new(e.to_string()))?;
     let owned = Owned { tensor, len, _borrowed: borrowed.to_vec() };
-    let data = if share && len >= SHARE_FROM_BYTES { Bytes::from_owner(owned) } else { Bytes::copy_from_slice(owned.as_ref()) };
+    let data = if share && len >= SHARE_FROM_BYTES {
+        Bytes::from_owner(owned)
+    } else {
+        Bytes::copy_from_slice(owned.as_ref())
+    };
     HostTensor::from_backend(dtype, shape, data).map_err(|e| BackendError::new(e.to_string()))
 }
 

@@ -15,7 +15,8 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let layered = args.config.load()?;
-    let rows: Vec<_> = layered.provenance.into_iter().map(|row| vec![row.key, row.value, row.source]).collect();
+    let rows: Vec<_> =
+        layered.provenance.into_iter().map(|row| vec![row.key, row.value, row.source]).collect();
     print_table(&["SETTING", "VALUE", "FROM"], &rows);
     if args.no_models {
         return Ok(());

@@ -25,15 +25,24 @@ impl ServerArgs {
             .map_err(|_| Failure::Usage(format!("--addr {}: write it as HOST:PORT", self.addr)))?
             .connect_timeout(Duration::from_secs(5));
         let channel = endpoint.connect().await.map_err(|_| {
-            Failure::Failed(format!("cannot reach torchlane at {}: is `torchlane serve` running there? (--addr)", self.addr))
+            Failure::Failed(format!(
+                "cannot reach torchlane at {}: is `torchlane serve` running there? (--addr)",
+                self.addr
+            ))
         })?;
-        Ok(ModelServerClient::new(channel).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE))
+        Ok(ModelServerClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE))
     }
 }
 
 /// Runs a command's future.
 pub(super) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?.block_on(work)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::failed)?
+        .block_on(work)
 }
 
 /// A refusal in one line: what, why, and when to try again.

@@ -18,7 +18,9 @@ use crate::{
 
 /// Inputs are given by name, as numbers or from files.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  torchlane infer digits --image tests/data/digits/png/3-0017.png\n  torchlane infer tagger --input tokens=1,4,2 --input weights=1,0.5,2\n  torchlane infer m --input x:FP32[2,3]=1,2,3,4,5,6 --input y:FP32[1024]=@y.bin --priority critical --timeout 50ms")]
+#[command(
+    after_help = "Examples:\n  torchlane infer digits --image tests/data/digits/png/3-0017.png\n  torchlane infer tagger --input tokens=1,4,2 --input weights=1,0.5,2\n  torchlane infer m --input x:FP32[2,3]=1,2,3,4,5,6 --input y:FP32[1024]=@y.bin --priority critical --timeout 50ms"
+)]
 pub(super) struct Args {
     /// The model
     model: String,
@@ -53,7 +55,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
                 (vec![picture_tensor(&picture, &specs).map_err(Failure::Usage)?], Some(picture))
             }
             None => {
-                let tensors = args.input.iter().map(|text| parse_input(text, &specs)).collect::<Result<_, _>>();
+                let tensors =
+                    args.input.iter().map(|text| parse_input(text, &specs)).collect::<Result<_, _>>();
                 (tensors.map_err(Failure::Usage)?, None)
             }
         };
@@ -97,17 +100,27 @@ async fn send(
 /// A picture as the model's only input declares it: `[-1, 1, height, width]` or `[1, height, width]`.
 fn picture_tensor(picture: &Picture, specs: &[proto::TensorSpec]) -> Result<proto::Tensor, String> {
     let [spec] = specs else {
-        return Err(format!("the model takes {} inputs: --image is for models of one; use --input", specs.len()));
+        return Err(format!(
+            "the model takes {} inputs: --image is for models of one; use --input",
+            specs.len()
+        ));
     };
     let (height, width) = (picture.height as i64, picture.width as i64);
     let wanted = match spec.shape.as_slice() {
         [.., channels, h, w] if *channels == 1 || *channels == -1 => (*h, *w),
         [] => (-1, -1),
-        other => return Err(format!("the model's input has shape {other:?}: --image needs [-1, 1, height, width]; use --input")),
+        other => {
+            return Err(format!(
+                "the model's input has shape {other:?}: --image needs [-1, 1, height, width]; use --input"
+            ));
+        }
     };
     let fits = |want: i64, have: i64| want == -1 || want == have;
     if !fits(wanted.0, height) || !fits(wanted.1, width) {
-        return Err(format!("the picture is {width} x {height} pixels, the model takes {} x {}: scale it first", wanted.1, wanted.0));
+        return Err(format!(
+            "the picture is {width} x {height} pixels, the model takes {} x {}: scale it first",
+            wanted.1, wanted.0
+        ));
     }
     let rank = spec.shape.len().max(4);
     let mut shape = vec![1; rank - 2];
@@ -125,14 +138,22 @@ fn picture_tensor(picture: &Picture, specs: &[proto::TensorSpec]) -> Result<prot
 /// `tokens=1,2,3`, `x:FP32[2,2]=1,2,3,4`, `x:FP32[1024]=@file.bin`. Datatype and shape default to what the model declares.
 fn parse_input(text: &str, specs: &[proto::TensorSpec]) -> Result<proto::Tensor, String> {
     let wrong = |what: String| format!("--input {text}: {what}");
-    let (head, values) =
-        text.split_once('=').ok_or_else(|| wrong("write it as NAME=1,2,3 or NAME:FP32[2,3]=1,2,3,4,5,6".to_owned()))?;
+    let (head, values) = text
+        .split_once('=')
+        .ok_or_else(|| wrong("write it as NAME=1,2,3 or NAME:FP32[2,3]=1,2,3,4,5,6".to_owned()))?;
     let (name, kind) = head.split_once(':').map_or((head, ""), |(name, kind)| (name, kind));
     let (datatype, shape) = match kind.split_once('[') {
         Some((datatype, shape)) => {
-            let shape = shape.strip_suffix(']').ok_or_else(|| wrong("the shape does not end with ]".to_owned()))?;
+            let shape =
+                shape.strip_suffix(']').ok_or_else(|| wrong("the shape does not end with ]".to_owned()))?;
             let dims = shape.split(',').filter(|d| !d.trim().is_empty()).map(|d| d.trim().parse::<i64>());
-            (datatype, Some(dims.collect::<Result<Vec<_>, _>>().map_err(|_| wrong(format!("[{shape}] is not a shape")))?))
+            (
+                datatype,
+                Some(
+                    dims.collect::<Result<Vec<_>, _>>()
+                        .map_err(|_| wrong(format!("[{shape}] is not a shape")))?,
+                ),
+            )
         }
         None => (kind, None),
     };
@@ -232,7 +253,12 @@ mod tests {
     use super::*;
 
     fn spec(name: &str, datatype: &str, shape: &[i64]) -> proto::TensorSpec {
-        proto::TensorSpec { name: name.into(), datatype: datatype.into(), shape: shape.to_vec(), ..Default::default() }
+        proto::TensorSpec {
+            name: name.into(),
+            datatype: datatype.into(),
+            shape: shape.to_vec(),
+            ..Default::default()
+        }
     }
 
     #[test]
@@ -265,7 +291,10 @@ mod tests {
     #[test]
     fn a_picture_must_have_the_models_size() {
         let picture = Picture { width: 3, height: 2, grey: vec![0.0; 6] };
-        assert_eq!(picture_tensor(&picture, &[spec("i", "FP32", &[-1, 1, 2, 3])]).unwrap().shape, [1, 1, 2, 3]);
+        assert_eq!(
+            picture_tensor(&picture, &[spec("i", "FP32", &[-1, 1, 2, 3])]).unwrap().shape,
+            [1, 1, 2, 3]
+        );
         let error = picture_tensor(&picture, &[spec("i", "FP32", &[-1, 1, 8, 8])]).unwrap_err();
         assert!(error.contains("3 x 2") && error.contains("8 x 8"), "{error}");
     }

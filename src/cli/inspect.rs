@@ -19,12 +19,22 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let info = archive::inspect(&args.file).map_err(|error| Failure::Failed(format!("{}: {error}", args.file.display())))?;
+    let info = archive::inspect(&args.file).map_err(|error| match error {
+        // The others are about what is in the file; this one names it already.
+        archive::ArchiveError::Missing(_) => Failure::failed(error),
+        error => Failure::Failed(format!("{}: {error}", args.file.display())),
+    })?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&info).map_err(Failure::failed)?);
         return Ok(());
     }
-    println!("{}: {} ({}, {} entries)", args.file.display(), info.class_name, show_bytes(info.size_bytes), info.entries);
+    println!(
+        "{}: {} ({}, {} entries)",
+        args.file.display(),
+        info.class_name,
+        show_bytes(info.size_bytes),
+        info.entries
+    );
     let written = match (&info.torch_version, info.format_version) {
         (Some(torch), Some(format)) => format!("torch {torch} or newer (archive format {format})"),
         (None, Some(format)) => format!("not recorded (archive format {format})"),
@@ -45,7 +55,13 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         let mut rows: Vec<_> = forward
             .arguments
             .iter()
-            .map(|a| vec![a.name.clone(), a.ty.to_string(), if a.has_default { "has a default".to_owned() } else { String::new() }])
+            .map(|a| {
+                vec![
+                    a.name.clone(),
+                    a.ty.to_string(),
+                    if a.has_default { "has a default".to_owned() } else { String::new() },
+                ]
+            })
             .collect();
         rows.push(vec!["->".to_owned(), forward.returns.to_string(), String::new()]);
         print_table(&["ARGUMENT", "TYPE", ""], &rows);
@@ -54,7 +70,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     tensors("BUFFER", &info.buffers, args.all);
     let mut operators: Vec<_> = info.operators.iter().collect();
     operators.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
-    let rows: Vec<_> = operators.iter().map(|(name, count)| vec![(*name).clone(), count.to_string()]).collect();
+    let rows: Vec<_> =
+        operators.iter().map(|(name, count)| vec![(*name).clone(), count.to_string()]).collect();
     section(&["OPERATOR", "USES"], rows, args.all);
     Ok(())
 }

@@ -30,8 +30,14 @@ impl Failure {
 }
 
 #[derive(Debug, Parser)]
-#[command(name = "torchlane", version, about = "Serves TorchScript models over gRPC, by priority and deadline")]
-#[command(after_help = "Try it:\n  torchlane serve --repository models\n  torchlane models\n  torchlane infer digits --image tests/data/digits/png/3-0017.png")]
+#[command(
+    name = "torchlane",
+    version,
+    about = "Serves TorchScript models over gRPC, by priority and deadline"
+)]
+#[command(
+    after_help = "Try it:\n  torchlane serve --repository models\n  torchlane models\n  torchlane infer digits --image tests/data/digits/png/3-0017.png"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -24,12 +24,18 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         let mut client = args.server.connect().await?;
         if args.watch {
             let request = proto::WatchModelsRequest { model: args.model.clone().unwrap_or_default() };
-            let mut events = client.watch_models(request).await.map_err(|status| refused(&status))?.into_inner();
+            let mut events =
+                client.watch_models(request).await.map_err(|status| refused(&status))?.into_inner();
             while let Some(event) = events.message().await.map_err(|status| refused(&status))? {
                 let model = event.model.unwrap_or_default();
                 let at = event.at.map(|at| at.to_string()).unwrap_or_default();
                 let error = if event.error.is_empty() { String::new() } else { format!(": {}", event.error) };
-                println!("{at}  {}  {}  version {}{error}", model.name, event.change, or_dash(&model.live_version));
+                println!(
+                    "{at}  {}  {}  version {}{error}",
+                    model.name,
+                    event.change,
+                    or_dash(&model.live_version)
+                );
             }
             return Ok(());
         }
@@ -39,7 +45,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             show(&model);
             return Ok(());
         }
-        let answer = client.list_models(proto::ListModelsRequest {}).await.map_err(|status| refused(&status))?;
+        let answer =
+            client.list_models(proto::ListModelsRequest {}).await.map_err(|status| refused(&status))?;
         let rows: Vec<_> = answer
             .into_inner()
             .models
@@ -98,9 +105,16 @@ fn show(model: &proto::Model) {
             .iter()
             .map(|spec| {
                 let shape = if spec.any_shape { "any".to_owned() } else { format!("{:?}", spec.shape) };
-                let datatype = if spec.datatype.is_empty() { "any".to_owned() } else { spec.datatype.clone() };
+                let datatype =
+                    if spec.datatype.is_empty() { "any".to_owned() } else { spec.datatype.clone() };
                 let optional = if spec.optional { ", optional" } else { "" };
-                vec![kind.to_owned(), spec.name.clone(), datatype, shape, format!("{}{optional}", spec.script_type)]
+                vec![
+                    kind.to_owned(),
+                    spec.name.clone(),
+                    datatype,
+                    shape,
+                    format!("{}{optional}", spec.script_type),
+                ]
             })
             .collect()
     };

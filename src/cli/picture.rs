@@ -34,7 +34,9 @@ impl Picture {
             .take(width as usize * height as usize)
             .map(|pixel| match pixel {
                 // ITU-R BT.601 weights.
-                [r, g, b, ..] => (0.299 * f32::from(*r) + 0.587 * f32::from(*g) + 0.114 * f32::from(*b)) / 255.0,
+                [r, g, b, ..] => {
+                    (0.299 * f32::from(*r) + 0.587 * f32::from(*g) + 0.114 * f32::from(*b)) / 255.0
+                }
                 [v, ..] => f32::from(*v) / 255.0,
                 [] => 0.0,
             })

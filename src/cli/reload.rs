@@ -89,7 +89,9 @@ fn print(report: &proto::ReloadModelResponse) {
     print_table(&["PHASE", "TIME"], &rows);
     let warmup = report.warmup.unwrap_or_default();
     if warmup.passes == 0 {
-        println!("warm-up: no shape is known; declare some in model.toml ([warmup] shapes) to spare the first request");
+        println!(
+            "warm-up: no shape is known; declare some in model.toml ([warmup] shapes) to spare the first request"
+        );
     } else {
         println!(
             "warm-up: {} passes over {} shapes, slowest first pass {}, then {}{}",

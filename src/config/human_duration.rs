@@ -18,5 +18,6 @@ pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S:
 /// Not a duration.
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
-    humantime::parse_duration(&text).map_err(|_| de::Error::custom(format!("'{text}' is not a duration: write 250ms, 30s or 2m")))
+    humantime::parse_duration(&text)
+        .map_err(|_| de::Error::custom(format!("'{text}' is not a duration: write 250ms, 30s or 2m")))
 }

@@ -132,7 +132,11 @@ fn explain(error: &figment::Error, figment: &Figment) -> ConfigError {
     let key = error.path.join(".");
     let (key, what) = match &error.kind {
         Kind::UnknownField(field, known) => {
-            let full = if key.is_empty() || key.ends_with(field.as_str()) { field.clone() } else { format!("{key}.{field}") };
+            let full = if key.is_empty() || key.ends_with(field.as_str()) {
+                field.clone()
+            } else {
+                format!("{key}.{field}")
+            };
             (full.clone(), format!("{full} is not a setting: known here are {}", known.join(", ")))
         }
         Kind::InvalidType(got, wanted) => (key.clone(), format!("{key} is {got}, {wanted} is needed")),

@@ -196,7 +196,11 @@ impl Settings {
                 return Err((key, "0".to_owned(), "at least 1"));
             }
         }
-        for (key, value) in [("executors.threads", self.executors.threads), ("executors.intra_op_threads", self.executors.intra_op_threads), ("server.io_threads", self.server.io_threads)] {
+        for (key, value) in [
+            ("executors.threads", self.executors.threads),
+            ("executors.intra_op_threads", self.executors.intra_op_threads),
+            ("server.io_threads", self.server.io_threads),
+        ] {
             if value > 1024 {
                 return Err((key, value.to_string(), "at most 1024"));
             }
@@ -215,7 +219,11 @@ impl Settings {
             return Err(("admission.min_share", a.min_share.to_string(), "0 to 0.3"));
         }
         if !(1024..=2 * 1024 * 1024 * 1024 - 1).contains(&self.server.max_message_bytes.as_u64()) {
-            return Err(("server.max_message_bytes", self.server.max_message_bytes.to_string(), "1KiB up to (not including) 2GiB"));
+            return Err((
+                "server.max_message_bytes",
+                self.server.max_message_bytes.to_string(),
+                "1KiB up to (not including) 2GiB",
+            ));
         }
         if self.repositories.is_empty() {
             return Err(("repositories", "[]".to_owned(), "at least one directory"));

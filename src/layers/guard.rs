@@ -81,7 +81,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_an_answer() {
-        let broken = tower::service_fn(|_: Request<()>| async { panic!("bug") as Result<Response<Body>, ()> });
+        let broken =
+            tower::service_fn(|_: Request<()>| async { panic!("bug") as Result<Response<Body>, ()> });
         let response = Guard::new(broken).call(Request::new(())).await.unwrap();
         assert_eq!(response.headers()["grpc-status"], "13");
     }

@@ -35,6 +35,11 @@ impl RequestCap {
     pub fn new(most: usize) -> Arc<Self> {
         Arc::new(Self { now: AtomicUsize::new(0), most })
     }
+
+    /// No request is there now.
+    pub fn is_idle(&self) -> bool {
+        self.now.load(Ordering::Relaxed) == 0
+    }
 }
 
 struct Counted(Arc<RequestCap>);
@@ -104,7 +109,8 @@ where
             Some(inner) => Poll::Ready(ready!(inner.poll(cx))),
             None => {
                 let message = "the server has as many requests as it may hold (server.max_requests)";
-                let error = Error::new(Reason::Overloaded, message).with_retry_after(Duration::from_millis(100));
+                let error =
+                    Error::new(Reason::Overloaded, message).with_retry_after(Duration::from_millis(100));
                 Poll::Ready(Ok(api::status(&error).into_http()))
             }
         }

@@ -39,7 +39,6 @@ struct Facts {
     last_phases: Option<Phases>,
 }
 
-
 /// What a rollback goes back to: the same files with the same digest.
 #[derive(Debug, Clone)]
 pub(super) struct Past {

@@ -127,7 +127,8 @@ impl Manager {
         let mut problem = None;
         for files in versions.into_iter().rev() {
             let version = files.version;
-            let request = ReloadRequest { model: name.to_string(), version: Some(version), ..ReloadRequest::default() };
+            let request =
+                ReloadRequest { model: name.to_string(), version: Some(version), ..ReloadRequest::default() };
             match self.reload(request).await {
                 Ok(_) => {
                     if let Some(error) = problem {
@@ -163,7 +164,10 @@ impl Manager {
     pub async fn rollback(self: &Arc<Self>, model: &str) -> Result<ReloadReport> {
         let entry = self.known(model)?;
         let Past { files, sha256 } = entry.previous().ok_or_else(|| {
-            Error::new(Reason::NoPreviousVersion, format!("model '{model}' has no earlier version to go back to"))
+            Error::new(
+                Reason::NoPreviousVersion,
+                format!("model '{model}' has no earlier version to go back to"),
+            )
         })?;
         self.carry_out(entry, files, Some(sha256), false).await
     }
@@ -264,7 +268,11 @@ impl Manager {
                     if !validate_only {
                         entry.set_phases(report.phases);
                     }
-                    manager.announce(&entry, if had_version { Change::Reloaded } else { Change::Ready }, None);
+                    manager.announce(
+                        &entry,
+                        if had_version { Change::Reloaded } else { Change::Ready },
+                        None,
+                    );
                 }
                 Err(error) => {
                     entry.failed(error.to_string());
@@ -368,20 +376,29 @@ impl Manager {
         let event = ModelEvent { at: SystemTime::now(), model: entry.status(), change, error };
         let version = event.model.live.as_ref().map(|live| live.version.0);
         match &event.error {
-            Some(error) => tracing::error!(target: "torchlane::models", model = %entry.name(), change = change.as_str(), live = version, "{error}"),
-            None => tracing::info!(target: "torchlane::models", model = %entry.name(), change = change.as_str(), live = version, "model changed"),
+            Some(error) => {
+                tracing::error!(target: "torchlane::models", model = %entry.name(), change = change.as_str(), live = version, "{error}")
+            }
+            None => {
+                tracing::info!(target: "torchlane::models", model = %entry.name(), change = change.as_str(), live = version, "model changed")
+            }
         }
         (self.observer)(&event);
         let _nobody_watches = self.events.send(event);
     }
 
     /// Runs a change in a task of the manager's own and waits for it.
-    async fn detached<T: Send + 'static>(&self, work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    async fn detached<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
         let (done, outcome) = oneshot::channel();
         self.tasks.spawn(async move {
             let _caller_left = done.send(work.await);
         });
-        outcome.await.unwrap_or_else(|_| Err(Error::new(Reason::ShuttingDown, "the server stopped before this was done")))
+        outcome.await.unwrap_or_else(|_| {
+            Err(Error::new(Reason::ShuttingDown, "the server stopped before this was done"))
+        })
     }
 }
 
@@ -396,7 +413,8 @@ fn choose(found: &Found, wanted: Option<Version>) -> Result<VersionFiles> {
         Some(version) => found.versions.iter().find(|files| files.version == version),
     };
     choice.cloned().ok_or_else(|| {
-        let have = found.versions.iter().map(|files| files.version.to_string()).collect::<Vec<_>>().join(", ");
+        let have =
+            found.versions.iter().map(|files| files.version.to_string()).collect::<Vec<_>>().join(", ");
         let have = if have.is_empty() { "no versions".to_owned() } else { format!("versions {have}") };
         let wanted = wanted.map_or_else(|| "a version".to_owned(), |version| format!("version {version}"));
         Error::new(Reason::UnknownVersion, format!("model '{}' has {have} on disk, not {wanted}", found.name))

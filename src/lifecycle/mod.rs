@@ -11,5 +11,7 @@ mod warmup;
 
 pub use manager::{Manager, ManagerConfig, Observer, ReloadRequest};
 pub use prepare::{LoadFailure, Phase, Prepared, prepare};
-pub use status::{Change, LiveStatus, ModelEvent, ModelState, ModelStatus, Phases, ReloadReport, WarmupReport};
+pub use status::{
+    Change, LiveStatus, ModelEvent, ModelState, ModelStatus, Phases, ReloadReport, WarmupReport,
+};
 pub use warmup::WarmupFailure;

@@ -105,11 +105,13 @@ pub fn prepare(
     let manifest = match &files.manifest {
         None => ModelManifest::default(),
         Some(path) => {
-            let text = std::fs::read_to_string(path).map_err(|e| verify(&format!("{}: {e}", path.display())))?;
+            let text =
+                std::fs::read_to_string(path).map_err(|e| verify(&format!("{}: {e}", path.display())))?;
             ModelManifest::parse(&text).map_err(|error| verify(&error))?
         }
     };
-    let signature = Signature::new(summary.arguments, &summary.outputs, &manifest).map_err(|error| verify(&error))?;
+    let signature =
+        Signature::new(summary.arguments, &summary.outputs, &manifest).map_err(|error| verify(&error))?;
     phases.verify = lap();
 
     let load = at(Phase::Load);
@@ -119,7 +121,10 @@ pub fn prepare(
     })?;
     // What was hashed must be what was loaded.
     if FileIdentity::of(archive).ok() != Some(before) {
-        return Err(load(&format!("{} changed while it was read: write versions aside and rename them", archive.display())));
+        return Err(load(&format!(
+            "{} changed while it was read: write versions aside and rename them",
+            archive.display()
+        )));
     }
     phases.load = lap();
 

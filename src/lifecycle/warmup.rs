@@ -59,7 +59,9 @@ pub(super) struct Warmed {
 pub(super) fn run(servable: &Servable, shapes: &[InputShapes]) -> Result<Warmed, WarmupFailure> {
     let config = &servable.manifest.warmup;
     let give_up = Instant::now() + config.budget;
-    let mut warmed = Warmed { report: WarmupReport { steady: true, ..WarmupReport::default() }, batchable: true };
+    let mut warmed =
+        Warmed { report: WarmupReport { steady: true, ..WarmupReport::default() }, batchable: true };
+    let mut seen = std::collections::HashSet::new();
     for shape in shapes {
         for rows in sizes(servable, shape) {
             if Instant::now() >= give_up {
@@ -67,6 +69,11 @@ pub(super) fn run(servable: &Servable, shapes: &[InputShapes]) -> Result<Warmed,
                 return Ok(warmed);
             }
             let inputs = inputs(shape, rows)?;
+            // A declared batch may be one of the sizes that another declared shape grows to.
+            let shapes: Vec<_> = inputs.iter().map(|input| input.tensor.shape().clone()).collect();
+            if !seen.insert(shapes) {
+                continue;
+            }
             let follows = settle(servable, &inputs, give_up, &mut warmed.report)?;
             if rows.is_some_and(|rows| rows > 1) && !follows {
                 warmed.batchable = false;
@@ -82,7 +89,8 @@ fn sizes(servable: &Servable, shape: &InputShapes) -> Vec<Option<usize>> {
     if servable.max_batch <= 1 || !has_rows {
         return vec![None];
     }
-    let mut sizes: Vec<usize> = std::iter::successors(Some(1), |n| Some(n * 2)).take_while(|n| *n < servable.max_batch).collect();
+    let mut sizes: Vec<usize> =
+        std::iter::successors(Some(1), |n| Some(n * 2)).take_while(|n| *n < servable.max_batch).collect();
     sizes.push(servable.max_batch);
     sizes.into_iter().map(Some).collect()
 }
@@ -95,7 +103,8 @@ fn inputs(shape: &InputShapes, rows: Option<usize>) -> Result<Vec<NamedTensor>, 
             if let (Some(rows), Some(first)) = (rows, shape.first_mut()) {
                 *first = i64::try_from(rows).unwrap_or(i64::MAX);
             }
-            let tensor = HostTensor::zeros(*dtype, shape).map_err(|e| WarmupFailure::Shapes(format!("{name}: {e}")))?;
+            let tensor = HostTensor::zeros(*dtype, shape)
+                .map_err(|e| WarmupFailure::Shapes(format!("{name}: {e}")))?;
             Ok(NamedTensor { name: name.clone(), tensor })
         })
         .collect()
@@ -147,7 +156,8 @@ fn pass_once(servable: &Servable, inputs: &[NamedTensor]) -> Result<Vec<NamedTen
             .join(", ");
         WarmupFailure::Pass { shapes, cause: error.short }
     };
-    let leaves = binding.leaves.iter().filter_map(|at| join(inputs.get(*at).map(|i| &i.tensor).into_iter())).collect();
+    let leaves =
+        binding.leaves.iter().filter_map(|at| join(inputs.get(*at).map(|i| &i.tensor).into_iter())).collect();
     let args = by_leaf(&binding.args, &binding.leaves);
     let pass = Pass { args: &args, leaves, share_memory: servable.effect_free };
     guarded(servable, pass).and_then(|results| rename(results, servable)).map_err(failed)
@@ -170,7 +180,10 @@ fn check(servable: &Servable, outputs: &[NamedTensor]) -> Result<(), WarmupFailu
                     && shape.iter().zip(output.tensor.shape()).all(|(want, have)| *want == -1 || want == have)
             };
             if let Some(shape) = spec.shape.as_ref().filter(|shape| !fits(shape)) {
-                return wrong(format!("has shape {:?}, model.toml declares {shape:?}", output.tensor.shape().as_slice()));
+                return wrong(format!(
+                    "has shape {:?}, model.toml declares {shape:?}",
+                    output.tensor.shape().as_slice()
+                ));
             }
         }
         if !servable.manifest.warmup.allow_non_finite && !is_finite(&output.tensor) {
@@ -184,10 +197,20 @@ fn is_finite(tensor: &HostTensor) -> bool {
     let data = tensor.data();
     // All exponent bits set is NaN or infinity, in every IEEE format.
     match tensor.dtype() {
-        DType::F32 => data.chunks_exact(4).filter_map(|b| b.try_into().ok()).all(|b| f32::from_le_bytes(b).is_finite()),
-        DType::F64 => data.chunks_exact(8).filter_map(|b| b.try_into().ok()).all(|b| f64::from_le_bytes(b).is_finite()),
-        DType::F16 => data.chunks_exact(2).filter_map(|b| b.try_into().ok()).all(|b| half::f16::from_le_bytes(b).is_finite()),
-        DType::BF16 => data.chunks_exact(2).filter_map(|b| b.try_into().ok()).all(|b| half::bf16::from_le_bytes(b).is_finite()),
+        DType::F32 => {
+            data.chunks_exact(4).filter_map(|b| b.try_into().ok()).all(|b| f32::from_le_bytes(b).is_finite())
+        }
+        DType::F64 => {
+            data.chunks_exact(8).filter_map(|b| b.try_into().ok()).all(|b| f64::from_le_bytes(b).is_finite())
+        }
+        DType::F16 => data
+            .chunks_exact(2)
+            .filter_map(|b| b.try_into().ok())
+            .all(|b| half::f16::from_le_bytes(b).is_finite()),
+        DType::BF16 => data
+            .chunks_exact(2)
+            .filter_map(|b| b.try_into().ok())
+            .all(|b| half::bf16::from_le_bytes(b).is_finite()),
         _ => true,
     }
 }

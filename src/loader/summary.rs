@@ -1,6 +1,6 @@
 //! From what an archive says to what serving needs of it.
 
-use std::path::Path;
+use std::{fs::File, io, path::Path};
 
 use super::archive::{self, TypeExpr};
 use crate::{
@@ -14,6 +14,7 @@ use crate::{
 /// Not a TorchScript archive with a `forward` that requests can fill.
 pub fn of_archive(path: &Path) -> Result<ArchiveSummary, BackendError> {
     let info = archive::inspect(path).map_err(|error| BackendError::new(error.to_string()))?;
+    check_sums(path).map_err(|error| BackendError::new(error.to_string()))?;
     let Some(forward) = &info.forward else {
         return Err(BackendError::new("the module has no forward method"));
     };
@@ -26,7 +27,11 @@ pub fn of_archive(path: &Path) -> Result<ArchiveSummary, BackendError> {
                 script_type: argument.ty.to_string(),
             });
             match kind {
-                Ok(kind) => Ok(Some(Argument { name: argument.name.as_str().into(), kind, has_default: argument.has_default })),
+                Ok(kind) => Ok(Some(Argument {
+                    name: argument.name.as_str().into(),
+                    kind,
+                    has_default: argument.has_default,
+                })),
                 // The model's own default serves; what stands behind it can only be left out too.
                 Err(_) if argument.has_default => Ok(None),
                 Err(error) => Err(BackendError::new(error.to_string())),
@@ -38,9 +43,24 @@ pub fn of_archive(path: &Path) -> Result<ArchiveSummary, BackendError> {
         arguments,
         outputs: outputs(&forward.returns),
         effect_free: !info.effects.any(),
-        stateful: info.effects.assigns_attributes || info.effects.mutates_containers && !info.attributes.is_empty(),
+        stateful: info.effects.assigns_attributes
+            || info.effects.mutates_containers && !info.attributes.is_empty(),
         torch_version: info.torch_version,
     })
+}
+
+/// Reads every entry and checks its CRC: libtorch checks none, and would serve weights with a flipped bit.
+fn check_sums(path: &Path) -> io::Result<()> {
+    let damaged = |name: &str, error: &dyn std::fmt::Display| {
+        io::Error::other(format!("the archive is damaged: entry {name}: {error}: copy or export it again"))
+    };
+    let mut zip = zip::ZipArchive::new(File::open(path)?)?;
+    for index in 0..zip.len() {
+        let mut entry = zip.by_index(index)?;
+        let name = String::from_utf8_lossy(entry.name_raw()).into_owned();
+        io::copy(&mut entry, &mut io::sink()).map_err(|error| damaged(&name, &error))?;
+    }
+    Ok(())
 }
 
 fn kind(ty: &TypeExpr) -> Option<ArgKind> {
@@ -60,7 +80,8 @@ fn kind(ty: &TypeExpr) -> Option<ArgKind> {
 /// Names of results, as far as the return type fixes them.
 fn outputs(returns: &TypeExpr) -> Vec<String> {
     let numbered = |n: usize| (0..n).map(|i| format!("output_{i}")).collect();
-    let plain = |ty: &TypeExpr| matches!(ty, TypeExpr::Tensor | TypeExpr::Int | TypeExpr::Float | TypeExpr::Bool);
+    let plain =
+        |ty: &TypeExpr| matches!(ty, TypeExpr::Tensor | TypeExpr::Int | TypeExpr::Float | TypeExpr::Bool);
     match returns {
         TypeExpr::NamedTuple { fields, .. } if fields.iter().all(|(_, ty)| plain(ty)) => {
             fields.iter().map(|(name, _)| name.clone()).collect()

@@ -67,7 +67,10 @@ impl Binding {
             match binder.argument(&argument.kind, &argument.name, spec)? {
                 Some(arg) => {
                     if let Some(earlier) = left_out {
-                        return Err(missing(earlier, &format!("it stands before '{}', which is given", argument.name)));
+                        return Err(missing(
+                            earlier,
+                            &format!("it stands before '{}', which is given", argument.name),
+                        ));
                     }
                     args.push(arg);
                 }
@@ -90,7 +93,14 @@ fn known(signature: &Signature) -> String {
     let list = signature
         .inputs()
         .iter()
-        .map(|input| format!("{} ({}{})", input.name, input.script_type, if input.optional { ", optional" } else { "" }))
+        .map(|input| {
+            format!(
+                "{} ({}{})",
+                input.name,
+                input.script_type,
+                if input.optional { ", optional" } else { "" }
+            )
+        })
         .collect::<Vec<_>>()
         .join(", ");
     format!("the model takes {list}")
@@ -111,7 +121,12 @@ impl<'a> Binder<'a> {
                 return Err(Error::new(Reason::DuplicateInput, message).with_field(format!("inputs[{i}]")));
             }
         }
-        Ok(Self { signature, inputs, used: SmallVec::from_elem(false, inputs.len()), leaves: SmallVec::new() })
+        Ok(Self {
+            signature,
+            inputs,
+            used: SmallVec::from_elem(false, inputs.len()),
+            leaves: SmallVec::new(),
+        })
     }
 
     fn take(&mut self, name: &str) -> Option<usize> {
@@ -136,8 +151,11 @@ impl<'a> Binder<'a> {
     fn check(&self, at: usize, spec: &TensorSpec) -> Result<()> {
         let Some(NamedTensor { tensor, .. }) = self.inputs.get(at) else { return Ok(()) };
         if let Some(dtype) = spec.dtype.filter(|&dtype| dtype != tensor.dtype()) {
-            let message = format!("input '{}' has datatype {}, the model takes {dtype}", spec.name, tensor.dtype());
-            return Err(Error::new(Reason::WrongDatatype, message).with_field(format!("inputs[{at}].datatype")));
+            let message =
+                format!("input '{}' has datatype {}, the model takes {dtype}", spec.name, tensor.dtype());
+            return Err(
+                Error::new(Reason::WrongDatatype, message).with_field(format!("inputs[{at}].datatype"))
+            );
         }
         let Some(shape) = &spec.shape else { return Ok(()) };
         let fits = shape.len() == tensor.shape().len()
@@ -207,16 +225,23 @@ impl<'a> Binder<'a> {
         let wrong = |reason, message: String| Error::new(reason, message).with_field(format!("inputs[{at}]"));
         let Some(NamedTensor { name, tensor }) = self.inputs.get(at) else { return Ok(Arg::None) };
         if tensor.elements() != 1 {
-            let message = format!("input '{name}' is a {kind}: send a tensor of one element, not {}", tensor.elements());
+            let message = format!(
+                "input '{name}' is a {kind}: send a tensor of one element, not {}",
+                tensor.elements()
+            );
             return Err(wrong(Reason::WrongShape, message));
         }
         let bytes = tensor.data().as_ref();
         let int = || bytes.try_into().map(i64::from_le_bytes);
         let arg = match (kind, tensor.dtype()) {
             (ArgKind::Int, DType::I64) => int().ok().map(Arg::Int),
-            (ArgKind::Int, DType::I32) => bytes.try_into().ok().map(|b| Arg::Int(i32::from_le_bytes(b).into())),
+            (ArgKind::Int, DType::I32) => {
+                bytes.try_into().ok().map(|b| Arg::Int(i32::from_le_bytes(b).into()))
+            }
             (ArgKind::Float, DType::F64) => bytes.try_into().ok().map(|b| Arg::Float(f64::from_le_bytes(b))),
-            (ArgKind::Float, DType::F32) => bytes.try_into().ok().map(|b| Arg::Float(f32::from_le_bytes(b).into())),
+            (ArgKind::Float, DType::F32) => {
+                bytes.try_into().ok().map(|b| Arg::Float(f32::from_le_bytes(b).into()))
+            }
             (ArgKind::Bool, DType::Bool) => bytes.first().map(|&b| Arg::Bool(b != 0)),
             _ => None,
         };
@@ -226,7 +251,10 @@ impl<'a> Binder<'a> {
             _ => "FP64",
         };
         arg.ok_or_else(|| {
-            wrong(Reason::WrongDatatype, format!("input '{name}' has datatype {}, the model takes {takes}", tensor.dtype()))
+            wrong(
+                Reason::WrongDatatype,
+                format!("input '{name}' has datatype {}, the model takes {takes}", tensor.dtype()),
+            )
         })
     }
 
@@ -271,7 +299,8 @@ fn batch_terms(
     }
     let rows = usize::try_from(rows.unwrap_or(1)).unwrap_or(usize::MAX);
     if rows > max_batch {
-        let message = format!("the request has {rows} rows, the model takes at most {max_batch} at once: split it");
+        let message =
+            format!("the request has {rows} rows, the model takes at most {max_batch} at once: split it");
         return Err(Error::new(Reason::WrongShape, message).with_field("inputs"));
     }
     Ok((rows, Some(BatchKey(key))))
@@ -327,7 +356,8 @@ mod tests {
             Binding::new(&sig, &[input("b", DType::F32, &[1]), input("a", DType::F32, &[1])], 1).unwrap();
         assert_eq!(bound.args, [Arg::Tensor(1), Arg::Tensor(0)]);
         assert_eq!(reason(Binding::new(&sig, &[input("a", DType::F32, &[1])], 1)), Reason::MissingInput);
-        let extra = [input("a", DType::F32, &[1]), input("b", DType::F32, &[1]), input("c", DType::F32, &[1])];
+        let extra =
+            [input("a", DType::F32, &[1]), input("b", DType::F32, &[1]), input("c", DType::F32, &[1])];
         assert_eq!(reason(Binding::new(&sig, &extra, 1)), Reason::UnknownInput);
         let twice = [input("a", DType::F32, &[1]), input("a", DType::F32, &[1])];
         assert_eq!(reason(Binding::new(&sig, &twice, 1)), Reason::DuplicateInput);
@@ -346,7 +376,10 @@ mod tests {
             "[[inputs]]\nname = 'image'\nargument = 'x'\ndtype = 'FP32'\nshape = [-1, 3]",
         );
         assert!(Binding::new(&sig, &[input("image", DType::F32, &[5, 3])], 1).is_ok());
-        assert_eq!(reason(Binding::new(&sig, &[input("image", DType::F64, &[5, 3])], 1)), Reason::WrongDatatype);
+        assert_eq!(
+            reason(Binding::new(&sig, &[input("image", DType::F64, &[5, 3])], 1)),
+            Reason::WrongDatatype
+        );
         assert_eq!(reason(Binding::new(&sig, &[input("image", DType::F32, &[5, 4])], 1)), Reason::WrongShape);
         assert_eq!(reason(Binding::new(&sig, &[input("image", DType::F32, &[3])], 1)), Reason::WrongShape);
         assert_eq!(reason(Binding::new(&sig, &[input("x", DType::F32, &[5, 3])], 1)), Reason::MissingInput);
@@ -381,7 +414,8 @@ mod tests {
     #[test]
     fn a_model_of_one_dict_takes_plain_keys() {
         let sig = signature(&[("d", ArgKind::Dict, false)], "");
-        let bound = Binding::new(&sig, &[input("u", DType::F32, &[1]), input("d.v", DType::F32, &[1])], 1).unwrap();
+        let bound =
+            Binding::new(&sig, &[input("u", DType::F32, &[1]), input("d.v", DType::F32, &[1])], 1).unwrap();
         assert_eq!(bound.args, [Arg::Dict(vec![("u".to_owned(), 0), ("v".to_owned(), 1)])]);
     }
 
@@ -395,8 +429,14 @@ mod tests {
         assert_eq!(Binding::new(&sig, std::slice::from_ref(&x), 1).unwrap().args.len(), 1);
         let given = [x.clone(), input("n", DType::I64, &[])];
         assert_eq!(Binding::new(&sig, &given, 1).unwrap().args, [Arg::Tensor(0), Arg::Int(0)]);
-        assert_eq!(reason(Binding::new(&sig, &[x.clone(), input("flag", DType::Bool, &[1])], 1)), Reason::MissingInput);
-        assert_eq!(reason(Binding::new(&sig, &[x.clone(), input("n", DType::F32, &[])], 1)), Reason::WrongDatatype);
+        assert_eq!(
+            reason(Binding::new(&sig, &[x.clone(), input("flag", DType::Bool, &[1])], 1)),
+            Reason::MissingInput
+        );
+        assert_eq!(
+            reason(Binding::new(&sig, &[x.clone(), input("n", DType::F32, &[])], 1)),
+            Reason::WrongDatatype
+        );
         assert_eq!(reason(Binding::new(&sig, &[x, input("n", DType::I64, &[2])], 1)), Reason::WrongShape);
     }
 

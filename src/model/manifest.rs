@@ -147,7 +147,8 @@ impl ModelManifest {
     /// See [`ManifestError`].
     pub fn parse(text: &str) -> Result<Self, ManifestError> {
         let one_line = |error: toml::de::Error| {
-            let line = error.span().map_or(1, |span| text.get(..span.start).unwrap_or("").matches('\n').count() + 1);
+            let line =
+                error.span().map_or(1, |span| text.get(..span.start).unwrap_or("").matches('\n').count() + 1);
             ManifestError::Parse(format!("line {line}: {}", error.message().replace('\n', " ")))
         };
         let manifest: Self = toml::from_str(text).map_err(one_line)?;
@@ -156,7 +157,8 @@ impl ModelManifest {
     }
 
     fn check(&self) -> Result<(), ManifestError> {
-        let range = |key, value: usize, allowed| ManifestError::Range { key, value: value.to_string(), allowed };
+        let range =
+            |key, value: usize, allowed| ManifestError::Range { key, value: value.to_string(), allowed };
         if !(1..=65_536).contains(&self.batching.max_batch) {
             return Err(range("batching.max_batch", self.batching.max_batch, "1 to 65536"));
         }

@@ -115,18 +115,18 @@ impl Signature {
         let mut declared: Vec<Option<&DeclaredTensor>> = vec![None; arguments.len()];
         for (position, input) in manifest.inputs.iter().enumerate() {
             let wanted = input.argument.as_deref();
-            let by_name =
-                |name: &str| arguments.iter().position(|argument| argument.name.as_ref() == name);
+            let by_name = |name: &str| arguments.iter().position(|argument| argument.name.as_ref() == name);
             let at = match wanted {
                 Some(name) => by_name(name),
                 None => by_name(&input.name).or(Some(position).filter(|&p| p < arguments.len())),
             };
             let known = || arguments.iter().map(|a| a.name.to_string()).collect::<Vec<_>>().join(", ");
-            let slot = at.and_then(|at| declared.get_mut(at)).ok_or_else(|| ManifestError::NoSuchArgument {
-                input: input.name.clone(),
-                argument: wanted.map_or_else(|| format!("number {position}"), str::to_owned),
-                known: known(),
-            })?;
+            let slot =
+                at.and_then(|at| declared.get_mut(at)).ok_or_else(|| ManifestError::NoSuchArgument {
+                    input: input.name.clone(),
+                    argument: wanted.map_or_else(|| format!("number {position}"), str::to_owned),
+                    known: known(),
+                })?;
             if slot.replace(input).is_some() {
                 return Err(ManifestError::ArgumentTwice { input: input.name.clone() });
             }

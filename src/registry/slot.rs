@@ -30,7 +30,12 @@ impl ModelSlot {
     /// An empty slot.
     pub fn new(name: ModelName) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self { id: SlotId(NEXT.fetch_add(1, Ordering::Relaxed)), name, live: ArcSwapOption::empty(), served: ServedShapes::default() }
+        Self {
+            id: SlotId(NEXT.fetch_add(1, Ordering::Relaxed)),
+            name,
+            live: ArcSwapOption::empty(),
+            served: ServedShapes::default(),
+        }
     }
 
     /// Its identity.

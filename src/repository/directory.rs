@@ -76,7 +76,9 @@ impl Directory {
         match fs::metadata(root) {
             Ok(meta) if meta.is_dir() => Ok(Self { root: root.to_owned() }),
             Ok(_) => Err(RepositoryError::NotADirectory(root.to_owned())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(RepositoryError::Missing(root.to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(RepositoryError::Missing(root.to_owned()))
+            }
             Err(source) => Err(RepositoryError::Io { path: root.to_owned(), source }),
         }
     }
@@ -91,7 +93,9 @@ impl Directory {
             let path = entry.path();
             let is_archive = path.extension().is_some_and(|extension| extension == "pt") && path.is_file();
             let stem = if is_archive { path.file_stem() } else { path.file_name() };
-            let Some(name) = stem.and_then(|s| s.to_str()).and_then(|s| s.parse::<ModelName>().ok()) else { continue };
+            let Some(name) = stem.and_then(|s| s.to_str()).and_then(|s| s.parse::<ModelName>().ok()) else {
+                continue;
+            };
             let versions = if is_archive {
                 vec![VersionFiles { version: Version(1), archive: path, manifest: None }]
             } else if path.is_dir() {
@@ -167,7 +171,9 @@ mod tests {
             .scan()
             .unwrap()
             .into_iter()
-            .map(|found| (found.name.to_string(), found.versions.iter().map(|v| v.version.0).collect::<Vec<_>>()))
+            .map(|found| {
+                (found.name.to_string(), found.versions.iter().map(|v| v.version.0).collect::<Vec<_>>())
+            })
             .collect();
         assert_eq!(found, [("a".into(), vec![9, 10]), ("empty".into(), vec![]), ("vad".into(), vec![1])]);
         let a = repository.find(&"a".parse().unwrap()).unwrap().unwrap();

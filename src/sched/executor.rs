@@ -121,7 +121,12 @@ impl Scheduler {
     pub fn snapshot(&self) -> SchedulerSnapshot {
         SchedulerSnapshot {
             waiting: self.shared.state.lock().queue.waiting(),
-            busy: self.shared.busy_ns.iter().map(|ns| Duration::from_nanos(ns.load(Ordering::Relaxed))).collect(),
+            busy: self
+                .shared
+                .busy_ns
+                .iter()
+                .map(|ns| Duration::from_nanos(ns.load(Ordering::Relaxed)))
+                .collect(),
             batches: self.shared.batches.load(Ordering::Relaxed),
         }
     }

@@ -96,7 +96,10 @@ impl Future for PendingReply {
         let received = ready!(Pin::new(&mut self.receiver).poll(cx));
         self.waiting = None;
         Poll::Ready(received.unwrap_or_else(|_| {
-            Err(Error::new(Reason::ShuttingDown, "the server stopped before this request ran: try another replica"))
+            Err(Error::new(
+                Reason::ShuttingDown,
+                "the server stopped before this request ran: try another replica",
+            ))
         }))
     }
 }

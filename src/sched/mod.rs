@@ -15,6 +15,6 @@ pub use dispatch::Dispatch;
 pub use executor::{ExecutorConfig, Scheduler, SchedulerSnapshot};
 pub use job::{Job, PendingReply};
 pub use order::{LaneQueue, Place, Shares};
-pub(crate) use runner::{by_leaf, guarded, rename};
 pub use planner::{LatencyProfile, PlanInput, rows_to_take};
 pub use queue::{GroupKey, Handle, Popped, RunQueue, Schedulable};
+pub(crate) use runner::{by_leaf, guarded, rename};

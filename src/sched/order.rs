@@ -131,11 +131,18 @@ impl Shares {
     pub fn pick(&self, waiting: [bool; LANES]) -> Option<Lane> {
         let has_work = |lane: &Lane| waiting.get(lane.index()).copied().unwrap_or(false);
         let owed = |lane: &Lane| {
-            self.accounts.get(lane.index()).is_some_and(|a| self.min_share > 0.0 && a.balance_s >= a.mean_turn_s)
+            self.accounts
+                .get(lane.index())
+                .is_some_and(|a| self.min_share > 0.0 && a.balance_s >= a.mean_turn_s)
         };
         let first = Lane::ALL.into_iter().find(has_work)?;
         // The lowest owed lane first: it is the one that nothing else helps.
-        Lane::ALL.into_iter().rev().take_while(|lane| *lane > first).find(|l| has_work(l) && owed(l)).or(Some(first))
+        Lane::ALL
+            .into_iter()
+            .rev()
+            .take_while(|lane| *lane > first)
+            .find(|l| has_work(l) && owed(l))
+            .or(Some(first))
     }
 
     /// Says that `lane` was served for `cost`, while the lanes flagged in `waiting` waited.

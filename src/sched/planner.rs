@@ -48,7 +48,12 @@ mod tests {
         }
     }
 
-    fn plan(max_batch: usize, waiting_rows: usize, idle_executors: usize, profile: Option<&dyn LatencyProfile>) -> usize {
+    fn plan(
+        max_batch: usize,
+        waiting_rows: usize,
+        idle_executors: usize,
+        profile: Option<&dyn LatencyProfile>,
+    ) -> usize {
         rows_to_take(&PlanInput { max_batch, waiting_rows, idle_executors, profile })
     }
 

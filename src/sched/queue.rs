@@ -7,7 +7,7 @@ use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{LaneQueue, PlanInput, Place, Shares, rows_to_take};
+use super::{LaneQueue, Place, PlanInput, Shares, rows_to_take};
 use crate::{
     model::{BatchKey, Lane, VersionSelector},
     registry::SlotId,
@@ -119,7 +119,8 @@ impl<J: Schedulable> RunQueue<J> {
         slot.limit = job.max_concurrency();
         let id = *self.by_key.entry(key).or_insert_with_key(|key| {
             self.next_group += 1;
-            self.groups.insert(self.next_group, Group { key: key.clone(), jobs: LaneQueue::default(), rows: 0 });
+            self.groups
+                .insert(self.next_group, Group { key: key.clone(), jobs: LaneQueue::default(), rows: 0 });
             slot.groups.push(self.next_group);
             self.next_group
         });

@@ -76,8 +76,11 @@ fn run_together(jobs: Vec<Job>, servable: &Servable) {
             let batch_size = jobs.iter().map(|job| job.bound.binding.rows).sum();
             for (job, outputs) in jobs.into_iter().zip(answers) {
                 let timing = timing(&job, started, compute, batch_size);
-                let reply = select(outputs, &job.bound.call.outputs)
-                    .map(|outputs| InferReply { version: servable.version, outputs, timing });
+                let reply = select(outputs, &job.bound.call.outputs).map(|outputs| InferReply {
+                    version: servable.version,
+                    outputs,
+                    timing,
+                });
                 job.reply(reply);
             }
         }
@@ -90,7 +93,8 @@ fn run_together(jobs: Vec<Job>, servable: &Servable) {
         Err(error) => {
             for job in jobs {
                 let _in_span = job.bound.call.span.clone().entered();
-                let answer = forward_failed(&error, job.bound.slot.name().as_str(), &job.bound.call.request_id);
+                let answer =
+                    forward_failed(&error, job.bound.slot.name().as_str(), &job.bound.call.request_id);
                 job.reply(Err(answer));
             }
         }
@@ -111,7 +115,9 @@ fn forward(jobs: &[Job], servable: &Servable) -> Result<Vec<Vec<NamedTensor>>, B
             let at = *job.bound.binding.leaves.get(position)?;
             Some(&job.bound.call.inputs.get(at)?.tensor)
         });
-        leaves.push(join(parts).ok_or_else(|| BackendError::new("requests of unlike shapes met in one batch"))?);
+        leaves.push(
+            join(parts).ok_or_else(|| BackendError::new("requests of unlike shapes met in one batch"))?,
+        );
     }
     let args = by_leaf(&binding.args, &binding.leaves);
     let pass = Pass { args: &args, leaves, share_memory: servable.effect_free };
@@ -123,10 +129,9 @@ fn forward(jobs: &[Job], servable: &Servable) -> Result<Vec<Vec<NamedTensor>>, B
     let rows: SmallVec<[usize; 16]> = jobs.iter().map(|job| job.bound.binding.rows).collect();
     let mut answers: Vec<Vec<NamedTensor>> = jobs.iter().map(|_| Vec::with_capacity(named.len())).collect();
     for NamedTensor { name, tensor } in named {
-        let pieces = split_rows(&tensor, &rows)
-            .ok()
-            .flatten()
-            .ok_or_else(|| BackendError::new(format!("output '{name}' does not have one row for each row of the batch")))?;
+        let pieces = split_rows(&tensor, &rows).ok().flatten().ok_or_else(|| {
+            BackendError::new(format!("output '{name}' does not have one row for each row of the batch"))
+        })?;
         for (answer, tensor) in answers.iter_mut().zip(pieces) {
             answer.push(NamedTensor { name: name.clone(), tensor });
         }
@@ -141,11 +146,16 @@ pub(crate) fn guarded(servable: &Servable, pass: Pass<'_>) -> Result<Vec<NamedTe
 }
 
 /// Gives results the names that the signature has for them.
-pub(crate) fn rename(mut results: Vec<NamedTensor>, servable: &Servable) -> Result<Vec<NamedTensor>, BackendError> {
+pub(crate) fn rename(
+    mut results: Vec<NamedTensor>,
+    servable: &Servable,
+) -> Result<Vec<NamedTensor>, BackendError> {
     let signature = &servable.signature;
     if signature.outputs_declared() && results.len() != signature.outputs().len() {
         let (declared, got) = (signature.outputs().len(), results.len());
-        return Err(BackendError::new(format!("model.toml declares {declared} outputs, the model returned {got}")));
+        return Err(BackendError::new(format!(
+            "model.toml declares {declared} outputs, the model returned {got}"
+        )));
     }
     for (position, result) in results.iter_mut().enumerate() {
         let name = signature.output_name(position, &result.name);
@@ -163,7 +173,9 @@ pub(crate) fn by_leaf(args: &[Arg], leaves: &[usize]) -> Vec<Arg> {
         .map(|arg| match arg {
             Arg::Tensor(input) => Arg::Tensor(at(input)),
             Arg::List(items) => Arg::List(items.iter().map(at).collect()),
-            Arg::Dict(items) => Arg::Dict(items.iter().map(|(key, input)| (key.clone(), at(input))).collect()),
+            Arg::Dict(items) => {
+                Arg::Dict(items.iter().map(|(key, input)| (key.clone(), at(input))).collect())
+            }
             Arg::Tuple(items) => Arg::Tuple(by_leaf(items, leaves)),
             other => other.clone(),
         })
@@ -192,5 +204,8 @@ fn forward_failed(error: &BackendError, model: &str, request_id: &str) -> Error 
     tracing::error!(target: "torchlane::forward", incident = request_id, model, error = %full, "forward failed");
     let short: String = error.short.chars().take(300).collect();
     let id: String = request_id.chars().take(64).collect();
-    Error::new(Reason::ForwardFailed, format!("the model failed: {short} (incident {id}: the server's log has it in full)"))
+    Error::new(
+        Reason::ForwardFailed,
+        format!("the model failed: {short} (incident {id}: the server's log has it in full)"),
+    )
 }

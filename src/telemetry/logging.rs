@@ -1,7 +1,9 @@
 //! Where log lines go and how they look.
 
+use std::io::IsTerminal as _;
+
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
+use tracing_subscriber::EnvFilter;
 
 /// How a log line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -20,7 +22,10 @@ pub enum LogFormat {
 /// The filter cannot be read, or logging was started already.
 pub fn init_logging(format: LogFormat, level: &str) -> Result<(), String> {
     let filter = EnvFilter::try_new(level).map_err(|error| format!("log.level = '{level}': {error}"))?;
-    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_span_events(FmtSpan::NONE);
+    let base = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     match format {
         LogFormat::Json => base.json().flatten_event(true).try_init(),
         LogFormat::Pretty => base.compact().try_init(),

@@ -126,7 +126,8 @@ pub struct Metrics {
 /// 100 µs to 60 s, about three to a decade.
 fn durations() -> Histogram {
     Histogram::new([
-        0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+        0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+        10.0, 30.0, 60.0,
     ])
 }
 
@@ -156,17 +157,46 @@ impl Default for Metrics {
         let r = &mut metrics.registry;
         r.register("requests", "Requests answered or refused", metrics.requests.clone());
         let seconds = Unit::Seconds;
-        r.register_with_unit("request_duration", "From decoded request to answer", seconds, metrics.total.clone());
+        r.register_with_unit(
+            "request_duration",
+            "From decoded request to answer",
+            seconds,
+            metrics.total.clone(),
+        );
         r.register_with_unit("queue_duration", "Waiting to be let in", Unit::Seconds, metrics.queue.clone());
-        r.register_with_unit("batch_wait_duration", "Waiting for an executor", Unit::Seconds, metrics.batch_wait.clone());
-        r.register_with_unit("compute_duration", "Executor time of the batch", Unit::Seconds, metrics.compute.clone());
+        r.register_with_unit(
+            "batch_wait_duration",
+            "Waiting for an executor",
+            Unit::Seconds,
+            metrics.batch_wait.clone(),
+        );
+        r.register_with_unit(
+            "compute_duration",
+            "Executor time of the batch",
+            Unit::Seconds,
+            metrics.compute.clone(),
+        );
         r.register("batch_size", "Items in the batch of a request", metrics.batch_size.clone());
-        r.register("queue_depth", "Requests that wait, for a ticket (admission) or an executor (scheduler)", metrics.depth.clone());
+        r.register(
+            "queue_depth",
+            "Requests that wait, for a ticket (admission) or an executor (scheduler)",
+            metrics.depth.clone(),
+        );
         r.register("in_flight", "Requests that hold a ticket", metrics.in_flight.clone());
         r.register("reloads", "Loads and reloads by result", metrics.reloads.clone());
-        r.register_with_unit("reload_phase_duration", "Phases of the last reload", Unit::Seconds, metrics.phases.clone());
+        r.register_with_unit(
+            "reload_phase_duration",
+            "Phases of the last reload",
+            Unit::Seconds,
+            metrics.phases.clone(),
+        );
         r.register("model_info", "1 for the live version of each model", metrics.info.clone());
-        r.register_with_unit("executor_busy", "Time spent running batches", Unit::Seconds, metrics.busy.clone());
+        r.register_with_unit(
+            "executor_busy",
+            "Time spent running batches",
+            Unit::Seconds,
+            metrics.busy.clone(),
+        );
         let build = Family::<BuildLabels, Gauge>::default();
         build.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
         r.register("build_info", "1 for the version of torchlane", build);
@@ -199,7 +229,9 @@ impl Metrics {
             self.queue.get_or_create(&labels).observe(timing.queue.as_secs_f64());
             self.batch_wait.get_or_create(&labels).observe(timing.batch_wait.as_secs_f64());
             self.compute.get_or_create(&labels).observe(timing.compute.as_secs_f64());
-            self.batch_size.get_or_create(&ModelLabel { model: labels.model }).observe(timing.batch_size as f64);
+            self.batch_size
+                .get_or_create(&ModelLabel { model: labels.model })
+                .observe(timing.batch_size as f64);
         }
     }
 
@@ -222,7 +254,11 @@ impl Metrics {
             self.info.remove(&old);
         }
         if let Some(now) = &event.model.live {
-            let labels = InfoLabels { model: model.clone(), version: now.version.to_string(), sha256: now.sha256.clone() };
+            let labels = InfoLabels {
+                model: model.clone(),
+                version: now.version.to_string(),
+                sha256: now.sha256.clone(),
+            };
             self.info.get_or_create(&labels).set(1);
             live.insert(model, labels);
         }
@@ -237,7 +273,9 @@ impl Metrics {
             ("drain", phases.drain),
         ];
         for (phase, took) in each {
-            self.phases.get_or_create(&PhaseLabels { model: model.to_owned(), phase }).set(took.as_secs_f64());
+            self.phases
+                .get_or_create(&PhaseLabels { model: model.to_owned(), phase })
+                .set(took.as_secs_f64());
         }
     }
 
@@ -297,9 +335,15 @@ mod tests {
         let documented = include_str!("../../docs/metrics.md");
         assert_eq!(registered.len(), CATALOGUE.len(), "{registered:?}");
         for (name, kind, labels) in CATALOGUE {
-            let family = format!("{} {kind}", name.strip_suffix("_total").filter(|_| *kind == "counter").unwrap_or(name));
+            let family = format!(
+                "{} {kind}",
+                name.strip_suffix("_total").filter(|_| *kind == "counter").unwrap_or(name)
+            );
             assert!(registered.contains(&family.as_str()), "{family} is not registered");
-            assert!(documented.contains(&format!("| `{name}` | {kind} | {labels} |")), "{name} is not in docs/metrics.md");
+            assert!(
+                documented.contains(&format!("| `{name}` | {kind} | {labels} |")),
+                "{name} is not in docs/metrics.md"
+            );
         }
         let rows = documented.lines().filter(|line| line.starts_with("| `torchlane_")).count();
         assert_eq!(rows, CATALOGUE.len(), "docs/metrics.md lists something else");

@@ -25,9 +25,7 @@ pub const MAX_RANK: usize = 32;
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum TensorError {
     /// The datatype is not one that a TorchScript tensor and the wire share.
-    #[error(
-        "datatype '{0}' is not one of BOOL, UINT8, INT8, INT16, INT32, INT64, FP16, BF16, FP32, FP64"
-    )]
+    #[error("datatype '{0}' is not one of BOOL, UINT8, INT8, INT16, INT32, INT64, FP16, BF16, FP32, FP64")]
     UnknownDatatype(String),
     /// A dimension below zero.
     #[error("shape {0} has a negative dimension")]

@@ -22,7 +22,8 @@ pub type Client = ModelServerClient<Channel>;
 
 impl Server {
     pub fn start(repository: &Path, backend: BackendKind, change: impl FnOnce(&mut Settings)) -> Self {
-        let mut settings = Settings { repositories: vec![repository.to_owned()], backend, ..Settings::default() };
+        let mut settings =
+            Settings { repositories: vec![repository.to_owned()], backend, ..Settings::default() };
         settings.server.grpc_addr = ([127, 0, 0, 1], 0).into();
         settings.server.http_addr = ([127, 0, 0, 1], 0).into();
         change(&mut settings);
@@ -50,7 +51,9 @@ impl Server {
         let mut health = tonic_health::pb::health_client::HealthClient::new(channel.clone());
         for _ in 0..2000 {
             if serving(&mut health, "").await == Some(true) {
-                return ModelServerClient::new(channel).max_decoding_message_size(256 << 20).max_encoding_message_size(256 << 20);
+                return ModelServerClient::new(channel)
+                    .max_decoding_message_size(256 << 20)
+                    .max_encoding_message_size(256 << 20);
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -96,7 +99,13 @@ pub async fn serving(health: &mut HealthClient, service: &str) -> Option<bool> {
 }
 
 pub fn tensor(name: &str, datatype: &str, shape: &[i64], raw: Vec<u8>) -> proto::Tensor {
-    proto::Tensor { name: name.into(), datatype: datatype.into(), shape: shape.to_vec(), raw: raw.into(), ..Default::default() }
+    proto::Tensor {
+        name: name.into(),
+        datatype: datatype.into(),
+        shape: shape.to_vec(),
+        raw: raw.into(),
+        ..Default::default()
+    }
 }
 
 pub fn f32s(name: &str, shape: &[i64], values: &[f32]) -> proto::Tensor {

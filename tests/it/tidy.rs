@@ -1,6 +1,9 @@
 //! Rules about the code itself.
 
-use std::{fs, path::{Path, PathBuf}};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 fn sources(dir: &Path, into: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).unwrap() {
@@ -18,7 +21,10 @@ fn naming(word: &str) -> Vec<String> {
     sources(Path::new("src"), &mut files);
     let names = |path: &PathBuf| {
         // Code only: pages and comments may speak of anything.
-        fs::read_to_string(path).unwrap().lines().any(|line| !line.trim_start().starts_with("//") && line.contains(word))
+        fs::read_to_string(path).unwrap().lines().any(|line| {
+            let is_word = |at: usize| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+            !line.trim_start().starts_with("//") && line.match_indices(word).any(|(at, _)| is_word(at))
+        })
     };
     files.iter().filter(|path| names(path)).map(|path| path.display().to_string()).collect()
 }

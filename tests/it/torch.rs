@@ -60,7 +60,11 @@ fn manifest(dir: &Path, name: &str, text: &str) {
 }
 
 async fn infer(client: &mut Client, model: &str, inputs: Vec<proto::Tensor>) -> proto::InferResponse {
-    client.infer(request(model, inputs)).await.unwrap_or_else(|status| panic!("{model}: {status:?}")).into_inner()
+    client
+        .infer(request(model, inputs))
+        .await
+        .unwrap_or_else(|status| panic!("{model}: {status:?}"))
+        .into_inner()
 }
 
 fn names(answer: &proto::InferResponse) -> Vec<&str> {
@@ -73,7 +77,11 @@ async fn digits_are_recognised_by_both_versions() {
     let mut client = server.ready().await;
     let data = digits();
     for version in [2, 1] {
-        let to = proto::ReloadModelRequest { model: "digits".into(), version: version.to_string(), ..Default::default() };
+        let to = proto::ReloadModelRequest {
+            model: "digits".into(),
+            version: version.to_string(),
+            ..Default::default()
+        };
         let report = client.reload_model(to).await.unwrap().into_inner();
         let warmup = report.warmup.unwrap();
         assert!(warmup.passes >= 3 * warmup.shapes && warmup.shapes >= 2, "{warmup:?}");
@@ -82,8 +90,13 @@ async fn digits_are_recognised_by_both_versions() {
         // In batches of 16, and the last ones one by one.
         for (chunk, group) in data.images.chunks(16).enumerate() {
             let flat: Vec<f32> = group.iter().flatten().copied().collect();
-            let answer = infer(&mut client, "digits", vec![f32s("image", &[group.len() as i64, 1, 8, 8], &flat)]).await;
-            assert_eq!((answer.version.clone(), names(&answer)), (version.to_string(), vec!["probabilities"]));
+            let answer =
+                infer(&mut client, "digits", vec![f32s("image", &[group.len() as i64, 1, 8, 8], &flat)])
+                    .await;
+            assert_eq!(
+                (answer.version.clone(), names(&answer)),
+                (version.to_string(), vec!["probabilities"])
+            );
             for (i, row) in floats(&answer.outputs[0]).chunks_exact(10).enumerate() {
                 let place = chunk * 16 + i;
                 assert!(near(row, &expected[place]), "image {place}: {row:?} is not {:?}", expected[place]);
@@ -93,7 +106,8 @@ async fn digits_are_recognised_by_both_versions() {
         }
         assert!(right * 100 >= data.labels.len() * 97, "{right} of {} right", data.labels.len());
     }
-    let (reason, status) = refused(&mut client, request("digits", vec![f32s("image", &[17, 1, 8, 8], &[0.0; 17 * 64])])).await;
+    let (reason, status) =
+        refused(&mut client, request("digits", vec![f32s("image", &[17, 1, 8, 8], &[0.0; 17 * 64])])).await;
     assert_eq!(reason, "WRONG_SHAPE");
     assert!(status.message().contains("at most 16"), "{}", status.message());
 }
@@ -102,16 +116,29 @@ async fn digits_are_recognised_by_both_versions() {
 async fn the_tagger_answers_texts_of_any_length() {
     let server = start(Path::new("models"));
     let mut client = server.ready().await;
-    let cases: serde_json::Value = serde_json::from_str(&fs::read_to_string("tests/data/tagger/golden.json").unwrap()).unwrap();
+    let cases: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string("tests/data/tagger/golden.json").unwrap()).unwrap();
     for case in cases.as_array().unwrap() {
-        let ints = |key: &str| -> Vec<i64> { case[key].as_array().unwrap().iter().map(|v| v.as_i64().unwrap()).collect() };
+        let ints = |key: &str| -> Vec<i64> {
+            case[key].as_array().unwrap().iter().map(|v| v.as_i64().unwrap()).collect()
+        };
         let tokens = ints("tokens");
-        let weights: Vec<f32> = case["weights"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect();
+        let weights: Vec<f32> =
+            case["weights"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect();
         let n = tokens.len() as i64;
         let raw = tokens.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let answer = infer(&mut client, "tagger", vec![tensor("tokens", "INT64", &[n], raw), f32s("weights", &[n], &weights)]).await;
+        let answer = infer(
+            &mut client,
+            "tagger",
+            vec![tensor("tokens", "INT64", &[n], raw), f32s("weights", &[n], &weights)],
+        )
+        .await;
         assert_eq!(names(&answer), ["tags", "scores", "total"]);
-        let tags: Vec<i64> = answer.outputs[0].raw.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect();
+        let tags: Vec<i64> = answer.outputs[0]
+            .raw
+            .chunks_exact(8)
+            .map(|b| i64::from_le_bytes(b.try_into().unwrap()))
+            .collect();
         assert_eq!(tags, ints("tags"), "{}", case["text"]);
         assert_eq!(answer.outputs[1].shape, [n, 5]);
         let total = case["total"].as_f64().unwrap() as f32;
@@ -125,13 +152,28 @@ async fn every_datatype_goes_through_unchanged() {
     let server = start(dir.path());
     let mut client = server.ready().await;
     for (datatype, size) in [
-        ("BOOL", 1), ("UINT8", 1), ("INT8", 1), ("INT16", 2), ("INT32", 4), ("INT64", 8),
-        ("FP16", 2), ("BF16", 2), ("FP32", 4), ("FP64", 8),
+        ("BOOL", 1),
+        ("UINT8", 1),
+        ("INT8", 1),
+        ("INT16", 2),
+        ("INT32", 4),
+        ("INT64", 8),
+        ("FP16", 2),
+        ("BF16", 2),
+        ("FP32", 4),
+        ("FP64", 8),
     ] {
         // Small (copied), and large enough that memory may be shared both ways.
         for elements in [6, 60_000] {
-            let raw: Vec<u8> = (0..elements * size).map(|i| if datatype == "BOOL" { (i % 2) as u8 } else { (i % 120) as u8 }).collect();
-            let answer = infer(&mut client, "identity", vec![tensor("x", datatype, &[2, elements as i64 / 2], raw.clone())]).await;
+            let raw: Vec<u8> = (0..elements * size)
+                .map(|i| if datatype == "BOOL" { (i % 2) as u8 } else { (i % 120) as u8 })
+                .collect();
+            let answer = infer(
+                &mut client,
+                "identity",
+                vec![tensor("x", datatype, &[2, elements as i64 / 2], raw.clone())],
+            )
+            .await;
             let output = &answer.outputs[0];
             assert_eq!((output.name.as_str(), output.datatype.as_str()), ("output_0", datatype));
             assert_eq!(output.shape, [2, elements as i64 / 2]);
@@ -142,7 +184,10 @@ async fn every_datatype_goes_through_unchanged() {
     }
     let typed = proto::InferRequest {
         parameters: [("typed".to_owned(), "true".to_owned())].into(),
-        ..request("identity", vec![proto::Tensor { float_data: vec![1.5, -2.0], ..tensor("", "BF16", &[2], vec![]) }])
+        ..request(
+            "identity",
+            vec![proto::Tensor { float_data: vec![1.5, -2.0], ..tensor("", "BF16", &[2], vec![]) }],
+        )
     };
     let answer = client.infer(typed).await.unwrap().into_inner();
     assert_eq!(answer.outputs[0].float_data, [1.5, -2.0]);
@@ -154,8 +199,19 @@ async fn every_datatype_goes_through_unchanged() {
 #[tokio::test]
 async fn tuples_lists_dicts_optionals_and_scalars() {
     let dir = archives(&[
-        "add_two", "tuple_io", "list_io", "dict_io", "optional_io", "named_out", "scalar_args", "strided", "no_arguments",
-        "returns_number", "returns_nothing", "traced", "bn",
+        "add_two",
+        "tuple_io",
+        "list_io",
+        "dict_io",
+        "optional_io",
+        "named_out",
+        "scalar_args",
+        "strided",
+        "no_arguments",
+        "returns_number",
+        "returns_nothing",
+        "traced",
+        "bn",
     ]);
     let server = start(dir.path());
     let mut client = server.ready().await;
@@ -170,7 +226,8 @@ async fn tuples_lists_dicts_optionals_and_scalars() {
     assert_eq!(outputs(&answer), named(&[("output_0", &[11.0])]));
     let answer = infer(&mut client, "tuple_io", vec![x("pair.0", &[3.0]), x("pair.1", &[1.0])]).await;
     assert_eq!(outputs(&answer), named(&[("output_0", &[4.0]), ("output_1", &[2.0])]));
-    let answer = infer(&mut client, "list_io", vec![x("xs.0", &[1.0]), x("xs.1", &[1.0]), x("xs.2", &[1.0])]).await;
+    let answer =
+        infer(&mut client, "list_io", vec![x("xs.0", &[1.0]), x("xs.1", &[1.0]), x("xs.2", &[1.0])]).await;
     assert_eq!(outputs(&answer), named(&[("output_0", &[1.0]), ("output_1", &[2.0]), ("output_2", &[3.0])]));
     let answer = infer(&mut client, "dict_io", vec![x("left", &[3.0]), x("features.right", &[1.0])]).await;
     assert_eq!(outputs(&answer), named(&[("sum", &[4.0]), ("difference", &[2.0])]));
@@ -187,16 +244,29 @@ async fn tuples_lists_dicts_optionals_and_scalars() {
     let flag = tensor("flag", "BOOL", &[], vec![1]);
     let answer = infer(&mut client, "scalar_args", vec![x("x", &[4.0]), scale(), n, flag]).await;
     assert_eq!(outputs(&answer), named(&[("output_0", &[-6.0])]));
-    let answer = infer(&mut client, "strided", vec![f32s("x", &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])]).await;
-    assert_eq!((answer.outputs[0].shape.as_slice(), floats(&answer.outputs[0])), ([3, 2].as_slice(), vec![1.0, 4.0, 2.0, 5.0, 3.0, 6.0]));
+    let answer =
+        infer(&mut client, "strided", vec![f32s("x", &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])]).await;
+    assert_eq!(
+        (answer.outputs[0].shape.as_slice(), floats(&answer.outputs[0])),
+        ([3, 2].as_slice(), vec![1.0, 4.0, 2.0, 5.0, 3.0, 6.0])
+    );
     assert_eq!(outputs(&infer(&mut client, "no_arguments", vec![]).await), named(&[("output_0", &[3.5])]));
     let answer = infer(&mut client, "returns_number", vec![x("x", &[1.0, 2.0])]).await;
-    assert_eq!((answer.outputs[0].datatype.as_str(), answer.outputs[0].raw.to_vec()), ("INT64", 2_i64.to_le_bytes().to_vec()));
+    assert_eq!(
+        (answer.outputs[0].datatype.as_str(), answer.outputs[0].raw.to_vec()),
+        ("INT64", 2_i64.to_le_bytes().to_vec())
+    );
     assert!(infer(&mut client, "returns_nothing", vec![x("x", &[1.0])]).await.outputs.is_empty());
     assert_eq!(infer(&mut client, "bn", vec![f32s("x", &[1, 4], &[0.0; 4])]).await.outputs[0].shape, [1, 4]);
     // A single unnamed tensor will do for one input, whatever the trace called it.
-    assert_eq!(infer(&mut client, "traced", vec![f32s("", &[1, 4], &[0.0; 4])]).await.outputs[0].shape, [1, 3]);
-    let some = proto::InferRequest { outputs: vec!["largest".into()], ..request("named_out", vec![x("x", &[3.0, -1.0])]) };
+    assert_eq!(
+        infer(&mut client, "traced", vec![f32s("", &[1, 4], &[0.0; 4])]).await.outputs[0].shape,
+        [1, 3]
+    );
+    let some = proto::InferRequest {
+        outputs: vec!["largest".into()],
+        ..request("named_out", vec![x("x", &[3.0, -1.0])])
+    };
     assert_eq!(outputs(&client.infer(some).await.unwrap().into_inner()), named(&[("largest", &[3.0])]));
 }
 
@@ -243,7 +313,9 @@ async fn one_bad_request_in_a_batch_fails_alone() {
     manifest(dir.path(), "batch_fixed", "[batching]\nmax_batch = 8\n[warmup]\nshapes=[{x=[1,3]}]\n");
     let server = Server::start(dir.path(), BackendKind::Torch, |settings| settings.executors.threads = 1);
     let client = server.ready().await;
-    let row = |value: i64| tensor("ids", "INT64", &[1, 2], [value, 1].iter().flat_map(|v| v.to_le_bytes()).collect());
+    let row = |value: i64| {
+        tensor("ids", "INT64", &[1, 2], [value, 1].iter().flat_map(|v| v.to_le_bytes()).collect())
+    };
     let calls: Vec<_> = (0..40_i64)
         .map(|i| {
             let mut client = client.clone();
@@ -257,18 +329,30 @@ async fn one_bad_request_in_a_batch_fails_alone() {
     }
     // Warm-up found that its results do not follow the batch, so requests are run one by one.
     let mut client = client;
-    let model = client.get_model(proto::GetModelRequest { model: "batch_fixed".into() }).await.unwrap().into_inner();
+    let model =
+        client.get_model(proto::GetModelRequest { model: "batch_fixed".into() }).await.unwrap().into_inner();
     assert_eq!(model.max_batch, 1);
 }
 
 #[tokio::test]
 async fn broken_archives_are_refused_with_their_own_words() {
-    let names = ["empty", "not_a_zip", "truncated", "state_dict", "no_forward", "nan", "identity", "nested"];
+    let names = [
+        "flipped_bit",
+        "empty",
+        "not_a_zip",
+        "truncated",
+        "state_dict",
+        "no_forward",
+        "nan",
+        "identity",
+        "nested",
+    ];
     let dir = archives(&names);
     manifest(dir.path(), "nan", "[[inputs]]\nname='x'\ndtype='FP32'\nshape=[1]\n");
     let server = start(dir.path());
     let mut client = server.ready().await;
     for (model, phase, expect) in [
+        ("flipped_bit", "verify", "damaged"),
         ("empty", "verify", "empty"),
         ("not_a_zip", "verify", ""),
         ("truncated", "verify", "truncated"),
@@ -282,14 +366,21 @@ async fn broken_archives_are_refused_with_their_own_words() {
         let text = status.message();
         assert_eq!(reason(&status), "LOAD_FAILED", "{text}");
         assert!(text.starts_with(&format!("{phase} failed: ")) && text.contains(expect), "{model}: {text}");
-        let model = client.get_model(proto::GetModelRequest { model: model.into() }).await.unwrap().into_inner();
+        let model =
+            client.get_model(proto::GetModelRequest { model: model.into() }).await.unwrap().into_inner();
         assert_eq!(model.state(), proto::ModelState::Failed);
     }
-    assert_eq!(floats(&infer(&mut client, "identity", vec![f32s("x", &[1], &[1.0])]).await.outputs[0]), [1.0]);
+    assert_eq!(
+        floats(&infer(&mut client, "identity", vec![f32s("x", &[1], &[1.0])]).await.outputs[0]),
+        [1.0]
+    );
     fs::remove_file(dir.path().join("identity.pt")).unwrap();
     let gone = proto::ReloadModelRequest { model: "identity".into(), ..Default::default() };
     assert_eq!(reason(&client.reload_model(gone).await.unwrap_err()), "UNKNOWN_MODEL");
-    assert!(client.infer(request("identity", vec![f32s("x", &[1], &[1.0])])).await.is_ok(), "what is live stays so");
+    assert!(
+        client.infer(request("identity", vec![f32s("x", &[1], &[1.0])])).await.is_ok(),
+        "what is live stays so"
+    );
 }
 
 /// Resident memory of this process in KiB.
@@ -318,7 +409,8 @@ async fn reloads_under_load_lose_and_mix_nothing() {
                     }
                     let place = (i * 3) % (data.images.len() - 2);
                     let flat: Vec<f32> = data.images[place..place + 2].iter().flatten().copied().collect();
-                    let answer = infer(&mut client, "digits", vec![f32s("image", &[2, 1, 8, 8], &flat)]).await;
+                    let answer =
+                        infer(&mut client, "digits", vec![f32s("image", &[2, 1, 8, 8], &flat)]).await;
                     let version: usize = answer.version.parse().unwrap();
                     let expected = &golden[version - 1][place..place + 2].concat();
                     assert!(near(&floats(&answer.outputs[0]), expected), "not version {version}'s answer");
@@ -334,7 +426,11 @@ async fn reloads_under_load_lose_and_mix_nothing() {
     for round in 0..30_u32 {
         let version = (round % 2 + 1).to_string();
         let before = answered.load(Ordering::Relaxed);
-        let to = proto::ReloadModelRequest { model: "digits".into(), version: version.clone(), ..Default::default() };
+        let to = proto::ReloadModelRequest {
+            model: "digits".into(),
+            version: version.clone(),
+            ..Default::default()
+        };
         let report = admin.reload_model(to).await.unwrap().into_inner();
         assert_eq!(report.live_version, version);
         // Each version answers something before the next is asked for.
@@ -361,5 +457,9 @@ async fn ready_within_two_seconds() {
     let began = tokio::time::Instant::now();
     let server = start(&PathBuf::from("models"));
     server.ready().await;
-    assert!(began.elapsed().as_secs_f64() < 10.0, "{:?}: the release build takes well under two", began.elapsed());
+    assert!(
+        began.elapsed().as_secs_f64() < 10.0,
+        "{:?}: the release build takes well under two",
+        began.elapsed()
+    );
 }

@@ -68,12 +68,9 @@ where
                 let queued = Duration::ZERO;
                 State::Calling { future: self.inner.call(Admitted { call, ticket, queued }) }
             }
-            Ok(Entry::Queued(waiting)) => State::Waiting {
-                waiting,
-                since: Instant::now(),
-                call: Some(call),
-                inner: self.inner.clone(),
-            },
+            Ok(Entry::Queued(waiting)) => {
+                State::Waiting { waiting, since: Instant::now(), call: Some(call), inner: self.inner.clone() }
+            }
         };
         ResponseFuture { state }
     }

@@ -1,10 +1,6 @@
 //! Tickets and the lanes that wait for them.
 
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use smallvec::SmallVec;
@@ -136,7 +132,8 @@ impl Limiter {
         if depth >= self.queue_depth {
             let retry = state.rate.time_for(depth);
             drop(state);
-            let message = format!("lane {lane} is full: {depth} requests wait in it already (admission.queue_depth)");
+            let message =
+                format!("lane {lane} is full: {depth} requests wait in it already (admission.queue_depth)");
             return Err(Error::new(Reason::QueueFull, message).with_retry_after(retry));
         }
         state.arrivals += 1;
@@ -174,7 +171,8 @@ impl Limiter {
     fn next(&self, state: &mut State) -> Option<(Lane, oneshot::Sender<Ticket>)> {
         let waiting = state.waiting.waiting();
         let eligible = std::array::from_fn(|i| {
-            waiting.get(i).copied().unwrap_or(false) && Lane::ALL.get(i).is_some_and(|lane| self.fits(state, *lane))
+            waiting.get(i).copied().unwrap_or(false)
+                && Lane::ALL.get(i).is_some_and(|lane| self.fits(state, *lane))
         });
         let lane = state.shares.pick(eligible)?;
         // A ticket counts as one unit of time: the scheduler charges what the work really cost.

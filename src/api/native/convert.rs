@@ -33,8 +33,11 @@ pub(super) fn infer_call(
     let lane = lane(request.priority, metadata)?;
     let version = VersionSelector::parse(&request.version).ok_or_else(|| {
         let shown: String = request.version.chars().take(32).collect();
-        Error::new(Reason::UnknownVersion, format!("version '{shown}' is neither a number nor the label 'stable'"))
-            .with_field("version")
+        Error::new(
+            Reason::UnknownVersion,
+            format!("version '{shown}' is neither a number nor the label 'stable'"),
+        )
+        .with_field("version")
     })?;
     let mut form = AnswerForm::default();
     for (key, value) in &request.parameters {
@@ -42,8 +45,10 @@ pub(super) fn infer_call(
             ("typed", "true") => form.typed = true,
             ("typed", "false") => form.typed = false,
             _ => {
-                let (key, value): (String, String) = (key.chars().take(32).collect(), value.chars().take(32).collect());
-                let message = format!("parameter '{key}' = '{value}' is not known: 'typed' = 'true' or 'false' is");
+                let (key, value): (String, String) =
+                    (key.chars().take(32).collect(), value.chars().take(32).collect());
+                let message =
+                    format!("parameter '{key}' = '{value}' is not known: 'typed' = 'true' or 'false' is");
                 return Err(Error::new(Reason::BadRequest, message).with_field("parameters"));
             }
         }
@@ -54,7 +59,8 @@ pub(super) fn infer_call(
             Error::new(Reason::BadRequest, "metadata x-tenant is not printable ASCII").with_field("x-tenant")
         })?,
     };
-    let inputs = request.inputs.into_iter().enumerate().map(|(i, t)| tensor(i, t)).collect::<Result<Vec<_>>>()?;
+    let inputs =
+        request.inputs.into_iter().enumerate().map(|(i, t)| tensor(i, t)).collect::<Result<Vec<_>>>()?;
     let request_id = if request.request_id.is_empty() { fresh_id() } else { request.request_id };
     let span = tracing::info_span!(target: "torchlane::request", "infer", request_id, model = request.model);
     let call = InferCall {
@@ -105,7 +111,16 @@ fn fresh_id() -> String {
 
 fn tensor(index: usize, message: proto::Tensor) -> Result<NamedTensor> {
     let proto::Tensor {
-        name, datatype, shape, raw, bool_data, int_data, int64_data, uint_data, float_data, double_data
+        name,
+        datatype,
+        shape,
+        raw,
+        bool_data,
+        int_data,
+        int64_data,
+        uint_data,
+        float_data,
+        double_data,
     } = message;
     let typed = TypedData {
         bools: bool_data,
@@ -133,13 +148,20 @@ fn tensor(index: usize, message: proto::Tensor) -> Result<NamedTensor> {
                 TensorError::UnknownDatatype(_) => Reason::WrongDatatype,
                 _ => Reason::BadTensor,
             };
-            Err(Error::new(reason, format!("input '{shown}': {error}")).with_field(format!("inputs[{index}].{field}")))
+            Err(Error::new(reason, format!("input '{shown}': {error}"))
+                .with_field(format!("inputs[{index}].{field}")))
         }
     }
 }
 
 /// Encodes an answer.
-pub(super) fn infer_response(request_id: String, model: String, reply: InferReply, form: AnswerForm, total: std::time::Duration) -> proto::InferResponse {
+pub(super) fn infer_response(
+    request_id: String,
+    model: String,
+    reply: InferReply,
+    form: AnswerForm,
+    total: std::time::Duration,
+) -> proto::InferResponse {
     let duration = |d: std::time::Duration| d.try_into().ok();
     proto::InferResponse {
         request_id,
@@ -165,7 +187,8 @@ fn message(output: NamedTensor, form: AnswerForm) -> proto::Tensor {
         ..proto::Tensor::default()
     };
     if form.typed {
-        let TypedData { bools, ints, int64s, uints, floats, doubles } = TypedData::decode(tensor.dtype(), tensor.data());
+        let TypedData { bools, ints, int64s, uints, floats, doubles } =
+            TypedData::decode(tensor.dtype(), tensor.data());
         message.bool_data = bools;
         message.int_data = ints;
         message.int64_data = int64s;
@@ -204,15 +227,24 @@ mod tests {
 
     #[test]
     fn each_bad_tensor_has_its_own_error() {
-        let raw = |shape: &[i64], bytes: &'static [u8]| proto::Tensor { raw: bytes.into(), ..f32s(shape, &[]) };
+        let raw =
+            |shape: &[i64], bytes: &'static [u8]| proto::Tensor { raw: bytes.into(), ..f32s(shape, &[]) };
         let cases = [
             (raw(&[2], b"123"), Reason::BadTensor, "needs 8 bytes, the data has 3"),
             (raw(&[-1], b"1234"), Reason::BadTensor, "negative dimension"),
             (raw(&[i64::MAX, i64::MAX], b"1234"), Reason::BadTensor, "more elements than memory"),
-            (proto::Tensor { raw: b"1234".as_slice().into(), ..f32s(&[1], &[1.0]) }, Reason::BadTensor, "given twice, in raw and in float_data"),
+            (
+                proto::Tensor { raw: b"1234".as_slice().into(), ..f32s(&[1], &[1.0]) },
+                Reason::BadTensor,
+                "given twice, in raw and in float_data",
+            ),
             (f32s(&[3], &[1.0]), Reason::BadTensor, "needs 3 elements, float_data has 1"),
             (f32s(&[3], &[]), Reason::BadTensor, "needs 12 bytes, the data has 0"),
-            (proto::Tensor { datatype: "FLOAT".into(), ..f32s(&[1], &[1.0]) }, Reason::WrongDatatype, "'FLOAT' is not one of"),
+            (
+                proto::Tensor { datatype: "FLOAT".into(), ..f32s(&[1], &[1.0]) },
+                Reason::WrongDatatype,
+                "'FLOAT' is not one of",
+            ),
         ];
         for (tensor, reason, text) in cases {
             let error = decode(request(tensor)).unwrap_err();

@@ -67,7 +67,11 @@ where
     }
 
     /// Runs an admin call in its own lane and within its deadline. The work itself goes on past it.
-    async fn controlled<T>(&self, deadline: Option<Instant>, work: impl Future<Output = Result<T>>) -> Result<T, Status> {
+    async fn controlled<T>(
+        &self,
+        deadline: Option<Instant>,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T, Status> {
         let within = async {
             let _place = self.control.enter().await?;
             work.await
@@ -88,7 +92,8 @@ fn reload_request(request: proto::ReloadModelRequest) -> Result<ReloadRequest> {
         "" => None,
         text => Some(Version(text.parse().map_err(|_| {
             let shown: String = text.chars().take(32).collect();
-            Error::new(Reason::UnknownVersion, format!("version '{shown}' is not a number")).with_field("version")
+            Error::new(Reason::UnknownVersion, format!("version '{shown}' is not a number"))
+                .with_field("version")
         })?)),
     };
     let expected = Some(request.expected_sha256).filter(|digest| !digest.is_empty());
@@ -96,7 +101,12 @@ fn reload_request(request: proto::ReloadModelRequest) -> Result<ReloadRequest> {
         let message = "expected_sha256 is not 64 hexadecimal digits";
         return Err(Error::new(Reason::BadRequest, message).with_field("expected_sha256"));
     }
-    Ok(ReloadRequest { model: request.model, version, expected_sha256: expected, validate_only: request.validate_only })
+    Ok(ReloadRequest {
+        model: request.model,
+        version,
+        expected_sha256: expected,
+        validate_only: request.validate_only,
+    })
 }
 
 #[tonic::async_trait]
@@ -105,7 +115,10 @@ where
     S: Service<InferCall, Response = InferReply, Error = Error> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
-    async fn infer(&self, request: Request<proto::InferRequest>) -> Result<Response<proto::InferResponse>, Status> {
+    async fn infer(
+        &self,
+        request: Request<proto::InferRequest>,
+    ) -> Result<Response<proto::InferResponse>, Status> {
         let deadline = deadline(&request);
         let (metadata, _, message) = request.into_parts();
         Self::answer(self.infer.clone(), message, &metadata, deadline)
@@ -165,7 +178,10 @@ where
         Ok(Response::new(proto::ListModelsResponse { models }))
     }
 
-    async fn get_model(&self, request: Request<proto::GetModelRequest>) -> Result<Response<proto::Model>, Status> {
+    async fn get_model(
+        &self,
+        request: Request<proto::GetModelRequest>,
+    ) -> Result<Response<proto::Model>, Status> {
         let model = self.manager.get(&request.into_inner().model).map_err(|error| status(&error))?;
         Ok(Response::new(models::model(model)))
     }

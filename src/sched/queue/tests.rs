@@ -43,8 +43,12 @@ fn key() -> BatchKey {
     use crate::model::{ArgKind, Argument, Binding, ModelManifest, NamedTensor, Signature};
     let argument = Argument { name: "x".into(), kind: ArgKind::Tensor, has_default: false };
     let signature = Signature::new(vec![argument], &[], &ModelManifest::default()).unwrap();
-    let tensor = crate::tensor::HostTensor::zeros(crate::tensor::DType::F32, [1, 2].as_slice().into()).unwrap();
-    Binding::new(&std::sync::Arc::new(signature), &[NamedTensor { name: "x".into(), tensor }], 8).unwrap().key.unwrap()
+    let tensor =
+        crate::tensor::HostTensor::zeros(crate::tensor::DType::F32, [1, 2].as_slice().into()).unwrap();
+    Binding::new(&std::sync::Arc::new(signature), &[NamedTensor { name: "x".into(), tensor }], 8)
+        .unwrap()
+        .key
+        .unwrap()
 }
 
 fn slots(n: usize) -> Vec<SlotId> {
