@@ -12,7 +12,7 @@ export CARGO_TARGET_DIR := $(CURDIR)/target
 
 ARGS ?=
 
-.PHONY: help setup libtorch build run test bench lint models bench-models clean
+.PHONY: help setup libtorch build run test lint models bench-models clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -38,10 +38,6 @@ lint: ## formatting and clippy alone
 	@scripts/setup.sh --test
 	@scripts/cargo-config.sh
 	@scripts/test.sh fmt clippy clippy-no-torch
-
-bench: build bench-models ## measure beside a plain libtorch loop and a tonic echo
-	@if [ ! -x scripts/bench.sh ]; then echo "make: there is no scripts/bench.sh yet" >&2; exit 1; fi
-	@exec scripts/bench.sh $(ARGS)
 
 bench-models: ## the benchmark's models, in bench-models/ (fetches PyTorch, 5 GB, into the user's cache)
 	@scripts/bench_models.sh

@@ -15,12 +15,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure().bytes(".torchlane.v1").compile_fds(files)?;
 
     println!("cargo:rerun-if-env-changed=LIBTORCH");
-    if env::var_os("CARGO_FEATURE_TORCH").is_some() {
-        if let Some(libtorch) = env::var_os("LIBTORCH") {
-            let lib = PathBuf::from(libtorch).join("lib");
-            // First beside the binary (a container image), then where it was built against.
-            println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/../lib:{}", lib.display());
-        }
+    if let (Some(_), Some(libtorch)) = (env::var_os("CARGO_FEATURE_TORCH"), env::var_os("LIBTORCH")) {
+        let lib = PathBuf::from(libtorch).join("lib");
+        // First beside the binary (a container image), then where it was built against.
+        println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/../lib:{}", lib.display());
     }
     Ok(())
 }

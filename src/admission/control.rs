@@ -40,7 +40,7 @@ impl ControlLane {
     /// Too many wait already.
     pub async fn enter(&self) -> Result<OwnedSemaphorePermit> {
         let waiting = Waiting(&self.waiting);
-        if self.waiting.fetch_add(1, Ordering::Relaxed) >= self.queue + 1 {
+        if self.waiting.fetch_add(1, Ordering::Relaxed) > self.queue {
             let message = "too many admin calls wait already (admission.control_queue)";
             return Err(Error::new(Reason::QueueFull, message).with_retry_after(Duration::from_secs(1)));
         }

@@ -103,10 +103,10 @@ impl Module for Script {
         for (i, leaf) in pass.leaves.into_iter().enumerate() {
             let data = leaf.parts.concat();
             let first = data.first_chunk().copied().map(f32::from_le_bytes);
-            if let Some(message) = &self.fail {
-                if self.fail_always || first.is_some_and(|value| value < 0.0) {
-                    return Err(BackendError::new(message.clone()));
-                }
+            if let Some(message) = &self.fail
+                && (self.fail_always || first.is_some_and(|value| value < 0.0))
+            {
+                return Err(BackendError::new(message.clone()));
             }
             let data = match leaf.dtype {
                 DType::F32 => data

@@ -31,11 +31,14 @@ const ALIGNMENT: usize = 64;
 pub struct TorchBackend;
 
 impl TorchBackend {
-    /// Sets what holds for the whole process. Call once, before any thread is started.
+    /// Sets what holds for the whole process, the first time; libtorch refuses a second.
     pub fn new() -> Self {
-        // Operators inside one forward are not spread over threads: executors run requests side by side instead.
-        tch::set_num_interop_threads(1);
-        tch::set_num_threads(1);
+        static ONCE: std::sync::Once = std::sync::Once::new();
+        ONCE.call_once(|| {
+            // Operators inside one forward are not spread over threads: executors run requests side by side instead.
+            tch::set_num_interop_threads(1);
+            tch::set_num_threads(1);
+        });
         Self
     }
 }
@@ -110,19 +113,18 @@ fn kind(dtype: DType) -> Kind {
 /// A tensor over the parts' memory, or over a copy of it. What it borrows goes into `borrowed`, which must outlive it.
 fn tensor_of(leaf: &Joined, share: bool, borrowed: &mut Vec<Bytes>) -> Result<Tensor, BackendError> {
     let kind = kind(leaf.dtype);
-    if let [only] = leaf.parts.as_slice() {
-        if share
-            && only.len() >= SHARE_FROM_BYTES
-            && only.as_ptr().align_offset(ALIGNMENT.min(leaf.dtype.size())) == 0
-        {
-            borrowed.push(only.clone());
-            // SAFETY: the length was checked against shape and datatype when the tensor was decoded, and the memory is
-            // aligned for its elements. `share` is only set for models whose code writes to no argument and keeps none
-            // (no attribute or container is assigned). The caller keeps `borrowed` until every tensor that may be a view
-            // of it is gone: results are either copied or own a clone of it.
-            return unsafe { Tensor::f_from_blob(only.as_ptr(), &leaf.shape, &[], kind, Device::Cpu) }
-                .map_err(said);
-        }
+    if let [only] = leaf.parts.as_slice()
+        && share
+        && only.len() >= SHARE_FROM_BYTES
+        && only.as_ptr().align_offset(ALIGNMENT.min(leaf.dtype.size())) == 0
+    {
+        borrowed.push(only.clone());
+        // SAFETY: the length was checked against shape and datatype when the tensor was decoded, and the memory is
+        // aligned for its elements. `share` is only set for models whose code writes to no argument and keeps none
+        // (no attribute or container is assigned). The caller keeps `borrowed` until every tensor that may be a view
+        // of it is gone: results are either copied or own a clone of it.
+        return unsafe { Tensor::f_from_blob(only.as_ptr(), &leaf.shape, &[], kind, Device::Cpu) }
+            .map_err(said);
     }
     let tensor = Tensor::f_empty(&leaf.shape[..], (kind, Device::Cpu)).map_err(said)?;
     let len = leaf.byte_len();

@@ -1,6 +1,10 @@
 //! From what an archive says to what serving needs of it.
 
-use std::{fs::File, io, path::Path};
+use std::{
+    fs::File,
+    io::{self, BufReader},
+    path::Path,
+};
 
 use super::archive::{self, TypeExpr};
 use crate::{
@@ -54,7 +58,9 @@ fn check_sums(path: &Path) -> io::Result<()> {
     let damaged = |name: &str, error: &dyn std::fmt::Display| {
         io::Error::other(format!("the archive is damaged: entry {name}: {error}: copy or export it again"))
     };
-    let mut zip = zip::ZipArchive::new(File::open(path)?)?;
+    // As the inspection reads it: the zip begins where the file does, nothing is searched for.
+    let config = zip::read::Config { archive_offset: zip::read::ArchiveOffset::Known(0) };
+    let mut zip = zip::ZipArchive::with_config(config, BufReader::new(File::open(path)?))?;
     for index in 0..zip.len() {
         let mut entry = zip.by_index(index)?;
         let name = String::from_utf8_lossy(entry.name_raw()).into_owned();

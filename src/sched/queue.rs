@@ -241,10 +241,11 @@ impl<J: Schedulable> RunQueue<J> {
         let job = group.jobs.remove(lane, place)?;
         group.rows -= job.rows().min(group.rows);
         self.count(lane, -1);
-        if was_head && self.heads.remove(lane, place).is_some() {
-            if let Some((next, _)) = self.groups.get(&id).and_then(|group| group.jobs.first(lane)) {
-                self.heads.push(lane, next, id);
-            }
+        if was_head
+            && self.heads.remove(lane, place).is_some()
+            && let Some((next, _)) = self.groups.get(&id).and_then(|group| group.jobs.first(lane))
+        {
+            self.heads.push(lane, next, id);
         }
         Some(job)
     }

@@ -112,10 +112,10 @@ impl HostTensor {
                 actual: data.len(),
             });
         }
-        if dtype == DType::Bool {
-            if let Some(&byte) = data.iter().find(|&&byte| byte > 1) {
-                return Err(TensorError::NotBool(byte));
-            }
+        if dtype == DType::Bool
+            && let Some(&byte) = data.iter().find(|&&byte| byte > 1)
+        {
+            return Err(TensorError::NotBool(byte));
         }
         Ok(Self { dtype, shape, data })
     }
