@@ -6,7 +6,8 @@
     clippy::panic,
     clippy::indexing_slicing,
     missing_docs,
-    unreachable_pub
+    unreachable_pub,
+    clippy::disallowed_methods
 )]
 
 mod fake;
