@@ -133,6 +133,8 @@ async fn run(
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                // So that grpcurl shows the details of a refusal instead of their bytes.
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
         let broken = |error| std::io::Error::other(format!("the API's own descriptors: {error}"));
         routes = routes

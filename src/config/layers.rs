@@ -132,10 +132,10 @@ fn explain(error: &figment::Error, figment: &Figment) -> ConfigError {
     let key = error.path.join(".");
     let (key, what) = match &error.kind {
         Kind::UnknownField(field, known) => {
-            let full = if key.is_empty() || key.ends_with(field.as_str()) {
-                field.clone()
-            } else {
-                format!("{key}.{field}")
+            let full = match key.as_str() {
+                "" => field.clone(),
+                key if key == field || key.ends_with(&format!(".{field}")) => key.to_owned(),
+                key => format!("{key}.{field}"),
             };
             (full.clone(), format!("{full} is not a setting: known here are {}", known.join(", ")))
         }
@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn bad_keys_and_values_are_named_with_their_place() {
         let cases = [
-            ("[server]\ngraze = '5s'", "graze is not a setting"),
+            ("[server]\ngraze = '5s'", "server.graze is not a setting"),
             ("[server]\ngrace = 'soon'", "'soon' is not a duration"),
             ("[admission]\nmax_in_flight = 'many'", "admission.max_in_flight"),
             ("[admission]\nmin_share = 0.9", "admission.min_share = 0.9 is out of range: 0 to 0.3"),
