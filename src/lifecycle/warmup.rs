@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::WarmupReport;
 use crate::{
     backend::{BackendError, Pass, Servable},
-    model::{Binding, NamedTensor},
+    model::{Binding, NamedTensor, fits},
     registry::InputShapes,
     sched::{by_leaf, guarded, rename},
     tensor::{DType, HostTensor, join},
@@ -175,11 +175,7 @@ fn check(servable: &Servable, outputs: &[NamedTensor]) -> Result<(), WarmupFailu
             if let Some(dtype) = spec.dtype.filter(|dtype| *dtype != output.tensor.dtype()) {
                 return wrong(format!("has datatype {}, model.toml declares {dtype}", output.tensor.dtype()));
             }
-            let fits = |shape: &Vec<i64>| {
-                shape.len() == output.tensor.shape().len()
-                    && shape.iter().zip(output.tensor.shape()).all(|(want, have)| *want == -1 || want == have)
-            };
-            if let Some(shape) = spec.shape.as_ref().filter(|shape| !fits(shape)) {
+            if let Some(shape) = spec.shape.as_ref().filter(|shape| !fits(shape, output.tensor.shape())) {
                 return wrong(format!(
                     "has shape {:?}, model.toml declares {shape:?}",
                     output.tensor.shape().as_slice()

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::{ArgKind, NamedTensor, Signature, TensorSpec};
+use super::{ArgKind, NamedTensor, Signature, TensorSpec, signature::fits};
 use crate::{
     error::{Error, Reason, Result},
     tensor::{DType, show_shape},
@@ -158,9 +158,7 @@ impl<'a> Binder<'a> {
             );
         }
         let Some(shape) = &spec.shape else { return Ok(()) };
-        let fits = shape.len() == tensor.shape().len()
-            && shape.iter().zip(tensor.shape()).all(|(want, have)| *want == -1 || want == have);
-        if fits {
+        if fits(shape, tensor.shape()) {
             return Ok(());
         }
         let message = format!(

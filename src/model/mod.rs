@@ -11,6 +11,7 @@ pub use bind::{Arg, BatchKey, Binding};
 pub use id::{Generation, InvalidName, ModelName, Version, VersionSelector};
 pub use lane::{Lane, UnknownLane};
 pub use manifest::{Batching, ManifestError, ModelManifest, Scheduling, WarmupConfig};
+pub(crate) use signature::fits;
 pub use signature::{ArgKind, Argument, Signature, TensorSpec, UnsupportedType};
 
 use crate::tensor::HostTensor;

@@ -92,6 +92,12 @@ pub struct TensorSpec {
     pub script_type: String,
 }
 
+/// True where `shape` is what `declared` asks for: the same rank, and each size equal or declared as `-1`.
+pub(crate) fn fits(declared: &[i64], shape: &[i64]) -> bool {
+    declared.len() == shape.len()
+        && declared.iter().zip(shape).all(|(want, have)| *want == -1 || want == have)
+}
+
 /// What a model takes and returns.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Signature {
