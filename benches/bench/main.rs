@@ -1,0 +1,97 @@
+//! torchlane measured: `make bench` and `make bench-reload`.
+//!
+//! Everything runs on this machine and over loopback. The subjects are processes of their own (the shipped binary, a
+//! tonic echo, a plain libtorch loop), so that their CPU time and memory can be told from the load generator's.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    missing_docs,
+    unreachable_pub
+)]
+
+mod echo;
+mod load;
+mod models;
+mod plain;
+mod process;
+mod reload;
+mod serving;
+mod stats;
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+#[derive(Debug, Parser)]
+#[command(about = "Measures torchlane on this machine")]
+struct Args {
+    /// Cargo passes this to every benchmark
+    #[arg(long, hide = true, global = true)]
+    bench: bool,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// Throughput, latency and CPU time beside a tonic echo and a plain libtorch loop
+    Serving {
+        /// Repository that tools/models/bench_models.py made
+        #[arg(long, default_value = "bench-models")]
+        repository: PathBuf,
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Length of each measurement, in seconds
+        #[arg(long, default_value_t = 1.0)]
+        seconds: f64,
+        /// Only these models
+        #[arg(long, value_delimiter = ',')]
+        models: Vec<String>,
+        /// Only these numbers of callers
+        #[arg(long, value_delimiter = ',', default_value = "1,8,32")]
+        callers: Vec<usize>,
+        /// Settings of the server, as in `torchlane serve --set`
+        #[arg(long)]
+        set: Vec<String>,
+        /// Where the JSON goes
+        #[arg(long, default_value = "target/bench/serving.json")]
+        json: PathBuf,
+    },
+    /// Reloads between two versions while clients send without pause: every answer checked, memory watched
+    Reload {
+        #[arg(long, default_value_t = 100)]
+        reloads: usize,
+        #[arg(long, default_value_t = 4)]
+        callers: usize,
+        #[arg(long, default_value = "target/bench/reload.json")]
+        json: PathBuf,
+    },
+    /// A tonic server that answers without a model
+    #[command(hide = true)]
+    Echo,
+    /// Forward passes without a server
+    #[command(hide = true)]
+    Plain {
+        repository: PathBuf,
+        #[arg(long)]
+        threads: usize,
+    },
+}
+
+fn main() -> Result<()> {
+    match Args::parse().what {
+        What::Serving { repository, rounds, seconds, models, callers, set, json } => {
+            serving::run(&serving::Plan { repository, rounds, seconds, models, callers, set, json })
+        }
+        What::Reload { reloads, callers, json } => reload::run(reloads, callers, &json),
+        What::Echo => echo::serve(),
+        What::Plain { repository, threads } => plain::obey(&repository, threads),
+    }
+}
