@@ -77,45 +77,58 @@ impl Caller {
     }
 }
 
-/// What the callers saw.
+/// What the callers saw in the window that was measured.
 pub struct Seen {
-    pub took: Duration,
-    /// Of every answered request, sorted.
+    /// Answers a second.
+    pub rate: f64,
+    /// Of every request that was answered in the window, sorted.
     pub latencies: Vec<Duration>,
     pub failed: usize,
+    /// What `cost` grew by.
+    pub cpu: Duration,
 }
 
-/// Sends for `long` with every caller; requests that were under way at the end are waited for and counted.
-pub async fn closed_loop(callers: &[Caller], request: &Bytes, long: Duration) -> Seen {
-    let began = Instant::now();
-    let until = began + long;
-    let tasks: Vec<_> = callers
-        .iter()
-        .cloned()
-        .map(|mut caller| {
-            let request = request.clone();
-            tokio::spawn(async move {
-                let (mut latencies, mut failed) = (Vec::with_capacity(1 << 16), 0);
-                loop {
-                    let sent = Instant::now();
-                    if sent >= until {
-                        return (latencies, failed);
-                    }
-                    match caller.infer(request.clone()).await {
-                        Ok(_) => latencies.push(sent.elapsed()),
-                        Err(_) => failed += 1,
-                    }
+/// Every caller sends without pause for `settle`, then for `window`, and only what is answered in the window counts:
+/// the load is the same before, in and after it.
+pub async fn closed_loop(
+    callers: &[Caller],
+    request: &Bytes,
+    settle: Duration,
+    window: Duration,
+    cost: impl Fn() -> Result<Duration>,
+) -> Result<Seen> {
+    let opens = Instant::now() + settle;
+    let closes = opens + window;
+    let mut tasks = tokio::task::JoinSet::new();
+    for mut caller in callers.iter().cloned() {
+        let request = request.clone();
+        tasks.spawn(async move {
+            let (mut latencies, mut failed) = (Vec::with_capacity(1 << 16), 0);
+            loop {
+                let sent = Instant::now();
+                if sent >= closes {
+                    return (latencies, failed);
                 }
-            })
-        })
-        .collect();
-    let mut seen = Seen { took: Duration::ZERO, latencies: Vec::new(), failed: 0 };
-    for task in tasks {
-        let (latencies, failed) = task.await.expect("a caller panicked");
+                let answer = caller.infer(request.clone()).await;
+                let answered = Instant::now();
+                match answer {
+                    Ok(_) if answered >= opens && answered < closes => latencies.push(answered - sent),
+                    Ok(_) => {}
+                    Err(_) => failed += 1,
+                }
+            }
+        });
+    }
+    tokio::time::sleep_until(opens.into()).await;
+    let before = cost()?;
+    tokio::time::sleep_until(closes.into()).await;
+    let mut seen = Seen { rate: 0.0, latencies: Vec::new(), failed: 0, cpu: cost()?.saturating_sub(before) };
+    while let Some(caller) = tasks.join_next().await {
+        let (latencies, failed) = caller?;
         seen.latencies.extend(latencies);
         seen.failed += failed;
     }
-    seen.took = began.elapsed();
+    seen.rate = seen.latencies.len() as f64 / window.as_secs_f64();
     seen.latencies.sort_unstable();
-    seen
+    Ok(seen)
 }

@@ -21,11 +21,15 @@ pub fn obey(repository: &Path, threads: usize) -> Result<()> {
     tch::set_num_interop_threads(1);
     tch::set_num_threads(1);
     let mut loaded = HashMap::new();
-    for model in &models::MODELS {
-        let path = repository.join(model.name).join("1/model.pt");
-        let mut module = CModule::load_on_device(path, Device::Cpu)?;
-        module.f_set_eval()?;
-        loaded.insert(model.name, module);
+    // All of the repository, as a server would: memory is compared too.
+    for entry in std::fs::read_dir(repository)? {
+        let entry = entry?;
+        let path = entry.path().join("1/model.pt");
+        if path.exists() {
+            let mut module = CModule::load_on_device(path, Device::Cpu)?;
+            module.f_set_eval()?;
+            loaded.insert(entry.file_name().into_string().unwrap_or_default(), module);
+        }
     }
     let barrier = Barrier::new(threads);
     std::thread::scope(|scope| {

@@ -12,9 +12,6 @@ use crate::{
     stats::{self, Rounds, percentile},
 };
 
-/// Not measured: connections and caches settle.
-const SETTLE: Duration = Duration::from_millis(200);
-
 pub struct Plan {
     pub repository: PathBuf,
     pub rounds: usize,
@@ -43,8 +40,12 @@ struct Row {
 }
 
 struct Loop {
+    /// The size with the most items a second.
     batch: i64,
+    /// Items a second at that size.
     rate: Rounds,
+    /// Microseconds of a pass of one item.
+    single: Rounds,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -79,11 +80,11 @@ pub async fn run(plan: &Plan) -> Result<()> {
             rows.push(Row { model, callers, echo: Cell::default(), torchlane: Cell::default() });
         }
     }
-    let long = Duration::from_secs_f64(plan.seconds);
     for round in 0..plan.rounds {
         eprintln!("round {} of {}", round + 1, plan.rounds);
         for row in &mut rows {
             let request = row.model.request();
+            let long = Duration::from_secs_f64(plan.seconds * row.model.longer);
             let last = row.callers == most;
             // Each goes first every other time.
             for turn in 0..2 {
@@ -98,7 +99,8 @@ pub async fn run(plan: &Plan) -> Result<()> {
                 chosen.iter().position(|m| m.name == row.model.name).map(|i| loops[i].as_mut())
                 && last
             {
-                own.rate.0.push(plain.run(row.model.name, own.batch, plan.seconds)?);
+                own.rate.0.push(plain.run(row.model.name, own.batch, long.as_secs_f64())?);
+                own.single.0.push(1e6 * cpus as f64 / plain.run(row.model.name, 1, plan.seconds)?);
             }
         }
     }
@@ -128,6 +130,7 @@ pub async fn run(plan: &Plan) -> Result<()> {
         "serving": rows.iter().map(Row::json).collect::<Vec<_>>(),
         "plain": loops.iter().map(|(model, own)| json!({
             "model": model.name, "batch": own.batch, "threads": cpus, "items_per_second": own.rate.json(),
+            "one_item_us": own.single.json(),
         })).collect::<Vec<_>>(),
     });
     stats::write_json(&plan.json, &value)
@@ -160,7 +163,7 @@ fn best_batch(plain: &mut Plain, model: &Model, seconds: f64) -> Result<Option<L
             best = Some((batch, rate));
         }
     }
-    Ok(best.map(|(batch, _)| Loop { batch, rate: Rounds::default() }))
+    Ok(best.map(|(batch, _)| Loop { batch, rate: Rounds::default(), single: Rounds::default() }))
 }
 
 impl Cell {
@@ -171,18 +174,16 @@ impl Cell {
         request: &bytes::Bytes,
         long: Duration,
     ) -> Result<()> {
-        load::closed_loop(callers, request, SETTLE).await;
-        let before = server.process.cpu()?;
-        let seen = load::closed_loop(callers, request, long).await;
-        let cpu = server.process.cpu()? - before;
+        let seen =
+            load::closed_loop(callers, request, long.mul_f64(0.3), long, || server.process.cpu()).await?;
         if seen.failed > 0 || seen.latencies.is_empty() {
             return Err(format!("{} requests failed", seen.failed).into());
         }
         let count = seen.latencies.len() as f64;
-        self.rate.0.push(count / seen.took.as_secs_f64());
+        self.rate.0.push(seen.rate);
         self.p50.0.push(percentile(&seen.latencies, 0.5));
         self.p99.0.push(percentile(&seen.latencies, 0.99));
-        self.cpu.0.push(cpu.as_secs_f64() * 1e6 / count);
+        self.cpu.0.push(seen.cpu.as_secs_f64() * 1e6 / count);
         Ok(())
     }
 
@@ -249,15 +250,17 @@ fn print_table(rows: &[Row]) {
 }
 
 fn print_loops(rows: &[Row], loops: &[(&Model, Loop)], most: usize) {
-    println!("\n| model | plain loop, items/s | best batch | torchlane, {most} callers | of the loop |");
-    println!("|---|--:|--:|--:|--:|");
+    println!(
+        "\n| model | plain loop, items/s | best batch | torchlane, {most} callers | of the loop | a pass of one item, µs |"
+    );
+    println!("|---|--:|--:|--:|--:|--:|");
     for (model, own) in loops {
         let Some(row) = rows.iter().find(|row| row.model.name == model.name && row.callers == most) else {
             continue;
         };
         let ratio = row.torchlane.rate.with(&own.rate, |served, plain| served / plain);
         println!(
-            "| {} | {:.1} ({:.1} to {:.1}) | {} | {:.1} | {:.3} ({:.3} to {:.3}) |",
+            "| {} | {:.1} ({:.1} to {:.1}) | {} | {:.1} | {:.3} ({:.3} to {:.3}) | {:.0} |",
             model.name,
             own.rate.median(),
             own.rate.min(),
@@ -267,6 +270,7 @@ fn print_loops(rows: &[Row], loops: &[(&Model, Loop)], most: usize) {
             ratio.median(),
             ratio.min(),
             ratio.max(),
+            own.single.median(),
         );
     }
 }

@@ -52,7 +52,8 @@ pub struct Scheduler {
 #[derive(Debug)]
 pub(super) struct Shared {
     state: Mutex<State>,
-    work: Condvar,
+    /// One for each executor, so that the one to wake can be chosen.
+    work: Vec<Condvar>,
     busy_ns: Vec<AtomicU64>,
     batches: AtomicU64,
 }
@@ -60,7 +61,9 @@ pub(super) struct Shared {
 #[derive(Debug)]
 struct State {
     queue: RunQueue<Job>,
-    idle: usize,
+    /// Executors that sleep, the last to fall asleep at the end: it is woken first, while its caches still hold
+    /// the weights. They wait in this order only; who is told to wake up is taken out at once.
+    idle: Vec<usize>,
     closed: bool,
 }
 
@@ -80,8 +83,12 @@ impl Scheduler {
     pub fn start(config: ExecutorConfig, backend: &Arc<dyn Backend>) -> std::io::Result<Self> {
         let threads = config.threads.max(1);
         let shared = Arc::new(Shared {
-            state: Mutex::new(State { queue: RunQueue::new(config.min_share), idle: 0, closed: false }),
-            work: Condvar::new(),
+            state: Mutex::new(State {
+                queue: RunQueue::new(config.min_share),
+                idle: Vec::with_capacity(threads),
+                closed: false,
+            }),
+            work: (0..threads).map(|_| Condvar::new()).collect(),
             busy_ns: (0..threads).map(|_| AtomicU64::new(0)).collect(),
             batches: AtomicU64::new(0),
         });
@@ -109,10 +116,10 @@ impl Scheduler {
             return PendingReply { receiver, waiting: None };
         }
         let handle = state.queue.push(job);
-        let wake = state.idle > 0;
+        let wake = state.idle.pop();
         drop(state);
-        if wake {
-            self.shared.work.notify_one();
+        if let Some(sleeper) = wake.and_then(|index| self.shared.work.get(index)) {
+            sleeper.notify_one();
         }
         PendingReply { receiver, waiting: Some((self.shared.clone(), handle)) }
     }
@@ -141,7 +148,9 @@ impl Drop for Scheduler {
             state.queue.drain()
         };
         drop(waiting);
-        self.shared.work.notify_all();
+        for sleeper in &self.shared.work {
+            sleeper.notify_one();
+        }
         for thread in self.threads.drain(..) {
             let _panicked = thread.join();
         }
@@ -150,6 +159,7 @@ impl Drop for Scheduler {
 
 impl Shared {
     fn work_until_closed(&self, index: usize) {
+        let Some(sleep) = self.work.get(index) else { return };
         let mut ended = None;
         loop {
             let popped = {
@@ -158,7 +168,7 @@ impl Shared {
                     state.queue.finished(slot, &costs as &[_]);
                 }
                 loop {
-                    let idle = state.idle;
+                    let idle = state.idle.len();
                     let popped = state.queue.pop(Instant::now(), idle);
                     if !popped.jobs.is_empty() || !popped.late.is_empty() {
                         break popped;
@@ -166,9 +176,8 @@ impl Shared {
                     if state.closed {
                         return;
                     }
-                    state.idle += 1;
-                    self.work.wait(&mut state);
-                    state.idle -= 1;
+                    state.idle.push(index);
+                    sleep.wait(&mut state);
                 }
             };
             for job in popped.late {
