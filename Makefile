@@ -12,7 +12,7 @@ export CARGO_TARGET_DIR := $(CURDIR)/target
 
 ARGS ?=
 
-.PHONY: help setup libtorch build run test lint models bench-models clean
+.PHONY: help setup libtorch build run test lint models bench bench-reload bench-models clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -39,6 +39,12 @@ lint: ## formatting and clippy alone
 	@scripts/cargo-config.sh
 	@scripts/test.sh fmt clippy clippy-no-torch
 
+bench: bench-models libtorch ## throughput, latency, CPU time and memory beside an echo and a plain loop (8 minutes)
+	cargo bench --locked --bench bench -- serving $(ARGS)
+
+bench-reload: libtorch ## 100 reloads under load: every answer checked
+	cargo bench --locked --bench bench -- reload $(ARGS)
+
 bench-models: ## the benchmark's models, in bench-models/ (fetches PyTorch, 5 GB, into the user's cache)
 	@scripts/bench_models.sh
 
@@ -46,4 +52,4 @@ models: ## make the sample and test models again (fetches PyTorch, 5 GB, into th
 	@scripts/models.sh
 
 clean: ## remove what was built here (the user's cache stays)
-	rm -rf target bench-models
+	rm -rf target bench-models bench-models.part

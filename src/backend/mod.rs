@@ -84,8 +84,9 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// Whatever the library says.
     fn load(&self, archive: &Path) -> Result<Box<dyn Module>, BackendError>;
 
-    /// Called on a loader thread after a version was dropped: give memory back to the system.
-    fn after_drop(&self) {}
+    /// Called on a loader thread after each piece of its work: gives memory that nothing uses back to the system.
+    /// A warm-up leaves far more behind than the version that it was for.
+    fn release_memory(&self) {}
 }
 
 /// The inputs of one pass.

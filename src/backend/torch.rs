@@ -67,6 +67,15 @@ impl Backend for TorchBackend {
         module.f_set_eval().map_err(said)?;
         Ok(Box::new(TorchModule { module }))
     }
+
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    fn release_memory(&self) {
+        unsafe extern "C" {
+            fn malloc_trim(pad: usize) -> std::ffi::c_int;
+        }
+        // SAFETY: glibc's, with the signature of its manual page; it may be called at any time from any thread.
+        unsafe { malloc_trim(0) };
+    }
 }
 
 struct TorchModule {

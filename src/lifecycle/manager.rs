@@ -364,12 +364,7 @@ impl Manager {
     }
 
     async fn discard(&self, servable: Arc<Servable>) {
-        let backend = self.backend.clone();
-        let dropped = self.loader.run(move || {
-            drop(servable);
-            backend.after_drop();
-        });
-        let _closing = dropped.await;
+        let _closing = self.loader.run(move || drop(servable)).await;
     }
 
     fn announce(&self, entry: &Entry, change: Change, error: Option<String>) {

@@ -42,7 +42,10 @@ impl LoaderPool {
                     loop {
                         let next = queue.lock().recv();
                         match next {
-                            Ok(work) => work(),
+                            Ok(work) => {
+                                work();
+                                backend.release_memory();
+                            }
                             Err(mpsc::RecvError) => return,
                         }
                     }
