@@ -1,8 +1,8 @@
 //! The catalogue of metrics. `docs/metrics.md` lists the same, and a test holds the two together.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -12,7 +12,7 @@ use prometheus_client::{
 use crate::{
     admission::Limiter,
     lifecycle::{Change, ModelEvent, Phases},
-    model::Lane,
+    model::{Lane, Version},
     sched::Scheduler,
 };
 
@@ -91,8 +91,8 @@ struct BuildLabels {
 pub struct Sample<'a> {
     /// Empty where no such model exists: names that callers make up must not become series.
     pub model: &'a str,
-    /// Empty where nothing ran.
-    pub version: String,
+    /// The one that ran.
+    pub version: Option<Version>,
     /// Its lane.
     pub lane: Lane,
     /// `ok`, or the reason of the error.
@@ -102,6 +102,39 @@ pub struct Sample<'a> {
     /// Queue, batch wait, compute and batch size, where it ran.
     pub ran: Option<crate::call::Timing>,
 }
+
+/// Where the requests of one kind are counted: found once, not five times a request.
+#[derive(Debug)]
+struct Series {
+    requests: Counter,
+    total: Histogram,
+    /// Kinds that never run (refusals) have none.
+    ran: Option<Ran>,
+}
+
+#[derive(Debug)]
+struct Ran {
+    queue: Histogram,
+    batch_wait: Histogram,
+    compute: Histogram,
+    batch_size: Histogram,
+}
+
+impl Series {
+    fn count(&self, sample: &Sample<'_>) {
+        self.requests.inc();
+        self.total.observe(sample.total.as_secs_f64());
+        if let (Some(series), Some(timing)) = (&self.ran, sample.ran) {
+            series.queue.observe(timing.queue.as_secs_f64());
+            series.batch_wait.observe(timing.batch_wait.as_secs_f64());
+            series.compute.observe(timing.compute.as_secs_f64());
+            series.batch_size.observe(timing.batch_size as f64);
+        }
+    }
+}
+
+/// By version, lane and outcome.
+type Kinds = HashMap<(Option<Version>, Lane, &'static str), Series>;
 
 /// All metrics of a server.
 #[derive(Debug)]
@@ -119,7 +152,9 @@ pub struct Metrics {
     phases: Family<PhaseLabels, Gauge<f64, std::sync::atomic::AtomicU64>>,
     info: Family<InfoLabels, Gauge>,
     busy: Family<ExecutorLabel, Counter<f64, std::sync::atomic::AtomicU64>>,
-    live: Mutex<std::collections::HashMap<String, InfoLabels>>,
+    /// By model.
+    series: RwLock<HashMap<String, Kinds>>,
+    live: Mutex<HashMap<String, InfoLabels>>,
     sources: Mutex<Option<(Arc<Limiter>, Arc<Scheduler>)>>,
 }
 
@@ -151,6 +186,7 @@ impl Default for Metrics {
             phases: Family::default(),
             info: Family::default(),
             busy: Family::default(),
+            series: RwLock::default(),
             live: Mutex::default(),
             sources: Mutex::default(),
         };
@@ -217,21 +253,34 @@ impl Metrics {
 
     /// Counts a finished request.
     pub fn request(&self, sample: Sample<'_>) {
+        let kind = (sample.version, sample.lane, sample.outcome);
+        if let Some(series) = self.series.read().get(sample.model).and_then(|kinds| kinds.get(&kind)) {
+            series.count(&sample);
+            return;
+        }
+        let series = self.make_series(&sample);
+        series.count(&sample);
+        self.series.write().entry(sample.model.to_owned()).or_default().insert(kind, series);
+    }
+
+    fn make_series(&self, sample: &Sample<'_>) -> Series {
+        let model = sample.model.to_owned();
         let labels = RequestLabels {
-            model: sample.model.to_owned(),
-            version: sample.version,
+            model: model.clone(),
+            version: sample.version.map(|version| version.to_string()).unwrap_or_default(),
             lane: sample.lane.as_str(),
             outcome: sample.outcome,
         };
-        self.requests.get_or_create(&labels).inc();
-        self.total.get_or_create(&labels).observe(sample.total.as_secs_f64());
-        if let Some(timing) = sample.ran {
-            self.queue.get_or_create(&labels).observe(timing.queue.as_secs_f64());
-            self.batch_wait.get_or_create(&labels).observe(timing.batch_wait.as_secs_f64());
-            self.compute.get_or_create(&labels).observe(timing.compute.as_secs_f64());
-            self.batch_size
-                .get_or_create(&ModelLabel { model: labels.model })
-                .observe(timing.batch_size as f64);
+        let ran = sample.ran.is_some().then(|| Ran {
+            queue: self.queue.get_or_create(&labels).clone(),
+            batch_wait: self.batch_wait.get_or_create(&labels).clone(),
+            compute: self.compute.get_or_create(&labels).clone(),
+            batch_size: self.batch_size.get_or_create(&ModelLabel { model }).clone(),
+        });
+        Series {
+            requests: self.requests.get_or_create(&labels).clone(),
+            total: self.total.get_or_create(&labels).clone(),
+            ran,
         }
     }
 
@@ -300,8 +349,9 @@ impl Metrics {
                 self.depth.get_or_create(&StageLabels { stage, lane: name }).set(count(waiting.get(i)));
             }
         }
-        for (i, busy) in ran.busy.iter().enumerate() {
-            let counter = self.busy.get_or_create(&ExecutorLabel { executor: i.to_string() });
+        let executors = ran.busy.iter().enumerate().map(|(i, busy)| (i.to_string(), busy));
+        for (executor, busy) in executors.chain([("wire".to_owned(), &ran.on_wire)]) {
+            let counter = self.busy.get_or_create(&ExecutorLabel { executor });
             counter.inc_by((busy.as_secs_f64() - counter.get()).max(0.0));
         }
     }
@@ -316,7 +366,7 @@ mod tests {
         let metrics = Metrics::default();
         metrics.request(Sample {
             model: "m",
-            version: "1".into(),
+            version: Some(Version(1)),
             lane: Lane::Normal,
             outcome: "ok",
             total: Duration::from_millis(1),

@@ -14,7 +14,7 @@ use super::{AccessLog, Metrics, metrics::Sample};
 use crate::{
     call::{InferCall, InferReply, Timing},
     error::{Error, Reason},
-    model::Lane,
+    model::{Lane, Version},
 };
 
 /// Puts a [`Record`] around a service.
@@ -66,7 +66,7 @@ where
             tenant: call.tenant.clone(),
             lane: call.lane.unwrap_or(Lane::Normal),
             received: call.received,
-            version: String::new(),
+            version: None,
             outcome: Reason::Cancelled.as_str(),
             timing: None,
             error: None,
@@ -97,7 +97,7 @@ where
         match &result {
             Ok(reply) => {
                 this.entry.outcome = "ok";
-                this.entry.version = reply.version.to_string();
+                this.entry.version = Some(reply.version);
                 this.entry.timing = Some(reply.timing);
             }
             Err(error) => {
@@ -119,7 +119,7 @@ struct Entry {
     tenant: Arc<str>,
     lane: Lane,
     received: Instant,
-    version: String,
+    version: Option<Version>,
     outcome: &'static str,
     timing: Option<Timing>,
     error: Option<String>,
@@ -136,7 +136,7 @@ impl Drop for Entry {
                 target: "torchlane::access",
                 request_id = self.request_id,
                 model = self.model,
-                version = self.version,
+                version = self.version.map(|version| version.0),
                 lane = self.lane.as_str(),
                 tenant = &*self.tenant,
                 outcome = self.outcome,
@@ -151,7 +151,7 @@ impl Drop for Entry {
         }
         self.to.metrics.request(Sample {
             model: &self.model,
-            version: std::mem::take(&mut self.version),
+            version: self.version,
             lane: self.lane,
             outcome: self.outcome,
             total,
