@@ -36,6 +36,13 @@ pub struct InferCall {
     pub span: tracing::Span,
 }
 
+impl InferCall {
+    /// Bytes of all its tensors.
+    pub fn input_bytes(&self) -> usize {
+        self.inputs.iter().map(|input| input.tensor.data().len()).sum()
+    }
+}
+
 /// An [`InferCall`] whose model was found, whose tensors fit it, and whose lane is decided.
 #[derive(Debug)]
 pub struct BoundCall {

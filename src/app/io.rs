@@ -10,6 +10,8 @@ use hyper_util::{
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use crate::sched;
+
 /// Connections that an I/O thread may have been dealt and not yet taken up.
 const DEALT: usize = 1024;
 /// Requests on one connection at once; a client that wants more opens another.
@@ -27,9 +29,12 @@ pub(super) struct IoThreads {
 
 impl IoThreads {
     /// Starts `count` threads that serve `service` until `stop`, and then until the open calls have ended or `kill`.
+    ///
+    /// What `enter` gives lives as long as its thread: the wire runs quick passes itself.
     pub(super) fn start<S>(
         count: usize,
         service: S,
+        enter: impl Fn() -> Box<dyn std::any::Any> + Clone + Send + 'static,
         stop: &CancellationToken,
         kill: &CancellationToken,
     ) -> std::io::Result<Self>
@@ -44,9 +49,13 @@ impl IoThreads {
         let mut io = Self { threads: Vec::new(), deal: Vec::new() };
         for index in 0..count.max(1) {
             let (deal, mut dealt) = mpsc::channel::<std::net::TcpStream>(DEALT);
-            let (service, stop, kill) = (service.clone(), stop.clone(), kill.clone());
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let (service, stop, kill, enter) = (service.clone(), stop.clone(), kill.clone(), enter.clone());
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .on_thread_unpark(sched::wire_woke)
+                .build()?;
             let thread = std::thread::Builder::new().name(format!("io-{index}")).spawn(move || {
+                let _entered = enter();
                 runtime.block_on(async move {
                     let connections = TaskTracker::new();
                     while let Some(stream) = dealt.recv().await {

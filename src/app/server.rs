@@ -14,7 +14,7 @@ use super::{
 use crate::{
     admission::{ControlLane, LimitSnapshot},
     api::{health::Health, http, native::ModelServerService},
-    backend::{Backend, FakeBackend},
+    backend::{Backend, FakeBackend, ThreadRole},
     config::{BackendKind, Settings},
     layers::{Guard, ReadDeadline, RequestCap, Shed},
     lifecycle::{Manager, ManagerConfig, prepare},
@@ -115,7 +115,7 @@ async fn run(
         })
     };
     let config = ManagerConfig { repositories, drain: settings.server.grace };
-    let manager = Manager::new(config, registry.clone(), backend, loader, observer);
+    let manager = Manager::new(config, registry.clone(), backend.clone(), loader, observer);
 
     // `closing` ends accepting and sends GOAWAY; `killed` is the end of patience.
     let (closing, killed) = (CancellationToken::new(), CancellationToken::new());
@@ -146,7 +146,8 @@ async fn run(
         ReadDeadline::new(routes.prepare(), settings.admission.max_deadline),
         cap.clone(),
     ));
-    let io = io::IoThreads::start(plan.io, service, &closing, &killed)?;
+    let enter = move || backend.enter_thread(ThreadRole::Executor { intra_op: 1 });
+    let io = io::IoThreads::start(plan.io, service, enter, &closing, &killed)?;
     let accepting = tasks.spawn(io.accept(grpc, closing.clone()));
     let web_closing = killed.clone();
     let router = http::router(health.clone(), metrics.clone());
@@ -262,7 +263,7 @@ pub struct ModelCheck {
 /// A repository or the backend cannot be used.
 pub fn check_models(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
     let backend = backend(settings.backend)?;
-    let _guard = backend.enter_thread(crate::backend::ThreadRole::Loader);
+    let _guard = backend.enter_thread(ThreadRole::Loader);
     let mut checks: Vec<ModelCheck> = Vec::new();
     for repository in open(settings)? {
         for found in repository.scan()? {

@@ -81,6 +81,7 @@ impl Backend for FakeBackend {
                 .collect(),
             outputs: script.inputs.iter().enumerate().map(|(i, _)| format!("output_{i}")).collect(),
             effect_free: !script.stateful,
+            loops: false,
             stateful: script.stateful,
             torch_version: None,
         })

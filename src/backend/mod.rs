@@ -15,6 +15,7 @@ pub use torch::TorchBackend;
 
 use crate::{
     model::{Arg, Argument, ModelManifest, NamedTensor, Signature, Version},
+    sched::Quick,
     tensor::Joined,
 };
 
@@ -28,6 +29,8 @@ pub struct ArchiveSummary {
     /// Forward writes to nothing but its own temporaries, as far as its text can tell. Only then may request memory
     /// go to the model uncopied, and results be read where they lie.
     pub effect_free: bool,
+    /// Its code has loops: how long a pass takes may depend on values.
+    pub loops: bool,
     /// Forward assigns attributes or changes containers: it keeps state between calls.
     pub stateful: bool,
     /// Version of torch that wrote it, where it says.
@@ -124,6 +127,8 @@ pub struct Servable {
     pub effect_free: bool,
     /// See [`ArchiveSummary::stateful`].
     pub stateful: bool,
+    /// Passes that need no executor.
+    pub quick: Quick,
     /// Most rows in one pass: the manifest's, or 1 where warm-up showed that results do not follow the batch or
     /// the model keeps state.
     pub max_batch: usize,

@@ -13,6 +13,7 @@ use crate::{
     model::{ModelManifest, Signature},
     registry::InputShapes,
     repository::VersionFiles,
+    sched::Quick,
 };
 
 /// The phases that can fail.
@@ -136,6 +137,7 @@ pub fn prepare(
         manifest: Arc::new(manifest),
         effect_free: summary.effect_free,
         stateful: summary.stateful,
+        quick: Quick::default(),
         max_batch,
         sha256,
         bytes: before.size,
@@ -146,6 +148,9 @@ pub fn prepare(
     if !warmed.batchable && servable.max_batch > 1 {
         tracing::warn!(archive = %archive.display(), "results do not follow the batch: requests are run one by one");
         servable.max_batch = 1;
+    }
+    if servable.effect_free && !summary.loops && servable.max_concurrency() == 0 {
+        servable.quick = Quick::up_to(warmed.quick_bytes);
     }
     phases.warm_up = lap();
     Ok(Prepared { servable: Arc::new(servable), phases, warmup: warmed.report })

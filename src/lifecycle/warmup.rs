@@ -14,7 +14,7 @@ use crate::{
     backend::{BackendError, Pass, Servable},
     model::{Binding, NamedTensor, fits},
     registry::InputShapes,
-    sched::{by_leaf, guarded, rename},
+    sched::{QUICK, by_leaf, guarded, rename},
     tensor::{DType, HostTensor, join},
 };
 
@@ -53,14 +53,19 @@ pub(super) struct Warmed {
     pub(super) report: WarmupReport,
     /// Results follow the batch: rows in are rows out.
     pub(super) batchable: bool,
+    /// Bytes of the largest inputs with a pass of at most [`QUICK`].
+    pub(super) quick_bytes: usize,
 }
 
 /// Runs every shape, and for a batched model every batch size from 1 up to its limit in powers of two.
 pub(super) fn run(servable: &Servable, shapes: &[InputShapes]) -> Result<Warmed, WarmupFailure> {
     let config = &servable.manifest.warmup;
     let give_up = Instant::now() + config.budget;
-    let mut warmed =
-        Warmed { report: WarmupReport { steady: true, ..WarmupReport::default() }, batchable: true };
+    let mut warmed = Warmed {
+        report: WarmupReport { steady: true, ..WarmupReport::default() },
+        batchable: true,
+        quick_bytes: 0,
+    };
     let mut seen = std::collections::HashSet::new();
     for shape in shapes {
         for rows in sizes(servable, shape) {
@@ -74,7 +79,11 @@ pub(super) fn run(servable: &Servable, shapes: &[InputShapes]) -> Result<Warmed,
             if !seen.insert(shapes) {
                 continue;
             }
-            let follows = settle(servable, &inputs, give_up, &mut warmed.report)?;
+            let (follows, shortest) = settle(servable, &inputs, give_up, &mut warmed.report)?;
+            if shortest <= QUICK {
+                let bytes = inputs.iter().map(|input| input.tensor.data().len()).sum();
+                warmed.quick_bytes = warmed.quick_bytes.max(bytes);
+            }
             if rows.is_some_and(|rows| rows > 1) && !follows {
                 warmed.batchable = false;
                 break;
@@ -110,22 +119,24 @@ fn inputs(shape: &InputShapes, rows: Option<usize>) -> Result<Vec<NamedTensor>, 
         .collect()
 }
 
-/// Runs one shape until it is steady. True where every output has the inputs' rows.
+/// Runs one shape until it is steady. True where every output has the inputs' rows; and the shortest pass.
 fn settle(
     servable: &Servable,
     inputs: &[NamedTensor],
     give_up: Instant,
     report: &mut WarmupReport,
-) -> Result<bool, WarmupFailure> {
+) -> Result<(bool, Duration), WarmupFailure> {
     report.shapes += 1;
     let mut follows = true;
     let (mut first, mut last) = (Duration::ZERO, Duration::ZERO);
+    let mut shortest = Duration::MAX;
     let mut steady = false;
     for pass in 0..servable.manifest.warmup.max_passes {
         let started = Instant::now();
         let outputs = pass_once(servable, inputs)?;
         let took = started.elapsed();
         report.passes += 1;
+        shortest = shortest.min(took);
         if pass == 0 {
             check(servable, &outputs)?;
             follows = follow(inputs, &outputs);
@@ -141,7 +152,7 @@ fn settle(
     if first > report.first_pass {
         (report.first_pass, report.steady_pass) = (first, last);
     }
-    Ok(follows)
+    Ok((follows, shortest))
 }
 
 fn pass_once(servable: &Servable, inputs: &[NamedTensor]) -> Result<Vec<NamedTensor>, WarmupFailure> {

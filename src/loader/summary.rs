@@ -47,6 +47,7 @@ pub fn of_archive(path: &Path) -> Result<ArchiveSummary, BackendError> {
         arguments,
         outputs: outputs(&forward.returns),
         effect_free: !info.effects.any(),
+        loops: info.loops,
         stateful: info.effects.assigns_attributes
             || info.effects.mutates_containers && !info.attributes.is_empty(),
         torch_version: info.torch_version,

@@ -9,6 +9,7 @@ mod job;
 mod order;
 mod planner;
 mod queue;
+mod quick;
 mod runner;
 
 pub use dispatch::Dispatch;
@@ -17,4 +18,5 @@ pub use job::{Job, PendingReply};
 pub use order::{LaneQueue, Place, Shares};
 pub use planner::{LatencyProfile, PlanInput, rows_to_take};
 pub use queue::{GroupKey, Handle, Popped, RunQueue, Schedulable};
+pub use quick::{QUICK, Quick, wire_woke};
 pub(crate) use runner::{by_leaf, guarded, rename};

@@ -106,6 +106,11 @@ impl<J: Schedulable> RunQueue<J> {
         }
     }
 
+    /// Nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting().iter().all(|count| *count == 0)
+    }
+
     /// Jobs that wait, by lane.
     pub fn waiting(&self) -> [usize; 4] {
         self.waiting

@@ -417,3 +417,36 @@ fn a_server_that_cannot_start_says_what_to_do() {
     let error = start(dir.path(), taken.local_addr().unwrap());
     assert!(error.contains("in use") && error.contains("--grpc-addr"), "{error}");
 }
+
+/// Seconds that the threads of the wire have spent on passes.
+async fn run_on_the_wire(server: &Server) -> f64 {
+    let (_, text) = server.get("/metrics").await;
+    let line = text.lines().find(|line| line.contains(r#"executor="wire""#)).unwrap();
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_quick_pass_needs_no_executor_unless_others_are_there() {
+    const MANIFEST: &str = "[[inputs]]\nname='x'\ndtype='FP32'\nshape=[1, 2]\n";
+    let dir = repository(&[
+        ("quick", "inputs = ['x']"),
+        ("slow", "inputs = ['x']\ndelay_ms = 2"),
+        ("stateful", "inputs = ['x']\nstateful = true"),
+    ]);
+    for model in ["quick", "slow", "stateful"] {
+        fs::write(dir.path().join(model).join("model.toml"), MANIFEST).unwrap();
+    }
+    let server = Server::fake(dir.path(), |_| {});
+    let mut client = server.ready().await;
+    for model in ["slow", "stateful"] {
+        for _ in 0..30 {
+            client.infer(request(model, vec![f32s("x", &[1, 2], &[1.0, 2.0])])).await.unwrap();
+        }
+    }
+    assert_eq!(run_on_the_wire(&server).await, 0.0);
+    for _ in 0..100 {
+        let answer = client.infer(request("quick", vec![f32s("x", &[1, 2], &[1.0, 2.0])])).await.unwrap();
+        assert_eq!(floats(&answer.get_ref().outputs[0]), [1.0, 2.0]);
+    }
+    assert!(run_on_the_wire(&server).await > 0.0);
+}

@@ -68,7 +68,12 @@ impl Code {
         self.scan.operators()
     }
 
-    /// What the code may do.
+    /// Whether any of it is a loop.
+    pub(super) fn loops(&self) -> bool {
+        self.unreadable || self.scan.loops()
+    }
+
+    /// What all of it may do to memory.
     pub(super) fn effects(&self) -> Effects {
         if self.unreadable {
             return Effects::UNKNOWN;

@@ -43,6 +43,7 @@ const MAX_NORM_TOKENS: usize = 1 << 24;
 #[derive(Debug)]
 pub(super) struct Scan {
     effects: Effects,
+    loops: bool,
     operators: BTreeMap<String, usize>,
     /// Methods called on values.
     methods: HashSet<String>,
@@ -58,6 +59,7 @@ impl Default for Scan {
     fn default() -> Self {
         Self {
             effects: Effects::default(),
+            loops: false,
             operators: BTreeMap::new(),
             methods: HashSet::new(),
             paths: HashSet::new(),
@@ -76,6 +78,7 @@ impl Scan {
             return;
         }
         self.assignments(tokens);
+        self.loops |= tokens.iter().any(|token| matches!(token, Token::Name("for" | "while")));
         let mut at = 0;
         while let Some(token) = tokens.get(at) {
             at += match token {
@@ -113,6 +116,11 @@ impl Scan {
     /// Operators that are called as `torch.x` or `ops.ns.x`, spelled `aten::x`, with the number of places.
     pub(super) fn operators(&self) -> &BTreeMap<String, usize> {
         &self.operators
+    }
+
+    /// Whether any statement is or holds a loop.
+    pub(super) fn loops(&self) -> bool {
+        self.loops
     }
 
     /// What all the code may do, given the methods that it defines and whether it defines a path.

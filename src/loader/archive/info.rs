@@ -44,6 +44,8 @@ pub struct ArchiveInfo {
     pub operators: BTreeMap<String, usize>,
     /// What running the code may do to memory.
     pub effects: Effects,
+    /// Some code loops: how long a call takes may depend on values, not only on sizes.
+    pub loops: bool,
 }
 
 impl ArchiveInfo {

@@ -127,6 +127,7 @@ pub fn inspect_reader<R: Read + Seek>(reader: R, size: u64) -> Result<ArchiveInf
         attributes,
         operators: code.operators().clone(),
         effects: code.effects(),
+        loops: code.loops(),
     })
 }
 

@@ -54,6 +54,19 @@ fn harmless_code_has_no_effects() {
 }
 
 #[test]
+fn loops_are_seen_in_any_code() {
+    let loops = |body: &str| {
+        let code =
+            format!("class M(Module):\n  def forward(self: __torch__.M, x: Tensor) -> Tensor:\n    {body}\n");
+        inspect_bytes(&zipped(&entries(&code, module_pickle(b"")))).unwrap().loops
+    };
+    assert!(loops("while bool(torch.gt(torch.sum(x), 0)):\n      y = torch.sub(x, 1)"));
+    assert!(loops("if b:\n      for i in range(torch.len(x)):\n        y = x[i]"));
+    assert!(loops("\"unterminated"), "what cannot be read may loop");
+    assert!(!loops("# for x in y:\n    format = \"for x in y: while\"\n    y = torch.relu(x)"));
+}
+
+#[test]
 fn attribute_assignments_are_found() {
     check(&[
         ("self.y = x", ASSIGNS),
