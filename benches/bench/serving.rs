@@ -2,7 +2,9 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use prost::Message as _;
 use serde_json::{Value, json};
+use torchlane::proto;
 
 use crate::{
     Result,
@@ -37,6 +39,8 @@ struct Row {
     callers: usize,
     echo: Cell,
     torchlane: Cell,
+    /// Microseconds of the forward pass as the server times it, for one caller.
+    forward: Rounds,
 }
 
 struct Loop {
@@ -77,7 +81,13 @@ pub async fn run(plan: &Plan) -> Result<()> {
     let mut rows: Vec<Row> = Vec::new();
     for model in &chosen {
         for &callers in &plan.callers {
-            rows.push(Row { model, callers, echo: Cell::default(), torchlane: Cell::default() });
+            rows.push(Row {
+                model,
+                callers,
+                echo: Cell::default(),
+                torchlane: Cell::default(),
+                forward: Rounds::default(),
+            });
         }
     }
     for round in 0..plan.rounds {
@@ -93,6 +103,9 @@ pub async fn run(plan: &Plan) -> Result<()> {
                 } else {
                     row.torchlane.measure(&torchlane, &to_torchlane[..row.callers], &request, long).await?;
                 }
+            }
+            if row.callers == 1 {
+                row.forward.0.push(forward(&to_torchlane[0], &request).await?);
             }
             // Next to the load that it is compared with.
             if let Some(Some(own)) =
@@ -142,6 +155,17 @@ async fn connect(server: &Server, callers: usize) -> Result<Vec<Caller>> {
         all.push(Caller::connect(server.grpc).await?);
     }
     Ok(all)
+}
+
+/// The median of what the server says of its forward passes, in microseconds.
+async fn forward(caller: &Caller, request: &bytes::Bytes) -> Result<f64> {
+    let mut passes = Rounds::default();
+    for _ in 0..200 {
+        let answer = proto::InferResponse::decode(caller.clone().infer(request.clone()).await?)?;
+        let compute = answer.timing.and_then(|timing| timing.compute).unwrap_or_default();
+        passes.0.push(f64::from(compute.nanos) / 1e3);
+    }
+    Ok(passes.median())
 }
 
 /// Of the sample models, as `make run` starts them. Milliseconds.
@@ -216,19 +240,21 @@ impl Row {
             "torchlane": self.torchlane.json(),
             "rate_over_echo": self.ratio().json(),
             "p50_over_echo_us": self.over_echo().json(),
+            "forward_us": (self.callers == 1).then(|| self.forward.json()),
         })
     }
 }
 
 fn print_table(rows: &[Row]) {
     println!(
-        "\n| model | callers | requests/s | of echo | p50 µs | over echo | p99 µs | echo's | CPU µs/request | echo's |"
+        "\n| model | callers | requests/s | of echo | p50 µs | over echo | of it forward | p99 µs | echo's | CPU µs/request | echo's |"
     );
-    println!("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
+    println!("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
     for row in rows {
+        let forward = if row.callers == 1 { format!("{:.0}", row.forward.median()) } else { String::new() };
         let (own, echo, ratio, over) = (&row.torchlane, &row.echo, row.ratio(), row.over_echo());
         println!(
-            "| {} | {} | {:.0} ({:.0} to {:.0}) | {:.2} ({:.2} to {:.2}) | {:.0} | {:+.0} ({:+.0} to {:+.0}) | {:.0} | {:.0} | {:.0} | {:.0} |",
+            "| {} | {} | {:.0} ({:.0} to {:.0}) | {:.2} ({:.2} to {:.2}) | {:.0} | {:+.0} ({:+.0} to {:+.0}) | {forward} | {:.0} | {:.0} | {:.0} | {:.0} |",
             row.model.name,
             row.callers,
             own.rate.median(),
