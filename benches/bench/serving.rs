@@ -14,6 +14,9 @@ use crate::{
     stats::{self, Rounds, percentile},
 };
 
+/// A little more than a server takes to see that it is at rest.
+const REST: Duration = Duration::from_secs(12);
+
 pub struct Plan {
     pub repository: PathBuf,
     pub rounds: usize,
@@ -118,6 +121,9 @@ pub async fn run(plan: &Plan) -> Result<()> {
         }
     }
     let memory = (torchlane.process.resident()?, plain.process.resident()?);
+    // A server at rest gives back what the load took.
+    tokio::time::sleep(REST).await;
+    let at_rest = torchlane.process.resident()?;
 
     print_table(&rows);
     let loops: Vec<(&Model, Loop)> =
@@ -125,13 +131,14 @@ pub async fn run(plan: &Plan) -> Result<()> {
     print_loops(&rows, &loops, most);
     let mb = |bytes: u64| bytes as f64 / 1e6;
     println!(
-        "\nReady {:.0} ms after its start (models/, {} to {} ms). Resident, all models: {:.0} MB when ready, {:.0} MB after \
-         the load; the plain loop {:.0} MB.",
+        "\nReady {:.0} ms after its start (models/, {:.0} to {:.0} ms). Resident, all models: {:.0} MB when ready, {:.0} MB \
+         after the load, {:.0} MB at rest; the plain loop {:.0} MB after its own.",
         ready.median(),
-        ready.min().round(),
-        ready.max().round(),
+        ready.min(),
+        ready.max(),
         mb(resident_at_ready),
         mb(memory.0),
+        mb(at_rest),
         mb(memory.1),
     );
     let value = json!({
@@ -139,7 +146,7 @@ pub async fn run(plan: &Plan) -> Result<()> {
         "seconds": plan.seconds,
         "settings": plan.set,
         "ready_ms": ready.json(),
-        "resident_bytes": {"torchlane_ready": resident_at_ready, "torchlane": memory.0, "plain": memory.1},
+        "resident_bytes": {"torchlane_ready": resident_at_ready, "torchlane": memory.0, "torchlane_at_rest": at_rest, "plain": memory.1},
         "serving": rows.iter().map(Row::json).collect::<Vec<_>>(),
         "plain": loops.iter().map(|(model, own)| json!({
             "model": model.name, "batch": own.batch, "threads": cpus, "items_per_second": own.rate.json(),

@@ -2,6 +2,7 @@
 
 mod cpu;
 mod drain;
+mod idle;
 mod io;
 mod server;
 mod stack;

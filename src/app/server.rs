@@ -9,7 +9,7 @@ use tonic::service::Routes;
 
 use super::{
     cpu::{CpuPlan, cpu_quota},
-    drain, io, stack,
+    drain, idle, io, stack,
 };
 use crate::{
     admission::{ControlLane, LimitSnapshot},
@@ -175,6 +175,7 @@ async fn run(
             }
         })
     };
+    let giving_back = tasks.spawn(idle::give_back(scheduler.clone(), manager.clone()));
     let why = tokio::select! {
         signal = drain::signal() => signal,
         () = stop.cancelled() => "asked to",
@@ -183,6 +184,8 @@ async fn run(
     // Down: not ready first, then deaf, then done.
     health.set_draining().await;
     loading.abort();
+    giving_back.abort();
+    let _aborted = giving_back.await;
     tracing::info!(why, drain_delay = ?settings.server.drain_delay, grace = ?settings.server.grace, "stopping: no longer ready");
     tokio::time::sleep(settings.server.drain_delay).await;
     closing.cancel();

@@ -85,6 +85,11 @@ impl Manager {
         Arc::new(Self { config, registry, backend, loader, entries, events, observer, tasks })
     }
 
+    /// Gives memory that nothing uses back to the system, as a loader thread does after each piece of its work.
+    pub async fn release_memory(&self) {
+        let _closing = self.loader.run(|| ()).await;
+    }
+
     /// Loads the newest version of every model in the repositories, side by side. A model whose newest version fails
     /// falls back to the next older one that loads; one without any does not keep the others from serving.
     ///
