@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use thiserror::Error;
-use tokio::time::Instant;
+use tokio::{sync::broadcast::error::RecvError, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
@@ -163,16 +163,22 @@ async fn run(
     let loading = {
         let (manager, health, allow_empty) = (manager.clone(), health.clone(), settings.allow_empty);
         tasks.spawn(async move {
-            match manager.load_all().await {
-                Ok(loaded) if loaded > 0 || allow_empty => {
-                    health.set_ready().await;
-                    tracing::info!(models = loaded, "ready");
+            let (_, mut events) = manager.watch();
+            let loaded = manager.load_all().await.unwrap_or_else(|error| {
+                tracing::error!(%error, "cannot read the repositories");
+                0
+            });
+            if loaded == 0 && !allow_empty {
+                tracing::error!("no model could be loaded: mend one and reload it");
+                while manager.list().iter().all(|model| model.live.is_none()) {
+                    if let Err(RecvError::Closed) = events.recv().await {
+                        return;
+                    }
                 }
-                Ok(_) => tracing::error!(
-                    "no model could be loaded: mend one and reload it, or stop and start again"
-                ),
-                Err(error) => tracing::error!(%error, "cannot read the repositories"),
             }
+            health.set_ready().await;
+            let live = manager.list().iter().filter(|model| model.live.is_some()).count();
+            tracing::info!(models = live, "ready");
         })
     };
     let giving_back = tasks.spawn(idle::give_back(scheduler.clone(), manager.clone()));

@@ -418,6 +418,21 @@ fn a_server_that_cannot_start_says_what_to_do() {
     assert!(error.contains("in use") && error.contains("--grpc-addr"), "{error}");
 }
 
+#[tokio::test]
+async fn a_server_whose_models_were_all_broken_is_ready_once_one_is_mended() {
+    let dir = repository(&[("m", "inputs = ['x']\nload_error = 'broken'")]);
+    let server = Server::fake(dir.path(), |_| {});
+    let channel = server.channel().await;
+    let mut client = ModelServerClient::new(channel.clone());
+    let failed = client.reload_model(reload("m", 1)).await.unwrap_err();
+    assert!(failed.message().contains("broken"), "{failed}");
+    let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
+    assert_eq!(serving(&mut health, "").await, Some(false));
+    version(dir.path(), "m", 1, "inputs = ['x']");
+    client.reload_model(reload("m", 1)).await.unwrap();
+    server.ready().await;
+}
+
 /// Seconds that the threads of the wire have spent on passes.
 async fn run_on_the_wire(server: &Server) -> f64 {
     let (_, text) = server.get("/metrics").await;
