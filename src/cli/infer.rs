@@ -219,7 +219,7 @@ fn values(output: &proto::Tensor) -> Vec<f64> {
 }
 
 fn print_class(picture: &Picture, answer: &proto::InferResponse) {
-    print!("{}", picture.draw());
+    println!("{}", picture.draw().trim_end_matches('\n'));
     let Some(output) = answer.outputs.first() else { return };
     let mut classes: Vec<(usize, f64)> = values(output).into_iter().enumerate().collect();
     classes.sort_by(|a, b| b.1.total_cmp(&a.1));

@@ -1,6 +1,12 @@
 //! The command line. Results go to standard output, everything else to standard error; an error is one line that says
 //! what to do. Exit status: 0 well, 1 failed, 2 the command or the configuration is wrong.
 
+/// Prints a line. The standard macro panics where nobody reads any more (`torchlane models | head -1`).
+macro_rules! println {
+    () => { $crate::cli::print_line(format_args!("")) };
+    ($($part:tt)*) => { $crate::cli::print_line(format_args!($($part)*)) };
+}
+
 mod check;
 mod client;
 mod infer;
@@ -10,7 +16,7 @@ mod picture;
 mod reload;
 mod serve;
 
-use std::process::ExitCode;
+use std::{io::Write as _, process::ExitCode};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
@@ -74,7 +80,9 @@ pub fn main() -> ExitCode {
         Command::Models(args) => models::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "torchlane", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "torchlane", &mut script);
+            println!("{}", String::from_utf8_lossy(&script).trim_end());
             Ok(())
         }
     };
@@ -83,8 +91,20 @@ pub fn main() -> ExitCode {
         Err(Failure::Failed(message)) => (1, message),
         Err(Failure::Usage(message)) => (2, message),
     };
-    eprintln!("error: {}", message.replace('\n', " "));
+    // Where that cannot be written either, the status has to do.
+    let _unwritable = writeln!(std::io::stderr(), "error: {}", message.replace('\n', " "));
     ExitCode::from(status)
+}
+
+/// Ends the command where standard output cannot be written: well if its reader has seen enough.
+fn print_line(line: std::fmt::Arguments<'_>) {
+    if let Err(error) = writeln!(std::io::stdout(), "{line}") {
+        if error.kind() == std::io::ErrorKind::BrokenPipe {
+            std::process::exit(0);
+        }
+        let _unwritable = writeln!(std::io::stderr(), "error: cannot write the result: {error}");
+        std::process::exit(1);
+    }
 }
 
 /// Prints rows in columns.

@@ -25,6 +25,8 @@ pub fn init_logging(format: LogFormat, level: &str) -> Result<(), String> {
     let base = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // A line that cannot be written (a full disk) is lost. Saying so on the same stream would panic.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
     match format {
         LogFormat::Json => base.json().flatten_event(true).try_init(),

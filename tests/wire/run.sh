@@ -82,10 +82,20 @@ ok "torchlane models, reload"
 has "$("$bin" inspect models/digits/1/model.pt)" "conv2d" "inspect"
 has "$("$bin" check --repository models)" "digits" "check"
 ok "torchlane inspect, check"
+"$bin" inspect models/digits/1/model.pt 2>"$work/err" | true
+[ ! -s "$work/err" ] || die "a reader that leaves early is no error: $(head -1 "$work/err")"
+ok "torchlane inspect | head"
 "$bin" serve --repository models --grpc-addr "$grpc" --http-addr 127.0.0.1:0 2>"$work/err" && die "a taken port" || true
 has "$(cat "$work/err")" "--grpc-addr" "a taken port"
 [ "$(wc -l <"$work/err")" = 1 ] || die "an error is one line"
 TORCHLANE_SERVER__GRAZE=5s "$bin" check --no-models >/dev/null 2>"$work/err" && die "an unknown key" || [ $? = 2 ] || die "status 2"
 has "$(cat "$work/err")" "TORCHLANE_SERVER__GRAZE" "an unknown key"
 ok "errors are one line that says what to do"
+kill "$server" && wait "$server" && server= || die "the second server ends well"
+# A disk full of logs must not end the service: /dev/full refuses every write. Only the port of before is known.
+"$bin" serve --repository models --grpc-addr "$grpc" --http-addr "$http" 2>/dev/full &
+server=$!
+for _ in $(seq 600); do answer=$(cli models 2>/dev/null || true); grep -q 'digits.*ready' <<<"$answer" && break; sleep 0.02; done
+has "$answer" "digits" "a log that cannot be written"
+ok "serves on when the log cannot be written"
 printf '%d passed, 0 failed\n' "$passed"
