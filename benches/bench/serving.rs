@@ -185,15 +185,17 @@ async fn time_to_ready(times: usize) -> Result<Rounds> {
     Ok(ready)
 }
 
-/// The batch size with the most items a second; `None` where there is nothing to compute.
+/// The batch size with the most items a second, by the median of three interleaved tries: sizes are often close.
+/// `None` where there is nothing to compute.
 fn best_batch(plain: &mut Plain, model: &Model, seconds: f64) -> Result<Option<Loop>> {
-    let mut best: Option<(i64, f64)> = None;
-    for &batch in model.batches {
-        let rate = plain.run(model.name, batch, seconds)?;
-        if best.is_none_or(|(_, most)| rate > most) {
-            best = Some((batch, rate));
+    let mut tried: Vec<(i64, Rounds)> =
+        model.batches.iter().map(|batch| (*batch, Rounds::default())).collect();
+    for _ in 0..3 {
+        for (batch, rate) in &mut tried {
+            rate.0.push(plain.run(model.name, *batch, seconds)?);
         }
     }
+    let best = tried.into_iter().max_by(|(_, a), (_, b)| a.median().total_cmp(&b.median()));
     Ok(best.map(|(batch, _)| Loop { batch, rate: Rounds::default(), single: Rounds::default() }))
 }
 
