@@ -39,7 +39,7 @@ lint: ## formatting and clippy alone
 	@scripts/cargo-config.sh
 	@scripts/test.sh fmt clippy clippy-no-torch
 
-bench: bench-models libtorch ## throughput, latency, CPU time and memory beside an echo and a plain loop (8 minutes)
+bench: bench-models libtorch ## throughput, latency, CPU time and memory beside an echo and a plain loop (ten minutes)
 	cargo bench --locked --bench bench -- serving $(ARGS)
 
 bench-reload: libtorch ## 100 reloads under load: every answer checked
