@@ -120,8 +120,8 @@ impl<J: Schedulable> RunQueue<J> {
     pub fn push(&mut self, job: J) -> Handle {
         self.arrivals += 1;
         let (lane, place, key) = (job.lane(), Place::new(job.deadline(), self.arrivals), job.group());
+        self.set_limit(key.slot, job.max_concurrency());
         let slot = self.slots.entry(key.slot).or_default();
-        slot.limit = job.max_concurrency();
         let id = *self.by_key.entry(key).or_insert_with_key(|key| {
             self.next_group += 1;
             self.groups
@@ -142,6 +142,22 @@ impl<J: Schedulable> RunQueue<J> {
             self.count(lane, 1);
         }
         Handle { group: id, lane, place }
+    }
+
+    /// A reload may raise or lower how often a model may run at once. Heads are indexed exactly where it is not full.
+    fn set_limit(&mut self, id: SlotId, limit: usize) {
+        let slot = self.slots.entry(id).or_default();
+        let was_full = slot.is_full();
+        slot.limit = limit;
+        match (was_full, slot.is_full()) {
+            (true, false) => {
+                for group in slot.groups.clone() {
+                    self.index(group);
+                }
+            }
+            (false, true) => self.hide_if_full(id),
+            _ => {}
+        }
     }
 
     /// Takes a job out, wherever it stands; `None` if it runs already or has ended.

@@ -165,3 +165,29 @@ proptest! {
         prop_assert!(queue.groups.is_empty() && queue.by_key.is_empty());
     }
 }
+
+#[test]
+fn a_changed_limit_strands_nobody() {
+    let now = Instant::now();
+    let slot = slots(1).remove(0);
+    let with = |id, limit| TestJob { alone: true, max_concurrency: limit, ..job(id, Lane::Normal, slot) };
+    let mut queue = RunQueue::new(0.05);
+    queue.push(with(0, 1));
+    queue.push(with(1, 1));
+    assert_eq!(queue.pop(now, 0).jobs.len(), 1);
+    assert!(queue.pop(now, 0).jobs.is_empty(), "one at once");
+    // Raised while one waits behind the one that runs.
+    queue.push(with(2, 2));
+    assert_eq!(queue.pop(now, 0).jobs.first().unwrap().id, 1);
+    assert!(queue.pop(now, 0).jobs.is_empty(), "two at once");
+    queue.finished(slot, &[]);
+    assert_eq!(queue.pop(now, 0).jobs.first().unwrap().id, 2);
+    // Lowered while two run: both must end first.
+    queue.push(with(3, 1));
+    queue.finished(slot, &[]);
+    assert!(queue.pop(now, 0).jobs.is_empty(), "one still runs");
+    queue.finished(slot, &[]);
+    assert_eq!(queue.pop(now, 0).jobs.first().unwrap().id, 3);
+    queue.finished(slot, &[]);
+    assert!(queue.is_empty());
+}
