@@ -73,6 +73,13 @@ fn resolve(registry: &Registry, call: InferCall) -> Result<BoundCall> {
     if !call.version.admits(lease.version) {
         return Err(version_not_live(slot.name().as_str(), call.version, lease.version));
     }
+    // An answer is no longer than what the model returns.
+    let mut asked = std::collections::HashSet::new();
+    if let Some(twice) = call.outputs.iter().find(|name| !asked.insert(name.as_str())) {
+        let shown: String = twice.chars().take(64).collect();
+        let message = format!("output '{shown}' is asked for twice");
+        return Err(Error::new(Reason::BadRequest, message).with_field("outputs"));
+    }
     let binding = Binding::new(&lease.signature, &call.inputs, lease.max_batch)?;
     if lease.signature.outputs_declared() {
         let known = lease.signature.outputs();

@@ -106,6 +106,9 @@ fn known(signature: &Signature) -> String {
     format!("the model takes {list}")
 }
 
+/// Binding looks inputs up by name one by one, on a thread that others wait for.
+const MAX_INPUTS: usize = 1024;
+
 struct Binder<'a> {
     signature: &'a Signature,
     inputs: &'a [NamedTensor],
@@ -115,6 +118,10 @@ struct Binder<'a> {
 
 impl<'a> Binder<'a> {
     fn new(signature: &'a Signature, inputs: &'a [NamedTensor]) -> Result<Self> {
+        if inputs.len() > MAX_INPUTS {
+            let message = format!("the request has {} inputs, at most {MAX_INPUTS} are read", inputs.len());
+            return Err(Error::new(Reason::BadRequest, message).with_field("inputs"));
+        }
         for (i, input) in inputs.iter().enumerate() {
             if inputs.iter().take(i).any(|other| other.name == input.name) {
                 let message = format!("input '{}' is given twice", input.name);
@@ -357,6 +364,8 @@ mod tests {
         let extra =
             [input("a", DType::F32, &[1]), input("b", DType::F32, &[1]), input("c", DType::F32, &[1])];
         assert_eq!(reason(Binding::new(&sig, &extra, 1)), Reason::UnknownInput);
+        let many: Vec<_> = (0..=MAX_INPUTS).map(|i| input(&i.to_string(), DType::F32, &[0])).collect();
+        assert_eq!(reason(Binding::new(&sig, &many, 1)), Reason::BadRequest);
         let twice = [input("a", DType::F32, &[1]), input("a", DType::F32, &[1])];
         assert_eq!(reason(Binding::new(&sig, &twice, 1)), Reason::DuplicateInput);
     }
