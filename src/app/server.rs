@@ -216,7 +216,11 @@ async fn run(
     }
     killed.cancel();
     metrics.detach();
-    let _finished = web.await;
+    // Half a request may be open there for ever.
+    let web_stop = web.abort_handle();
+    if tokio::time::timeout(LAST_WORDS, web).await.is_err() {
+        web_stop.abort();
+    }
     if tokio::time::timeout(std::time::Duration::from_secs(5), manager.finish()).await.is_err() {
         tracing::warn!("a model was still loading: it is abandoned");
     }

@@ -59,7 +59,6 @@ pub(super) fn run(jobs: Vec<Job>) {
         if rows > lease.max_batch && !ready.is_empty() { alone.push(job) } else { ready.push(job) }
     }
     if !ready.is_empty() {
-        slot.served().record(&lease, ready.first().map_or(&[], |job| &job.bound.call.inputs));
         run_together(ready, &lease);
     }
     for job in alone {
@@ -73,6 +72,10 @@ fn run_together(jobs: Vec<Job>, servable: &Servable) {
     let compute = started.elapsed();
     match outcome {
         Ok(answers) => {
+            if let Some(job) = jobs.first() {
+                // Only what went well: the next version is warmed up with it.
+                job.bound.slot.served().record(servable, &job.bound.call.inputs);
+            }
             let batch_size = jobs.iter().map(|job| job.bound.binding.rows).sum();
             for (job, outputs) in jobs.into_iter().zip(answers) {
                 let timing = timing(&job, started, compute, batch_size);

@@ -433,6 +433,38 @@ async fn a_server_whose_models_were_all_broken_is_ready_once_one_is_mended() {
     server.ready().await;
 }
 
+#[tokio::test]
+async fn a_request_that_fails_does_not_stand_in_the_way_of_a_reload() {
+    let dir = repository(&[("m", "inputs = ['x']\nfail = 'negative'")]);
+    version(dir.path(), "m", 2, "inputs = ['x']\nfail = 'any'\nfail_always = true");
+    fs::rename(dir.path().join("m/2"), dir.path().join("later")).unwrap();
+    let server = Server::fake(dir.path(), |_| {});
+    let mut client = server.ready().await;
+    let status = client.infer(request("m", vec![f32s("x", &[2], &[-1.0, 0.0])])).await.unwrap_err();
+    assert_eq!(reason(&status), "FORWARD_FAILED");
+    fs::rename(dir.path().join("later"), dir.path().join("m/2")).unwrap();
+    // Nothing that went well is known, so nothing is run that could fail.
+    client.reload_model(reload("m", 2)).await.unwrap();
+    client.reload_model(reload("m", 1)).await.unwrap();
+    client.infer(request("m", vec![f32s("x", &[2], &[1.0, 0.0])])).await.unwrap();
+    let status = client.reload_model(reload("m", 2)).await.unwrap_err();
+    assert!(status.message().contains("warm-up"), "what went well must go well again: {status}");
+}
+
+#[tokio::test]
+async fn half_a_request_on_the_http_port_does_not_keep_the_server_up() {
+    use tokio::io::AsyncWriteExt as _;
+    let dir = repository(&[("m", "inputs = ['x']")]);
+    let server = Server::fake(dir.path(), |_| {});
+    server.ready().await;
+    let mut half = tokio::net::TcpStream::connect(server.http).await.unwrap();
+    half.write_all(b"GET /metrics HT").await.unwrap();
+    tokio::time::timeout(Duration::from_secs(20), tokio::task::spawn_blocking(|| server.join()))
+        .await
+        .expect("still up after 20 s")
+        .unwrap();
+}
+
 /// Seconds that the threads of the wire have spent on passes.
 async fn run_on_the_wire(server: &Server) -> f64 {
     let (_, text) = server.get("/metrics").await;
