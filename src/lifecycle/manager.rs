@@ -143,6 +143,8 @@ impl Manager {
                     }
                     return true;
                 }
+                // Somebody changes it already: an older version must not come after that.
+                Err(error) if error.reason() == Reason::Superseded => return false,
                 Err(error) => problem = problem.or(Some(format!("version {version}: {error}"))),
             }
         }
