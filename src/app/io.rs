@@ -7,7 +7,11 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::sched;
@@ -19,6 +23,9 @@ const STREAMS: u32 = 1024;
 /// Bytes that a client may send ahead, on a stream and on a connection: a few large tensors.
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
+
+/// Time for a client to open the conversation.
+pub(super) const HELLO: Duration = Duration::from_secs(10);
 
 /// The running I/O threads.
 #[derive(Debug)]
@@ -59,7 +66,7 @@ impl IoThreads {
                 runtime.block_on(async move {
                     let connections = TaskTracker::new();
                     while let Some(stream) = dealt.recv().await {
-                        let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { continue };
+                        let Ok(stream) = TcpStream::from_std(stream) else { continue };
                         connections.spawn(connection(stream, service.clone(), stop.clone(), kill.clone()));
                     }
                     connections.close();
@@ -109,12 +116,19 @@ impl IoThreads {
     }
 }
 
-async fn connection<S>(
-    stream: tokio::net::TcpStream,
-    service: S,
-    stop: CancellationToken,
-    kill: CancellationToken,
-) where
+/// The bytes that open every HTTP/2 connection (RFC 9113, section 3.4).
+const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
+
+/// A connection that has said hello. One that says nothing is given up: pings find out who is gone only after that.
+async fn greeted(mut stream: TcpStream) -> Option<impl AsyncRead + AsyncWrite> {
+    let mut preface = [0; PREFACE];
+    tokio::time::timeout(HELLO, stream.read_exact(&mut preface)).await.ok()?.ok()?;
+    let (rest, answers) = stream.into_split();
+    Some(tokio::io::join(std::io::Cursor::new(preface).chain(rest), answers))
+}
+
+async fn connection<S>(stream: TcpStream, service: S, stop: CancellationToken, kill: CancellationToken)
+where
     S: tower::Service<http::Request<hyper::body::Incoming>, Response = http::Response<tonic::body::Body>>
         + Clone
         + Send
@@ -131,6 +145,7 @@ async fn connection<S>(
         .max_header_list_size(16 * 1024)
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .keep_alive_timeout(Duration::from_secs(20));
+    let Some(stream) = greeted(stream).await else { return };
     let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     tokio::pin!(connection);
     let mut stopping = false;
@@ -167,3 +182,19 @@ pub(super) async fn bind(addr: SocketAddr, flag: &str) -> Result<TcpListener, St
 
 /// Shared by all services of a process.
 pub(super) type SharedCap = Arc<crate::layers::RequestCap>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_nothing_is_not_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let silent = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        let began = tokio::time::Instant::now();
+        assert!(greeted(accepted).await.is_none());
+        assert_eq!(began.elapsed().as_secs(), HELLO.as_secs());
+        drop(silent);
+    }
+}

@@ -6,6 +6,7 @@ mod idle;
 mod io;
 mod server;
 mod stack;
+mod web;
 
 pub use cpu::{CpuPlan, cpu_quota};
 pub use server::{ModelCheck, StartError, check_models, serve, serve_until};

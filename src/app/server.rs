@@ -9,7 +9,7 @@ use tonic::service::Routes;
 
 use super::{
     cpu::{CpuPlan, cpu_quota},
-    drain, idle, io, stack,
+    drain, idle, io, stack, web,
 };
 use crate::{
     admission::{ControlLane, LimitSnapshot},
@@ -89,8 +89,9 @@ async fn run(
 ) -> Result<(), StartError> {
     let repositories = open(&settings)?;
     let grpc = io::bind(settings.server.grpc_addr, "--grpc-addr").await.map_err(StartError::Listen)?;
-    let web = io::bind(settings.server.http_addr, "--http-addr").await.map_err(StartError::Listen)?;
-    let (grpc_addr, http_addr) = (grpc.local_addr()?, web.local_addr()?);
+    let web_listener =
+        io::bind(settings.server.http_addr, "--http-addr").await.map_err(StartError::Listen)?;
+    let (grpc_addr, http_addr) = (grpc.local_addr()?, web_listener.local_addr()?);
 
     let plan = CpuPlan::new(cpu_quota(), &settings.executors, settings.server.io_threads);
     let tasks = TaskTracker::new();
@@ -123,10 +124,14 @@ async fn run(
     let infer = stack::infer(registry, limiter.clone(), scheduler.clone(), metrics.clone(), access);
     let control = ControlLane::new(settings.admission.control_in_flight, settings.admission.control_queue);
     let limit = usize::try_from(settings.server.max_message_bytes.as_u64()).unwrap_or(usize::MAX);
-    let native =
-        ModelServerServer::new(ModelServerService::new(infer, manager.clone(), control, closing.clone()))
-            .max_decoding_message_size(limit)
-            .max_encoding_message_size(limit);
+    let native = ModelServerServer::new(ModelServerService::new(
+        infer,
+        manager.clone(),
+        control.clone(),
+        closing.clone(),
+    ))
+    .max_decoding_message_size(limit)
+    .max_encoding_message_size(limit);
     let mut routes = Routes::new(native).add_service(health_service);
     if settings.server.reflection {
         let reflection = || {
@@ -151,9 +156,7 @@ async fn run(
     let accepting = tasks.spawn(io.accept(grpc, closing.clone()));
     let web_closing = killed.clone();
     let router = http::router(health.clone(), metrics.clone());
-    let web = tasks.spawn(async move {
-        axum::serve(web, router).with_graceful_shutdown(web_closing.cancelled_owned()).await
-    });
+    let web = tasks.spawn(web::serve(web_listener, router, web_closing));
     tracing::info!(
         grpc = %grpc_addr, http = %http_addr, cpus = plan.quota, executors = plan.executors, intra_op = plan.intra_op,
         io_threads = plan.io, version = env!("CARGO_PKG_VERSION"), "listening"
@@ -200,7 +203,7 @@ async fn run(
         let _panicked = tokio::task::spawn_blocking(move || io.join()).await;
     };
     tokio::pin!(ended);
-    let quiet = || cap.is_idle() && limiter.snapshot() == LimitSnapshot::default();
+    let quiet = || cap.is_idle() && control.is_idle() && limiter.snapshot() == LimitSnapshot::default();
     tokio::select! {
         () = ended.as_mut() => {}
         // What is left are streams that do not end by themselves, such as a watch of health.
@@ -221,13 +224,19 @@ async fn run(
     if tokio::time::timeout(LAST_WORDS, web).await.is_err() {
         web_stop.abort();
     }
-    if tokio::time::timeout(std::time::Duration::from_secs(5), manager.finish()).await.is_err() {
-        tracing::warn!("a model was still loading: it is abandoned");
-    }
+    // Changes that were begun end in one state or the other; a load that takes longer is left behind.
+    let last_changes = async {
+        manager.stop().await;
+        control.finish().await;
+    };
+    let _abandoned = tokio::time::timeout(LAST_CHANGES, last_changes).await;
     drop(scheduler);
     tracing::info!("stopped");
     Ok(())
 }
+
+/// Time for changes of models once no request is left.
+const LAST_CHANGES: Duration = Duration::from_secs(5);
 
 /// Time for the last answers to be written once nothing is in flight any more.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -285,7 +294,11 @@ pub fn check_models(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> 
                 continue;
             }
             let (version, problem) = match found.versions.last() {
-                None => (None, Some(format!("no version: put an archive at {name}/1/model.pt"))),
+                None => {
+                    let unreadable = repository.find(&found.name).err().map(|error| error.to_string());
+                    let nothing = || format!("no version: put an archive at {name}/1/model.pt");
+                    (None, Some(unreadable.unwrap_or_else(nothing)))
+                }
                 Some(files) => {
                     let problem =
                         prepare(backend.as_ref(), files, None, &[]).err().map(|failure| failure.to_string());

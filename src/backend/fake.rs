@@ -34,6 +34,7 @@ struct Script {
     load_delay_ms: u64,
     stateful: bool,
     nan: bool,
+    nan_at_zero: bool,
 }
 
 impl Default for Script {
@@ -48,6 +49,7 @@ impl Default for Script {
             load_delay_ms: 0,
             stateful: false,
             nan: false,
+            nan_at_zero: false,
         }
     }
 }
@@ -115,7 +117,8 @@ impl Module for Script {
                     .filter_map(|bytes| bytes.try_into().ok())
                     .flat_map(|bytes| {
                         let scaled = f32::from_le_bytes(bytes) * self.scale;
-                        if self.nan { f32::NAN } else { scaled }.to_le_bytes()
+                        let nan = self.nan || (self.nan_at_zero && scaled == 0.0);
+                        if nan { f32::NAN } else { scaled }.to_le_bytes()
                     })
                     .collect(),
                 _ => data,

@@ -1,4 +1,5 @@
-//! Reads `grpc-timeout` as the request arrives. Holding the call to it is the typed stack's business.
+//! Reads `grpc-timeout` as the request arrives and holds the message to it. Once that is there, holding the call to it is
+//! the typed stack's business.
 
 use std::{
     task::{Context, Poll},
@@ -11,6 +12,7 @@ use tokio::time::Instant;
 use tonic::body::Body;
 use tower::Service;
 
+use super::{INFER_STREAM, INFERENCE, timely::Timely};
 use crate::{
     api,
     error::{Error, Reason},
@@ -36,7 +38,7 @@ impl<S> ReadDeadline<S> {
 
 impl<S, B> Service<Request<B>> for ReadDeadline<S>
 where
-    S: Service<Request<B>, Response = Response<Body>>,
+    S: Service<Request<Timely<B>>, Response = Response<Body>>,
 {
     type Response = S::Response;
     type Error = S::Error;
@@ -51,7 +53,11 @@ where
             Ok(timeout) => {
                 let deadline = timeout.map(|timeout| Instant::now() + timeout.min(self.longest));
                 request.extensions_mut().insert(Deadline(deadline));
-                Either::Left(self.inner.call(request))
+                let path = request.uri().path();
+                let one_message = path.starts_with(INFERENCE) && path != INFER_STREAM;
+                // A call may wait for ever, but not for the rest of its own message.
+                let until = deadline.or_else(|| one_message.then(|| Instant::now() + self.longest));
+                Either::Left(self.inner.call(request.map(|body| Timely::new(body, until))))
             }
             Err(error) => Either::Right(ready(Ok(api::status(&error).into_http()))),
         }
@@ -85,6 +91,45 @@ fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_does_not_come_is_not_waited_for() {
+        struct Never;
+        impl hyper::body::Body for Never {
+            type Data = bytes::Bytes;
+            type Error = std::convert::Infallible;
+            fn poll_frame(
+                self: std::pin::Pin<&mut Self>,
+                _: &mut Context<'_>,
+            ) -> Poll<Option<Result<hyper::body::Frame<bytes::Bytes>, Self::Error>>> {
+                Poll::Pending
+            }
+        }
+        let read = tower::service_fn(async |request: Request<Timely<Never>>| {
+            let mut body = std::pin::pin!(request.into_body());
+            let error = std::future::poll_fn(|cx| hyper::body::Body::poll_frame(body.as_mut(), cx)).await;
+            let status = tonic::Status::from_error(error.unwrap().unwrap_err());
+            Ok::<_, ()>(status.into_http::<Body>())
+        });
+        let mut service = ReadDeadline::new(read, Duration::from_secs(300));
+        for (timeout, path, waits) in
+            [(Some("2S"), "/any/Method", 2), (Some("400S"), INFER_STREAM, 300), (None, INFERENCE, 300)]
+        {
+            let mut request = Request::builder().uri(path);
+            if let Some(timeout) = timeout {
+                request = request.header("grpc-timeout", timeout);
+            }
+            let began = Instant::now();
+            let response = service.call(request.body(Never).unwrap()).await.unwrap();
+            assert_eq!(response.headers()["grpc-status"], "4", "{path}");
+            assert_eq!(began.elapsed().as_secs(), waits, "{path}");
+        }
+        let stream = service.call(Request::builder().uri(INFER_STREAM).body(Never).unwrap());
+        assert!(
+            tokio::time::timeout(Duration::from_secs(100_000), stream).await.is_err(),
+            "a stream may rest"
+        );
+    }
 
     #[test]
     fn reads_what_the_specification_allows_and_nothing_else() {

@@ -1,12 +1,19 @@
 //! What stands around every gRPC call, before its message is read.
 //!
-//! Outermost first: [`Guard`] (a panic becomes a status, an over-long message is refused in our words), [`Shed`] (a cap
-//! on requests in the process), [`ReadDeadline`].
+//! Outermost first: [`Guard`] (a panic becomes a status, tonic's own refusals get our words), [`Shed`] (a cap on requests
+//! in the process), [`ReadDeadline`] (which also holds the message itself to the deadline).
 
 mod deadline;
 mod guard;
 mod shed;
+mod timely;
+mod words;
 
 pub use deadline::{Deadline, ReadDeadline};
 pub use guard::Guard;
 pub use shed::{RequestCap, Shed};
+
+/// Calls to inference, streams among them, start with this.
+const INFERENCE: &str = "/torchlane.v1.ModelServer/Infer";
+/// Messages come for as long as the caller likes.
+const INFER_STREAM: &str = "/torchlane.v1.ModelServer/InferStream";

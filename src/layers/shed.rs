@@ -10,18 +10,18 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::{Request, Response};
+use hyper::body::{Frame, SizeHint};
 use pin_project_lite::pin_project;
-use tonic::body::Body;
+use tonic::{Status, body::Body};
 use tower::Service;
 
+use super::{INFER_STREAM, INFERENCE};
 use crate::{
     api,
     error::{Error, Reason},
 };
-
-/// Calls to inference start with this; others (health, admin) are never shed here.
-const SHED_PREFIX: &str = "/torchlane.v1.ModelServer/Infer";
 
 /// The count, shared by all connections and I/O threads.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ impl Drop for Counted {
     }
 }
 
-/// Refuses at once, never waits.
+/// Refuses at once, never waits. Only inference is counted: health and admin calls are never shed here.
 #[derive(Debug, Clone)]
 pub struct Shed<S> {
     inner: S,
@@ -77,24 +77,27 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        if !request.uri().path().starts_with(SHED_PREFIX) {
-            return ShedFuture { inner: Some(self.inner.call(request)), _counted: None };
+        let path = request.uri().path();
+        if !path.starts_with(INFERENCE) {
+            return ShedFuture { inner: Some(self.inner.call(request)), counted: None, streams: false };
         }
+        let streams = path == INFER_STREAM;
         let counted = Counted(self.cap.clone());
         if self.cap.now.fetch_add(1, Ordering::Relaxed) >= self.cap.most {
             drop(counted);
-            return ShedFuture { inner: None, _counted: None };
+            return ShedFuture { inner: None, counted: None, streams };
         }
-        ShedFuture { inner: Some(self.inner.call(request)), _counted: Some(counted) }
+        ShedFuture { inner: Some(self.inner.call(request)), counted: Some(counted), streams }
     }
 }
 
 pin_project! {
-    /// The call, counted until it ends or is dropped; or a refusal.
+    /// The call, counted until it ends or is dropped; or a refusal. A stream ends with its body.
     pub struct ShedFuture<F> {
         #[pin]
         inner: Option<F>,
-        _counted: Option<Counted>,
+        counted: Option<Counted>,
+        streams: bool,
     }
 }
 
@@ -105,8 +108,18 @@ where
     type Output = Result<Response<Body>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project().inner.as_pin_mut() {
-            Some(inner) => Poll::Ready(ready!(inner.poll(cx))),
+        let this = self.project();
+        match this.inner.as_pin_mut() {
+            Some(inner) => {
+                let response = ready!(inner.poll(cx));
+                let counted = this.counted.take().filter(|_| *this.streams);
+                Poll::Ready(response.map(|response| match counted {
+                    None => response,
+                    Some(counted) => {
+                        response.map(|body| Body::new(CountedBody { inner: body, _counted: counted }))
+                    }
+                }))
+            }
             None => {
                 let message = "the server has as many requests as it may hold (server.max_requests)";
                 let error =
@@ -114,6 +127,31 @@ where
                 Poll::Ready(Ok(api::status(&error).into_http()))
             }
         }
+    }
+}
+
+struct CountedBody {
+    inner: Body,
+    _counted: Counted,
+}
+
+impl hyper::body::Body for CountedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.inner).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
     }
 }
 
@@ -134,5 +172,20 @@ mod tests {
         assert!(futures::poll!(Box::pin(shed.call(admin))).is_pending(), "admin calls are not counted");
         drop(first);
         assert!(futures::poll!(Box::pin(shed.call(infer()))).is_pending());
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_counted_until_its_body_is_gone() {
+        let cap = RequestCap::new(1);
+        let answer = tower::service_fn(async |_: Request<()>| {
+            Ok::<_, ()>(Response::new(Body::new("answers".to_owned())))
+        });
+        let mut shed = Shed::new(answer, cap.clone());
+        let open = shed.call(Request::builder().uri(INFER_STREAM).body(()).unwrap()).await.unwrap();
+        assert!(!cap.is_idle());
+        drop(open);
+        assert!(cap.is_idle());
+        let _unary = shed.call(Request::builder().uri(INFERENCE).body(()).unwrap()).await.unwrap();
+        assert!(cap.is_idle());
     }
 }

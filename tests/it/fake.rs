@@ -6,13 +6,13 @@ use torchlane::proto::{self, ModelState, Priority, model_server_client::ModelSer
 
 use super::server::{Server, f32s, floats, reason, refused, request, serving, tensor};
 
-fn version(repository: &Path, model: &str, version: u64, script: &str) {
+pub fn version(repository: &Path, model: &str, version: u64, script: &str) {
     let dir = repository.join(model).join(version.to_string());
     fs::create_dir_all(&dir).unwrap();
     fs::write(dir.join("model.pt"), script).unwrap();
 }
 
-fn repository(models: &[(&str, &str)]) -> tempfile::TempDir {
+pub fn repository(models: &[(&str, &str)]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for (model, script) in models {
         version(dir.path(), model, 1, script);
@@ -20,7 +20,7 @@ fn repository(models: &[(&str, &str)]) -> tempfile::TempDir {
     dir
 }
 
-fn reload(model: &str, version: u64) -> proto::ReloadModelRequest {
+pub fn reload(model: &str, version: u64) -> proto::ReloadModelRequest {
     proto::ReloadModelRequest { model: model.into(), version: version.to_string(), ..Default::default() }
 }
 

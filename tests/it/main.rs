@@ -10,6 +10,7 @@
     clippy::disallowed_methods
 )]
 
+mod edges;
 mod fake;
 mod server;
 mod tidy;

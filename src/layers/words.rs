@@ -1,0 +1,120 @@
+//! tonic's own refusals in our words: with a stable reason, and with what to do.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+use hyper::body::{Frame, SizeHint};
+use tonic::{Code, Status, body::Body};
+
+use crate::{
+    api,
+    error::{Error, Reason},
+};
+
+/// The answer, with what tonic alone says in it replaced: a message too long, cut off, or not one; no such method.
+pub(super) fn translate(response: Response<Body>) -> Response<Body> {
+    if response.headers().contains_key(Status::GRPC_STATUS) {
+        return match in_our_words(response.headers()) {
+            Some(error) => api::status(&error).into_http(),
+            None => response,
+        };
+    }
+    response.map(|body| Body::new(Translated(body)))
+}
+
+fn in_our_words(said: &HeaderMap) -> Option<Error> {
+    let status = Status::from_header_map(said)?;
+    if !status.details().is_empty() {
+        return None;
+    }
+    let said = status.message();
+    match status.code() {
+        Code::OutOfRange => {
+            let mut numbers =
+                said.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse::<u64>().ok());
+            let (found, limit) = (numbers.next()?, numbers.next()?);
+            let (what, less) = if said.contains("encoded") {
+                ("answer", "ask for fewer rows or outputs")
+            } else {
+                ("message", "send less at once")
+            };
+            let message = format!(
+                "the {what} has {found} bytes, over the limit of {limit}: {less}, or raise server.max_message_bytes"
+            );
+            Some(Error::new(Reason::MessageTooLarge, message))
+        }
+        Code::Unimplemented if said.is_empty() => {
+            let message = "no such method here: `grpcurl -plaintext ADDR list` shows those that are";
+            Some(Error::new(Reason::Unimplemented, message))
+        }
+        Code::Unimplemented => Some(Error::new(Reason::Unimplemented, said.to_owned())),
+        Code::Internal if !said.starts_with("Error") => {
+            let message = format!("the message cannot be read: {}", said.trim_end_matches('.'));
+            Some(Error::new(Reason::BadRequest, message))
+        }
+        Code::Internal => Some(Error::new(Reason::Internal, said.to_owned())),
+        _ => None,
+    }
+}
+
+/// A body whose trailers are translated.
+struct Translated(Body);
+
+impl hyper::body::Body for Translated {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.0).poll_frame(cx).map_ok(|frame| {
+            match frame.trailers_ref().and_then(in_our_words) {
+                None => frame,
+                Some(error) => Frame::trailers(api::status(&error).into_http::<()>().into_parts().0.headers),
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(status: &Status) -> Option<Error> {
+        in_our_words(status.clone().into_http::<()>().headers())
+    }
+
+    #[test]
+    fn what_tonic_says_gets_a_reason_and_what_to_do() {
+        let long =
+            "Error, decoded message length too large: found 70000000 bytes, the limit is: 67108864 bytes";
+        let error = said(&Status::out_of_range(long)).unwrap();
+        assert_eq!(error.reason(), Reason::MessageTooLarge);
+        assert!(error.message().contains("70000000") && error.message().contains("server.max_message_bytes"));
+        let long =
+            "Error, encoded message length too large: found 70000000 bytes, the limit is: 67108864 bytes";
+        assert!(said(&Status::out_of_range(long)).unwrap().message().starts_with("the answer"));
+        assert_eq!(said(&Status::unimplemented("")).unwrap().reason(), Reason::Unimplemented);
+        let cut = said(&Status::internal("Missing request message.")).unwrap();
+        assert_eq!(
+            (cut.reason(), cut.message()),
+            (Reason::BadRequest, "the message cannot be read: Missing request message")
+        );
+        let own = api::status(&Error::new(Reason::ForwardFailed, "the model failed"));
+        assert_eq!(said(&own), None, "ours stay as they are");
+        assert_eq!(said(&Status::not_found("unknown service")), None);
+    }
+}
