@@ -10,6 +10,9 @@ use std::{borrow::Cow, fmt, time::Duration};
 /// Longest message sent to a caller.
 pub const MAX_MESSAGE_BYTES: usize = 1024;
 
+/// Most characters of what a caller wrote that go into a log line.
+pub const LOGGED: usize = 128;
+
 /// gRPC status codes, by their names in the specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the names are gRPC's own")]
@@ -192,6 +195,11 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// The beginning of something that a caller wrote, for a message or a log line: at most `most` characters.
+pub fn shown(text: &str, most: usize) -> &str {
+    text.char_indices().nth(most).and_then(|(end, _)| text.get(..end)).unwrap_or(text)
+}
+
 /// Cuts a message to what may go on the wire, at a character boundary, and to its first line.
 pub fn clip(message: Cow<'static, str>) -> Cow<'static, str> {
     if message.len() <= MAX_MESSAGE_BYTES && !message.contains(['\n', '\r']) {
@@ -217,6 +225,11 @@ mod tests {
         assert!(error.message().len() <= MAX_MESSAGE_BYTES, "{}", error.message().len());
         assert!(error.message().ends_with("..."));
         assert_eq!(Error::new(Reason::Internal, "first\nsecond").message(), "first");
+    }
+
+    #[test]
+    fn what_is_shown_of_a_long_text_ends_at_a_character() {
+        assert_eq!((shown("éàü", 2), shown("éà", 2), shown("", 2)), ("éà", "éà", ""));
     }
 
     #[test]

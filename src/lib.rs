@@ -25,3 +25,4 @@ pub mod repository;
 pub mod sched;
 pub mod telemetry;
 pub mod tensor;
+mod threads;

@@ -8,7 +8,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::{Instant, timeout_at},
+};
+use tokio_util::task::TaskTracker;
 
 use crate::error::{Error, Reason, Result};
 
@@ -18,6 +22,7 @@ pub struct ControlLane {
     at_once: Arc<Semaphore>,
     waiting: Arc<AtomicUsize>,
     queue: usize,
+    work: TaskTracker,
 }
 
 struct Waiting<'a>(&'a AtomicUsize);
@@ -31,23 +36,78 @@ impl Drop for Waiting<'_> {
 impl ControlLane {
     /// `at_once` calls run, `queue` more may wait.
     pub fn new(at_once: usize, queue: usize) -> Self {
-        Self { at_once: Arc::new(Semaphore::new(at_once.max(1))), waiting: Arc::default(), queue }
+        let at_once = Arc::new(Semaphore::new(at_once.max(1)));
+        Self { at_once, waiting: Arc::default(), queue, work: TaskTracker::new() }
     }
 
-    /// Waits for a place, first come first served.
+    /// Waits for a place, first come first served, and does `work` in a task of its own: a change that was begun is
+    /// carried through, whether its caller stays or not, and holds its place until then.
     ///
     /// # Errors
-    /// Too many wait already.
-    pub async fn enter(&self) -> Result<OwnedSemaphorePermit> {
-        let waiting = Waiting(&self.waiting);
-        if self.waiting.fetch_add(1, Ordering::Relaxed) > self.queue {
-            let message = "too many admin calls wait already (admission.control_queue)";
-            return Err(Error::new(Reason::QueueFull, message).with_retry_after(Duration::from_secs(1)));
-        }
-        let place = self.at_once.clone().acquire_owned().await;
-        drop(waiting);
-        place.map_err(|_| Error::new(Reason::ShuttingDown, "the server is stopping"))
+    /// Too many wait already; the deadline passed, and the message says whether anything was begun; or what `work` says.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        deadline: Option<Instant>,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let place = within(
+            deadline,
+            self.enter(),
+            || "the deadline passed while other admin calls ran: nothing was changed",
+        )
+        .await?;
+        let (done, outcome) = oneshot::channel();
+        self.work.spawn(async move {
+            let _place = place;
+            let _caller_left = done.send(work.await);
+        });
+        let outcome = async { outcome.await.unwrap_or_else(|_| Err(stopping())) };
+        within(deadline, outcome, || "the deadline passed; the change goes on: see GetModel or WatchModels")
+            .await
     }
+
+    /// No work is under way and nobody waits to begin any.
+    pub fn is_idle(&self) -> bool {
+        self.work.is_empty() && self.waiting.load(Ordering::Relaxed) == 0
+    }
+
+    /// Waits until no work is under way.
+    pub async fn finish(&self) {
+        self.work.close();
+        self.work.wait().await;
+    }
+
+    async fn enter(&self) -> Result<OwnedSemaphorePermit> {
+        let waiting = Waiting(&self.waiting);
+        let ahead = self.waiting.fetch_add(1, Ordering::Relaxed);
+        let place = match self.at_once.clone().try_acquire_owned() {
+            Ok(place) => return Ok(place),
+            Err(_) if ahead >= self.queue => {
+                let message = "too many admin calls wait already (admission.control_queue)";
+                return Err(Error::new(Reason::QueueFull, message).with_retry_after(Duration::from_secs(1)));
+            }
+            Err(_) => self.at_once.clone().acquire_owned().await,
+        };
+        drop(waiting);
+        place.map_err(|_| stopping())
+    }
+}
+
+async fn within<T>(
+    deadline: Option<Instant>,
+    work: impl Future<Output = Result<T>>,
+    late: impl FnOnce() -> &'static str,
+) -> Result<T> {
+    match deadline {
+        None => work.await,
+        Some(deadline) => timeout_at(deadline, work)
+            .await
+            .unwrap_or_else(|_| Err(Error::new(Reason::DeadlineExceeded, late()))),
+    }
+}
+
+fn stopping() -> Error {
+    Error::new(Reason::ShuttingDown, "the server stopped before this was done")
 }
 
 #[cfg(test)]
@@ -59,12 +119,34 @@ mod tests {
         let lane = ControlLane::new(1, 1);
         let held = lane.enter().await.unwrap();
         let mut first = Box::pin(lane.enter());
-        let mut second = Box::pin(lane.enter());
         assert!(futures::poll!(&mut first).is_pending());
-        assert!(futures::poll!(&mut second).is_pending());
         assert_eq!(lane.enter().await.unwrap_err().reason(), Reason::QueueFull);
-        drop(second);
+        drop(first);
+        let mut second = Box::pin(lane.enter());
+        assert!(futures::poll!(&mut second).is_pending());
         drop(held);
-        let _place = first.await.unwrap();
+        let _place = second.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_begun_goes_on_and_what_was_not_changes_nothing() {
+        let lane = ControlLane::new(1, 8);
+        let soon = || Some(Instant::now() + Duration::from_secs(1));
+        let (release, held) = oneshot::channel::<()>();
+        let begun = lane
+            .run(soon(), async move {
+                let _released = held.await;
+                Ok(())
+            })
+            .await
+            .unwrap_err();
+        assert!(begun.message().contains("goes on"), "{begun}");
+        let waited = lane.run(soon(), async { Ok(()) }).await.unwrap_err();
+        assert!(waited.message().contains("nothing was changed"), "{waited}");
+        assert!(!lane.is_idle(), "the place is held by the work, not by its caller");
+        release.send(()).unwrap();
+        lane.finish().await;
+        assert!(lane.is_idle());
+        lane.run(None, async { Ok(()) }).await.unwrap();
     }
 }

@@ -10,7 +10,7 @@ use tower::{Layer, Service};
 
 use crate::{
     call::{BoundCall, InferCall},
-    error::{Error, Reason, Result},
+    error::{Error, Reason, Result, shown},
     model::{Binding, VersionSelector},
     registry::Registry,
 };
@@ -76,7 +76,7 @@ fn resolve(registry: &Registry, call: InferCall) -> Result<BoundCall> {
     // An answer is no longer than what the model returns.
     let mut asked = std::collections::HashSet::new();
     if let Some(twice) = call.outputs.iter().find(|name| !asked.insert(name.as_str())) {
-        let shown: String = twice.chars().take(64).collect();
+        let shown = shown(twice, 64);
         let message = format!("output '{shown}' is asked for twice");
         return Err(Error::new(Reason::BadRequest, message).with_field("outputs"));
     }
@@ -100,7 +100,7 @@ fn unknown_model(name: &str, registry: &Registry) -> Error {
     let names = registry.names();
     let known = names.iter().take(8).map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
     let more = if names.len() > 8 { ", ..." } else { "" };
-    let shown: String = name.chars().take(64).collect();
+    let shown = shown(name, 64);
     Error::new(Reason::UnknownModel, format!("no model '{shown}': this server has {known}{more}"))
         .with_field("model")
 }

@@ -1,18 +1,14 @@
 //! What the manager knows of one model beside its slot.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::SystemTime,
-};
+use std::{sync::Arc, time::SystemTime};
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use super::{LiveStatus, ModelState, ModelStatus, Phases};
 use crate::{
     backend::Servable,
+    error::{Error, Reason, Result},
     model::{Generation, ModelName, Version},
     registry::ModelSlot,
     repository::VersionFiles,
@@ -23,8 +19,8 @@ use crate::{
 pub(super) struct Entry {
     pub(super) slot: Arc<ModelSlot>,
     /// Held by the one change that is under way.
-    pub(super) turn: tokio::sync::Mutex<()>,
-    newest: AtomicU64,
+    turn: tokio::sync::Mutex<()>,
+    newest: watch::Sender<Generation>,
     facts: Mutex<Facts>,
 }
 
@@ -49,7 +45,7 @@ pub(super) struct Past {
 impl Entry {
     pub(super) fn new(slot: Arc<ModelSlot>) -> Self {
         let turn = tokio::sync::Mutex::new(());
-        Self { slot, turn, newest: AtomicU64::new(0), facts: Mutex::default() }
+        Self { slot, turn, newest: watch::Sender::default(), facts: Mutex::default() }
     }
 
     pub(super) fn name(&self) -> &ModelName {
@@ -58,11 +54,31 @@ impl Entry {
 
     /// A new generation: from here on changes with older ones are abandoned.
     pub(super) fn begin(&self) -> Generation {
-        Generation(self.newest.fetch_add(1, Ordering::SeqCst) + 1)
+        let mut mine = Generation::default();
+        self.newest.send_modify(|newest| {
+            newest.0 += 1;
+            mine = *newest;
+        });
+        mine
     }
 
     pub(super) fn is_newest(&self, generation: Generation) -> bool {
-        self.newest.load(Ordering::SeqCst) == generation.0
+        *self.newest.borrow() == generation
+    }
+
+    /// Waits for the change before to end. A newer one that comes in meanwhile ends the wait: nothing has been done yet.
+    pub(super) async fn turn(&self, generation: Generation) -> Result<tokio::sync::MutexGuard<'_, ()>> {
+        let mut newest = self.newest.subscribe();
+        tokio::select! {
+            biased;
+            _ = newest.wait_for(|newest| *newest != generation) => Err(self.superseded()),
+            turn = self.turn.lock() => Ok(turn),
+        }
+    }
+
+    pub(super) fn superseded(&self) -> Error {
+        let message = format!("a newer change of model '{}' came in: this one was abandoned", self.name());
+        Error::new(Reason::Superseded, message)
     }
 
     pub(super) fn set_versions(&self, versions: Vec<Version>) {
@@ -93,7 +109,13 @@ impl Entry {
             max_batch: servable.max_batch,
         };
         let mut facts = self.facts.lock();
-        facts.previous = facts.live.take().map(|(old, files)| Past { files, sha256: old.sha256 });
+        let old = facts.live.take().map(|(old, files)| Past { files, sha256: old.sha256 });
+        // The live version loaded again is no step: what was live before it still is what a rollback goes back to.
+        let again =
+            old.as_ref().is_some_and(|old| old.files.version == live.version && old.sha256 == live.sha256);
+        if !again {
+            facts.previous = old;
+        }
         facts.live = Some((live, files));
         facts.generation = generation;
         facts.last_error = None;

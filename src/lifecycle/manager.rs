@@ -1,5 +1,5 @@
-//! Carries out changes: one at a time for each model, in tasks of their own, so that a caller that hangs up does not
-//! stop them.
+//! Carries out changes: one at a time for each model. Whoever asks for one must see it through: dropping its future
+//! half-way is safe for the live version, and leaves the model's state as it last was.
 
 use std::{
     collections::BTreeMap,
@@ -8,21 +8,18 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::{
-    sync::{broadcast, oneshot},
-    time::Instant,
-};
+use tokio::{sync::broadcast, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Change, ModelEvent, ModelStatus, Prepared, ReloadReport,
+    Change, ModelEvent, ModelStatus, Phases, Prepared, ReloadReport,
     entry::{Entry, Past},
     prepare,
 };
 use crate::{
     backend::{Backend, Servable},
-    error::{Error, Reason, Result},
-    loader::LoaderPool,
+    error::{Error, Reason, Result, shown},
+    loader::{LoaderPool, Stopped},
     model::{Generation, ModelName, Version},
     registry::Registry,
     repository::{Directory, Found, RepositoryError, VersionFiles},
@@ -63,6 +60,7 @@ pub struct Manager {
     events: broadcast::Sender<ModelEvent>,
     observer: Observer,
     tasks: TaskTracker,
+    looked: tokio::sync::Mutex<Option<Instant>>,
 }
 
 impl std::fmt::Debug for Manager {
@@ -81,8 +79,8 @@ impl Manager {
         observer: Observer,
     ) -> Arc<Self> {
         let (events, _) = broadcast::channel(1024);
-        let (entries, tasks) = (Mutex::default(), TaskTracker::new());
-        Arc::new(Self { config, registry, backend, loader, entries, events, observer, tasks })
+        let (entries, tasks, looked) = (Mutex::default(), TaskTracker::new(), tokio::sync::Mutex::default());
+        Arc::new(Self { config, registry, backend, loader, entries, events, observer, tasks, looked })
     }
 
     /// Gives memory that nothing uses back to the system, as a loader thread does after each piece of its work.
@@ -96,17 +94,11 @@ impl Manager {
     /// # Errors
     /// A repository cannot be read.
     pub async fn load_all(self: &Arc<Self>) -> Result<usize, RepositoryError> {
-        let mut names = Vec::new();
+        let mut found = Vec::new();
         for repository in &self.config.repositories {
-            for found in repository.scan()? {
-                let entry = self.entry(&found.name);
-                if names.contains(&found.name) {
-                    continue;
-                }
-                entry.set_versions(found.versions.iter().map(|files| files.version).collect());
-                names.push(found.name);
-            }
+            found.append(&mut repository.scan()?);
         }
+        let names = self.take_note(found);
         let loads: Vec<_> = names
             .iter()
             .map(|name| {
@@ -121,14 +113,17 @@ impl Manager {
         Ok(loaded)
     }
 
-    async fn load_newest(self: &Arc<Self>, name: ModelName) -> bool {
-        let versions = self.find(name.as_str()).map(|found| found.versions).unwrap_or_default();
-        if versions.is_empty() {
-            let error = format!("model '{name}' has no version: put an archive at {name}/1/model.pt");
-            tracing::error!(model = %name, "{error}");
-            self.entry(&name).failed(error);
-            return false;
-        }
+    async fn load_newest(&self, name: ModelName) -> bool {
+        let versions = match self.find(name.as_str()) {
+            Ok(found) if !found.versions.is_empty() => found.versions,
+            Ok(_) => {
+                return self.cannot_begin(
+                    &name,
+                    format!("model '{name}' has no version: put an archive at {name}/1/model.pt"),
+                );
+            }
+            Err(error) => return self.cannot_begin(&name, error.to_string()),
+        };
         let mut problem = None;
         for files in versions.into_iter().rev() {
             let version = files.version;
@@ -144,10 +139,19 @@ impl Manager {
                     return true;
                 }
                 // Somebody changes it already: an older version must not come after that.
-                Err(error) if error.reason() == Reason::Superseded => return false,
+                Err(error) if matches!(error.reason(), Reason::Superseded | Reason::ShuttingDown) => {
+                    return false;
+                }
                 Err(error) => problem = problem.or(Some(format!("version {version}: {error}"))),
             }
         }
+        false
+    }
+
+    fn cannot_begin(&self, name: &ModelName, error: String) -> bool {
+        let entry = self.entry(name);
+        entry.failed(error.clone());
+        self.announce(&entry, Change::Failed, Some(error));
         false
     }
 
@@ -156,19 +160,22 @@ impl Manager {
     ///
     /// # Errors
     /// Unknown model or version; the phase that failed and why; or a newer change came in.
-    pub async fn reload(self: &Arc<Self>, request: ReloadRequest) -> Result<ReloadReport> {
+    pub async fn reload(&self, request: ReloadRequest) -> Result<ReloadReport> {
         let found = self.find(&request.model)?;
         let entry = self.entry(&found.name);
         entry.set_versions(found.versions.iter().map(|files| files.version).collect());
         let files = choose(&found, request.version)?;
-        self.carry_out(entry, files, request.expected_sha256, request.validate_only).await
+        if request.validate_only {
+            return self.validate(&entry, files, request.expected_sha256).await;
+        }
+        self.carry_out(&entry, files, request.expected_sha256).await
     }
 
     /// Goes back to the version that was live before, if its archive is still the same.
     ///
     /// # Errors
     /// There is none, or as for [`Manager::reload`].
-    pub async fn rollback(self: &Arc<Self>, model: &str) -> Result<ReloadReport> {
+    pub async fn rollback(&self, model: &str) -> Result<ReloadReport> {
         let entry = self.known(model)?;
         let Past { files, sha256 } = entry.previous().ok_or_else(|| {
             Error::new(
@@ -176,30 +183,63 @@ impl Manager {
                 format!("model '{model}' has no earlier version to go back to"),
             )
         })?;
-        self.carry_out(entry, files, Some(sha256), false).await
+        self.carry_out(&entry, files, Some(sha256)).await
     }
 
     /// Stops serving a model. Requests in flight end.
     ///
     /// # Errors
     /// Unknown model, or nothing was live.
-    pub async fn unload(self: &Arc<Self>, model: &str) -> Result<(Version, Generation)> {
+    pub async fn unload(&self, model: &str) -> Result<(Version, Generation)> {
         let entry = self.known(model)?;
-        let manager = self.clone();
+        let nothing_live = || {
+            let message = format!("model '{}' has no version live", entry.name());
+            Error::new(Reason::ModelNotReady, message)
+        };
+        // A refusal must not make a load that is under way out of date.
+        if entry.slot.lease().is_none() {
+            return Err(nothing_live());
+        }
         let generation = entry.begin();
-        self.detached(async move {
-            let _turn = entry.turn.lock().await;
-            let Some(old) = entry.slot.swap(None) else {
-                let message = format!("model '{}' has no version live", entry.name());
-                return Err(Error::new(Reason::ModelNotReady, message));
-            };
-            entry.went_away(generation);
-            manager.announce(&entry, Change::Unloaded, None);
-            let version = old.version;
-            manager.drain(old).await;
-            Ok((version, generation))
-        })
-        .await
+        let _turn = entry.turn(generation).await?;
+        let old = entry.slot.swap(None).ok_or_else(nothing_live)?;
+        entry.went_away(generation);
+        self.announce(&entry, Change::Unloaded, None);
+        let version = old.version;
+        self.drain(old).await;
+        Ok((version, generation))
+    }
+
+    /// Takes note of the models and versions that are on disk now. Looks at most once a second.
+    pub async fn refresh(&self) {
+        let mut looked = self.looked.lock().await;
+        if looked.is_some_and(|at| at.elapsed() < Duration::from_secs(1)) {
+            return;
+        }
+        let repositories = self.config.repositories.clone();
+        let scan = move || repositories.iter().map(Directory::scan).collect::<Result<Vec<_>, _>>();
+        match tokio::task::spawn_blocking(scan).await {
+            Ok(Ok(found)) => drop(self.take_note(found.into_iter().flatten().collect())),
+            // What was known stays so.
+            Ok(Err(error)) => tracing::warn!(%error, "cannot look for new versions"),
+            Err(_panicked) => {}
+        }
+        *looked = Some(Instant::now());
+    }
+
+    /// Of several models with one name the first counts. Says which there are.
+    fn take_note(&self, found: Vec<Found>) -> Vec<ModelName> {
+        let mut on_disk = BTreeMap::new();
+        for Found { name, versions } in found {
+            on_disk.entry(name).or_insert(versions);
+        }
+        for entry in self.entries.lock().values().filter(|entry| !on_disk.contains_key(entry.name())) {
+            entry.set_versions(Vec::new());
+        }
+        for (name, versions) in &on_disk {
+            self.entry(name).set_versions(versions.iter().map(|files| files.version).collect());
+        }
+        on_disk.into_keys().collect()
     }
 
     /// Every model, by name.
@@ -221,8 +261,9 @@ impl Manager {
         (self.list(), changes)
     }
 
-    /// Waits until no change is under way.
-    pub async fn finish(&self) {
+    /// Begins no load any more and waits for those of the start. Others are their callers' to wait for.
+    pub async fn stop(&self) {
+        self.loader.close();
         self.tasks.close();
         self.tasks.wait().await;
     }
@@ -252,43 +293,80 @@ impl Manager {
     }
 
     async fn carry_out(
-        self: &Arc<Self>,
-        entry: Arc<Entry>,
+        &self,
+        entry: &Arc<Entry>,
         files: VersionFiles,
         expected_sha256: Option<String>,
-        validate_only: bool,
     ) -> Result<ReloadReport> {
-        let manager = self.clone();
-        // A validation changes nothing, so it makes no other change out of date.
-        let generation = (!validate_only).then(|| entry.begin());
-        self.detached(async move {
-            let started = Instant::now();
-            let _turn = entry.turn.lock().await;
-            manager.still_newest(&entry, generation)?;
-            let had_version = entry.slot.lease().is_some();
-            entry.set_busy(true);
-            manager.announce(&entry, if had_version { Change::Reloading } else { Change::Loading }, None);
-            let outcome = manager.replace(&entry, files, expected_sha256, generation, started).await;
-            entry.set_busy(false);
-            match &outcome {
-                Ok(report) => {
-                    if !validate_only {
-                        entry.set_phases(report.phases);
-                    }
-                    manager.announce(
-                        &entry,
-                        if had_version { Change::Reloaded } else { Change::Ready },
-                        None,
-                    );
-                }
-                Err(error) => {
-                    entry.failed(error.to_string());
-                    manager.announce(&entry, Change::Failed, Some(error.to_string()));
-                }
+        let generation = entry.begin();
+        let started = Instant::now();
+        let _turn = entry.turn(generation).await?;
+        let had_version = entry.slot.lease().is_some();
+        entry.set_busy(true);
+        self.announce(entry, if had_version { Change::Reloading } else { Change::Loading }, None);
+        let outcome = self.replace(entry, files, expected_sha256, generation, started).await;
+        entry.set_busy(false);
+        match &outcome {
+            Ok(report) => {
+                entry.set_phases(report.phases);
+                self.announce(entry, if had_version { Change::Reloaded } else { Change::Ready }, None);
             }
-            outcome
-        })
-        .await
+            Err(error) => {
+                entry.failed(error.to_string());
+                self.announce(entry, Change::Failed, Some(error.to_string()));
+            }
+        }
+        outcome
+    }
+
+    /// All of a reload but the swap. It changes nothing: it waits for no other change, makes none out of date, and is
+    /// no event in the model's life.
+    async fn validate(
+        &self,
+        entry: &Entry,
+        files: VersionFiles,
+        expected_sha256: Option<String>,
+    ) -> Result<ReloadReport> {
+        let started = Instant::now();
+        let Prepared { servable, phases, warmup } = self.prepare(entry, files, expected_sha256).await?;
+        let status = entry.status();
+        let live = status.live.map(|live| live.version);
+        let report = ReloadReport {
+            model: entry.name().clone(),
+            previous: live,
+            live,
+            generation: status.generation,
+            sha256: servable.sha256.clone(),
+            bytes: servable.bytes,
+            phases: Phases { total: started.elapsed(), ..phases },
+            warmup,
+            validated_only: true,
+        };
+        self.discard(servable).await;
+        Ok(report)
+    }
+
+    async fn prepare(
+        &self,
+        entry: &Entry,
+        files: VersionFiles,
+        expected_sha256: Option<String>,
+    ) -> Result<Prepared> {
+        let backend = self.backend.clone();
+        let served = entry.slot.served().all();
+        let prepared = self
+            .loader
+            .run(move || prepare(backend.as_ref(), &files, expected_sha256.as_deref(), &served))
+            .await
+            .map_err(|stopped| match stopped {
+                Stopped::Closed => {
+                    Error::new(Reason::ShuttingDown, "the server is stopping: nothing was changed")
+                }
+                Stopped::Panicked => {
+                    Error::new(Reason::Internal, "a bug in torchlane: the server's log says where")
+                }
+            })?;
+        Ok(prepared?)
     }
 
     async fn replace(
@@ -296,63 +374,38 @@ impl Manager {
         entry: &Arc<Entry>,
         files: VersionFiles,
         expected_sha256: Option<String>,
-        generation: Option<Generation>,
+        generation: Generation,
         started: Instant,
     ) -> Result<ReloadReport> {
-        let prepared = {
-            let (backend, files) = (self.backend.clone(), files.clone());
-            let served = entry.slot.served().all();
-            self.loader
-                .run(move || prepare(backend.as_ref(), &files, expected_sha256.as_deref(), &served))
-                .await
-                .ok_or_else(|| Error::new(Reason::Internal, "the loader stopped before it was done"))?
-        };
-        let Prepared { servable, mut phases, warmup } = prepared?;
-        let before = entry.slot.lease().map(|lease| lease.version);
-        let mut report = ReloadReport {
-            model: entry.name().clone(),
-            previous: before,
-            live: before,
-            generation: entry.status().generation,
-            sha256: servable.sha256.clone(),
-            bytes: servable.bytes,
-            phases,
-            warmup,
-            validated_only: generation.is_none(),
-        };
-        let Some(generation) = generation else {
+        let Prepared { servable, mut phases, warmup } =
+            self.prepare(entry, files.clone(), expected_sha256).await?;
+        if !entry.is_newest(generation) {
             self.discard(servable).await;
-            phases.total = started.elapsed();
-            report.phases = phases;
-            return Ok(report);
-        };
-        if let Err(superseded) = self.still_newest(entry, Some(generation)) {
-            self.discard(servable).await;
-            return Err(superseded);
+            return Err(entry.superseded());
         }
         let swapping = Instant::now();
         let old = entry.slot.swap(Some(servable.clone()));
         phases.swap = swapping.elapsed();
         entry.went_live(&servable, files, generation);
+        let mut report = ReloadReport {
+            model: entry.name().clone(),
+            previous: old.as_ref().map(|old| old.version),
+            live: Some(servable.version),
+            generation,
+            sha256: servable.sha256.clone(),
+            bytes: servable.bytes,
+            phases,
+            warmup,
+            validated_only: false,
+        };
         drop(servable);
         let draining = Instant::now();
         if let Some(old) = old {
             self.drain(old).await;
         }
-        phases.drain = draining.elapsed();
-        phases.total = started.elapsed();
-        report.live = entry.status().live.map(|live| live.version);
-        report.generation = generation;
-        report.phases = phases;
+        report.phases.drain = draining.elapsed();
+        report.phases.total = started.elapsed();
         Ok(report)
-    }
-
-    fn still_newest(&self, entry: &Entry, generation: Option<Generation>) -> Result<()> {
-        if generation.is_none_or(|generation| entry.is_newest(generation)) {
-            return Ok(());
-        }
-        let message = format!("a newer change of model '{}' came in: this one was abandoned", entry.name());
-        Err(Error::new(Reason::Superseded, message))
     }
 
     /// Waits until nobody else holds `old`, then drops it on a loader thread. Nobody can get hold of it any more, so
@@ -388,24 +441,10 @@ impl Manager {
         (self.observer)(&event);
         let _nobody_watches = self.events.send(event);
     }
-
-    /// Runs a change in a task of the manager's own and waits for it.
-    async fn detached<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = Result<T>> + Send + 'static,
-    ) -> Result<T> {
-        let (done, outcome) = oneshot::channel();
-        self.tasks.spawn(async move {
-            let _caller_left = done.send(work.await);
-        });
-        outcome.await.unwrap_or_else(|_| {
-            Err(Error::new(Reason::ShuttingDown, "the server stopped before this was done"))
-        })
-    }
 }
 
 fn unknown(model: &str) -> Error {
-    let shown: String = model.chars().take(64).collect();
+    let shown = shown(model, 64);
     Error::new(Reason::UnknownModel, format!("no model '{shown}' in the repositories")).with_field("model")
 }
 

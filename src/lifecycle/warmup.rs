@@ -138,7 +138,8 @@ fn settle(
         report.passes += 1;
         shortest = shortest.min(took);
         if pass == 0 {
-            check(servable, &outputs)?;
+            check_form(servable, &outputs)?;
+            check_values(servable, inputs, &outputs)?;
             follows = follow(inputs, &outputs);
             first = took;
         }
@@ -179,7 +180,7 @@ fn follow(inputs: &[NamedTensor], outputs: &[NamedTensor]) -> bool {
     outputs.iter().all(|output| output.tensor.rows() == rows)
 }
 
-fn check(servable: &Servable, outputs: &[NamedTensor]) -> Result<(), WarmupFailure> {
+fn check_form(servable: &Servable, outputs: &[NamedTensor]) -> Result<(), WarmupFailure> {
     for output in outputs {
         let wrong = |why: String| Err(WarmupFailure::Output { output: output.name.clone(), why });
         if let Some(spec) = servable.signature.outputs().iter().find(|spec| *spec.name == *output.name) {
@@ -193,11 +194,47 @@ fn check(servable: &Servable, outputs: &[NamedTensor]) -> Result<(), WarmupFailu
                 ));
             }
         }
-        if !servable.manifest.warmup.allow_non_finite && !is_finite(&output.tensor) {
-            return wrong("holds NaN or infinity (warmup.allow_non_finite = true lets it pass)".to_owned());
-        }
     }
     Ok(())
+}
+
+/// Broken weights give NaN whatever goes in. A sound model may give it for zeros, which are our choice (a logarithm, a
+/// division by a norm), so ones are tried then.
+fn check_values(
+    servable: &Servable,
+    zeros: &[NamedTensor],
+    outputs: &[NamedTensor],
+) -> Result<(), WarmupFailure> {
+    let broken = |outputs: &[NamedTensor]| {
+        outputs.iter().find(|output| !is_finite(&output.tensor)).map(|output| output.name.clone())
+    };
+    if servable.manifest.warmup.allow_non_finite || broken(outputs).is_none() {
+        return Ok(());
+    }
+    let ones: Vec<_> = zeros
+        .iter()
+        .map(|zero| NamedTensor { name: zero.name.clone(), tensor: ones_like(&zero.tensor) })
+        .collect();
+    match broken(&pass_once(servable, &ones)?) {
+        None => Ok(()),
+        Some(output) => {
+            let why = "holds NaN or infinity, for inputs of zeros and of ones (warmup.allow_non_finite = true lets it pass)";
+            Err(WarmupFailure::Output { output, why: why.to_owned() })
+        }
+    }
+}
+
+/// Ones where `zeros` holds floating-point numbers. Integers are often indices, and 0 is the one that is always there.
+fn ones_like(zeros: &HostTensor) -> HostTensor {
+    let one: &[u8] = match zeros.dtype() {
+        DType::F16 => &half::f16::ONE.to_le_bytes(),
+        DType::BF16 => &half::bf16::ONE.to_le_bytes(),
+        DType::F32 => &1_f32.to_le_bytes(),
+        DType::F64 => &1_f64.to_le_bytes(),
+        _ => return zeros.clone(),
+    };
+    let data = one.repeat(zeros.data().len() / one.len());
+    HostTensor::new(zeros.dtype(), zeros.shape().clone(), data.into()).unwrap_or_else(|_| zeros.clone())
 }
 
 fn is_finite(tensor: &HostTensor) -> bool {

@@ -6,4 +6,4 @@ mod pool;
 pub mod summary;
 
 pub use digest::{FileIdentity, digest};
-pub use pool::LoaderPool;
+pub use pool::{LoaderPool, Stopped};

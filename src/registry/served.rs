@@ -20,9 +20,14 @@ pub struct ServedShapes {
 impl ServedShapes {
     /// More than this many are not remembered.
     pub const LIMIT: usize = 8;
+    /// Requests of more bytes than this are not remembered: a reload must not need memory for more than one of them.
+    pub const MOST_BYTES: usize = 16 << 20;
 
     /// Remembers the shapes of a request. For a model that is batched the first dimension does not matter.
     pub fn record(&self, servable: &Servable, inputs: &[NamedTensor]) {
+        if inputs.iter().map(|input| input.tensor.data().len()).sum::<usize>() > Self::MOST_BYTES {
+            return;
+        }
         let ignore_rows = usize::from(servable.max_batch > 1);
         let alike = |seen: &InputShapes| {
             seen.len() == inputs.len()

@@ -18,6 +18,7 @@ use crate::{
     call::{Admitted, BoundCall},
     error::{Error, Reason},
     model::Lane,
+    threads,
 };
 
 /// How many executors, and how wide each is.
@@ -153,8 +154,12 @@ impl Scheduler {
     }
 }
 
+/// Running batches had the server's grace time before.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 impl Drop for Scheduler {
-    /// Running batches end; jobs that still wait are told that the server stops.
+    /// Jobs that still wait are told that the server stops. Running batches cannot be broken off: those that take longer
+    /// than [`PATIENCE`] are left to the end of the process.
     fn drop(&mut self) {
         let waiting = {
             let mut state = self.shared.state.lock();
@@ -165,8 +170,8 @@ impl Drop for Scheduler {
         for sleeper in &self.shared.work {
             sleeper.notify_one();
         }
-        for thread in self.threads.drain(..) {
-            let _panicked = thread.join();
+        if !threads::join(std::mem::take(&mut self.threads), PATIENCE) {
+            tracing::warn!("a forward pass did not end: it is abandoned");
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     admission::version_not_live,
     backend::{BackendError, Pass, Servable},
     call::{InferReply, Timing},
-    error::{Error, Reason, Result},
+    error::{Error, LOGGED, Reason, Result, shown},
     model::{Arg, Binding, NamedTensor},
     tensor::{Joined, join, split_rows},
 };
@@ -203,10 +203,9 @@ fn select(outputs: Vec<NamedTensor>, wanted: &[String]) -> Result<Vec<NamedTenso
 
 fn forward_failed(error: &BackendError, model: &str, request_id: &str) -> Error {
     // The log line bears the same id as the answer, and has everything that libtorch said.
-    let full: String = error.full.chars().take(64 * 1024).collect();
-    tracing::error!(target: "torchlane::forward", incident = request_id, model, error = %full, "forward failed");
-    let short: String = error.short.chars().take(300).collect();
-    let id: String = request_id.chars().take(64).collect();
+    let full = shown(&error.full, 64 * 1024);
+    tracing::error!(target: "torchlane::forward", incident = shown(request_id, LOGGED), model, error = full, "forward failed");
+    let (short, id) = (shown(&error.short, 300), shown(request_id, 64));
     Error::new(
         Reason::ForwardFailed,
         format!("the model failed: {short} (incident {id}: the server's log has it in full)"),

@@ -10,7 +10,7 @@ use tonic::metadata::MetadataMap;
 
 use crate::{
     call::{InferCall, InferReply},
-    error::{Error, Reason, Result},
+    error::{Error, LOGGED, Reason, Result, shown},
     model::{Lane, NamedTensor, VersionSelector},
     proto,
     tensor::{DType, HostTensor, TensorError, TypedData, encode_typed},
@@ -32,7 +32,7 @@ pub(super) fn infer_call(
     let received = Instant::now();
     let lane = lane(request.priority, metadata)?;
     let version = VersionSelector::parse(&request.version).ok_or_else(|| {
-        let shown: String = request.version.chars().take(32).collect();
+        let shown = shown(&request.version, 32);
         Error::new(
             Reason::UnknownVersion,
             format!("version '{shown}' is neither a number nor the label 'stable'"),
@@ -45,8 +45,7 @@ pub(super) fn infer_call(
             ("typed", "true") => form.typed = true,
             ("typed", "false") => form.typed = false,
             _ => {
-                let (key, value): (String, String) =
-                    (key.chars().take(32).collect(), value.chars().take(32).collect());
+                let (key, value) = (shown(key, 32), shown(value, 32));
                 let message =
                     format!("parameter '{key}' = '{value}' is not known: 'typed' = 'true' or 'false' is");
                 return Err(Error::new(Reason::BadRequest, message).with_field("parameters"));
@@ -62,7 +61,7 @@ pub(super) fn infer_call(
     let inputs =
         request.inputs.into_iter().enumerate().map(|(i, t)| tensor(i, t)).collect::<Result<Vec<_>>>()?;
     let request_id = if request.request_id.is_empty() { fresh_id() } else { request.request_id };
-    let span = tracing::info_span!(target: "torchlane::request", "infer", request_id, model = request.model);
+    let span = tracing::info_span!(target: "torchlane::request", "infer", request_id = shown(&request_id, LOGGED), model = shown(&request.model, LOGGED));
     let call = InferCall {
         request_id,
         model: request.model,
@@ -143,7 +142,7 @@ fn tensor(index: usize, message: proto::Tensor) -> Result<NamedTensor> {
     match decode() {
         Ok(tensor) => Ok(NamedTensor { name, tensor }),
         Err((error, field)) => {
-            let shown: String = name.chars().take(64).collect();
+            let shown = shown(&name, 64);
             let reason = match error {
                 TensorError::UnknownDatatype(_) => Reason::WrongDatatype,
                 _ => Reason::BadTensor,

@@ -1,9 +1,12 @@
 //! The tonic service.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt as _, stream};
-use tokio::{sync::broadcast, time::Instant};
+use tokio::{
+    sync::{broadcast, oneshot},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tower::{Service, ServiceExt as _};
@@ -16,7 +19,7 @@ use crate::{
     admission::ControlLane,
     api::status,
     call::{InferCall, InferReply},
-    error::{Error, Reason, Result},
+    error::{Error, Reason, Result, shown},
     layers::Deadline,
     lifecycle::{Manager, ReloadRequest},
     model::Version,
@@ -66,24 +69,18 @@ where
         Ok(infer_response(request_id, model, reply, form, received.elapsed()))
     }
 
-    /// Runs an admin call in its own lane and within its deadline. The work itself goes on past it.
-    async fn controlled<T>(
+    /// Runs an admin call in its own lane and within its deadline.
+    async fn controlled<T, W>(
         &self,
         deadline: Option<Instant>,
-        work: impl Future<Output = Result<T>>,
-    ) -> Result<T, Status> {
-        let within = async {
-            let _place = self.control.enter().await?;
-            work.await
-        };
-        let outcome = match deadline {
-            None => within.await,
-            Some(deadline) => tokio::time::timeout_at(deadline, within).await.unwrap_or_else(|_| {
-                let message = "the deadline passed; the change goes on: see GetModel or WatchModels";
-                Err(Error::new(Reason::DeadlineExceeded, message))
-            }),
-        };
-        outcome.map_err(|error| status(&error))
+        work: impl FnOnce(Arc<Manager>) -> W,
+    ) -> Result<T, Status>
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<T>> + Send + 'static,
+    {
+        let work = work(self.manager.clone());
+        self.control.run(deadline, work).await.map_err(|error| status(&error))
     }
 }
 
@@ -91,7 +88,7 @@ fn reload_request(request: proto::ReloadModelRequest) -> Result<ReloadRequest> {
     let version = match request.version.as_str() {
         "" => None,
         text => Some(Version(text.parse().map_err(|_| {
-            let shown: String = text.chars().take(32).collect();
+            let shown = shown(text, 32);
             Error::new(Reason::UnknownVersion, format!("version '{shown}' is not a number"))
                 .with_field("version")
         })?)),
@@ -136,11 +133,11 @@ where
         let deadline = deadline(&request);
         let (metadata, _, requests) = request.into_parts();
         let (infer, metadata) = (self.infer.clone(), Arc::new(metadata));
-        let answers = requests
+        let (fatal, end) = oneshot::channel();
+        let answers = messages(requests, self.shutdown.clone(), fatal)
             .map(move |message| {
                 let (infer, metadata) = (infer.clone(), metadata.clone());
                 async move {
-                    let message = message?;
                     let request_id = message.request_id.clone();
                     let result = match Self::answer(infer, message, &metadata, deadline).await {
                         Ok(response) => proto::infer_stream_response::Result::Response(response),
@@ -157,7 +154,9 @@ where
                 }
             })
             .buffer_unordered(STREAM_CONCURRENCY);
-        Ok(Response::new(Box::pin(answers)))
+        // What ends the stream comes after the answers to what was read before it.
+        let end = stream::once(end).filter_map(async |fatal| fatal.ok().map(Err));
+        Ok(Response::new(Box::pin(answers.chain(end))))
     }
 
     async fn reload_model(
@@ -166,7 +165,7 @@ where
     ) -> Result<Response<proto::ReloadModelResponse>, Status> {
         let deadline = deadline(&request);
         let request = reload_request(request.into_inner()).map_err(|error| status(&error))?;
-        let report = self.controlled(deadline, self.manager.reload(request)).await?;
+        let report = self.controlled(deadline, async move |manager| manager.reload(request).await).await?;
         Ok(Response::new(models::reload_response(report)))
     }
 
@@ -174,6 +173,7 @@ where
         &self,
         _: Request<proto::ListModelsRequest>,
     ) -> Result<Response<proto::ListModelsResponse>, Status> {
+        self.manager.refresh().await;
         let models = self.manager.list().into_iter().map(models::model).collect();
         Ok(Response::new(proto::ListModelsResponse { models }))
     }
@@ -182,6 +182,7 @@ where
         &self,
         request: Request<proto::GetModelRequest>,
     ) -> Result<Response<proto::Model>, Status> {
+        self.manager.refresh().await;
         let model = self.manager.get(&request.into_inner().model).map_err(|error| status(&error))?;
         Ok(Response::new(models::model(model)))
     }
@@ -191,7 +192,9 @@ where
         request: Request<proto::UnloadModelRequest>,
     ) -> Result<Response<proto::UnloadModelResponse>, Status> {
         let (deadline, request) = (deadline(&request), request.into_inner());
-        let (version, generation) = self.controlled(deadline, self.manager.unload(&request.model)).await?;
+        let model = request.model.clone();
+        let unload = async move |manager: Arc<Manager>| manager.unload(&model).await;
+        let (version, generation) = self.controlled(deadline, unload).await?;
         Ok(Response::new(proto::UnloadModelResponse {
             model: request.model,
             unloaded_version: version.to_string(),
@@ -204,7 +207,8 @@ where
         request: Request<proto::RollbackModelRequest>,
     ) -> Result<Response<proto::ReloadModelResponse>, Status> {
         let (deadline, request) = (deadline(&request), request.into_inner());
-        let report = self.controlled(deadline, self.manager.rollback(&request.model)).await?;
+        let rollback = async move |manager: Arc<Manager>| manager.rollback(&request.model).await;
+        let report = self.controlled(deadline, rollback).await?;
         Ok(Response::new(models::reload_response(report)))
     }
 
@@ -244,6 +248,32 @@ where
             .take_until(self.shutdown.clone().cancelled_owned());
         Ok(Response::new(Box::pin(events)))
     }
+}
+
+/// The messages of a stream until it ends, cannot be read any further, or the server stops; in the latter cases `fatal` is
+/// told why.
+fn messages(
+    requests: Streaming<proto::InferRequest>,
+    shutdown: CancellationToken,
+    fatal: oneshot::Sender<Status>,
+) -> impl Stream<Item = proto::InferRequest> {
+    stream::unfold((requests, shutdown, fatal), async |(mut requests, shutdown, fatal)| {
+        let next = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => {
+                let message = "the server is stopping: send what has no answer on a new stream";
+                Some(Err(status(&Error::new(Reason::ShuttingDown, message).with_retry_after(Duration::ZERO))))
+            }
+            next = requests.next() => next,
+        };
+        match next? {
+            Ok(message) => Some((message, (requests, shutdown, fatal))),
+            Err(status) => {
+                let _caller_left = fatal.send(status);
+                None
+            }
+        }
+    })
 }
 
 /// The google.rpc details that a status carries, for answers inside a stream.

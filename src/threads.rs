@@ -1,0 +1,37 @@
+//! Ending threads that may be in the middle of something that cannot be broken off.
+
+use std::{thread::JoinHandle, time::Duration};
+
+/// Joins threads. False if some had not ended after about `patience`: they are left to the end of the process.
+pub(crate) fn join(threads: Vec<JoinHandle<()>>, patience: Duration) -> bool {
+    let step = Duration::from_millis(1);
+    let mut left = patience;
+    while threads.iter().any(|thread| !thread.is_finished()) && !left.is_zero() {
+        std::thread::sleep(step);
+        left = left.saturating_sub(step);
+    }
+    let all = threads.iter().all(JoinHandle::is_finished);
+    for thread in threads {
+        if thread.is_finished() {
+            let _panicked = thread.join();
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stuck_thread_is_left_behind() {
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let stuck = std::thread::spawn(move || {
+            let _released = held.recv();
+        });
+        let quick = std::thread::spawn(|| ());
+        assert!(!join(vec![quick, stuck], Duration::from_millis(20)));
+        drop(release);
+        assert!(join(vec![std::thread::spawn(|| ())], Duration::from_secs(60)));
+    }
+}
