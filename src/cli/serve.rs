@@ -66,6 +66,7 @@ impl ConfigArgs {
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let settings = args.config.load()?.settings;
-    telemetry::init_logging(settings.log.format, &settings.log.level).map_err(Failure::Usage)?;
+    let _until_written =
+        telemetry::init_logging(settings.log.format, &settings.log.level).map_err(Failure::Usage)?;
     app::serve(settings).map_err(Failure::failed)
 }

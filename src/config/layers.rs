@@ -57,8 +57,7 @@ pub fn load(file: Option<&Path>, flags: &[(String, String)]) -> Result<Layered, 
     if let Some(path) = &file {
         figment = figment.merge(Toml::file_exact(path));
     }
-    // TORCHLANE_ADDR, TORCHLANE_CACHE and TORCHLANE_CONFIG are no settings of the server.
-    let env = Env::prefixed("TORCHLANE_").ignore(&["addr", "cache", "config"]).split("__");
+    let env = Env::prefixed("TORCHLANE_").filter(|key| !is_no_setting(key.as_str())).split("__");
     figment = figment.merge(env);
     for (key, value) in flags {
         figment = figment.merge(Serialized::from(nested(key, value), Profile::Default).key_named(key));
@@ -69,6 +68,15 @@ pub fn load(file: Option<&Path>, flags: &[(String, String)]) -> Result<Layered, 
     })?;
     let provenance = provenance(&figment)?;
     Ok(Layered { settings, provenance })
+}
+
+/// TORCHLANE_ADDR, TORCHLANE_CACHE and TORCHLANE_CONFIG are no settings of the server; and beside a Service that is named
+/// torchlane, Kubernetes sets TORCHLANE_SERVICE_HOST, TORCHLANE_PORT, TORCHLANE_PORT_8080_TCP_ADDR and so on.
+fn is_no_setting(key: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    matches!(key.as_str(), "addr" | "cache" | "config" | "port" | "service_host")
+        || key.starts_with("port_")
+        || key.starts_with("service_port")
 }
 
 trait Named {
@@ -228,6 +236,14 @@ mod tests {
         }
         let error = with_file("", &[("server.grpc_addr", "here")]).unwrap_err().to_string();
         assert!(error.contains("server.grpc_addr") && error.contains("flag"), "{error}");
+    }
+
+    #[test]
+    fn what_kubernetes_sets_is_no_setting() {
+        for name in ["PORT", "SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_GRPC", "PORT_50051_TCP_ADDR"] {
+            assert!(is_no_setting(name), "{name}");
+        }
+        assert!(!is_no_setting("SERVER__GRACE") && !is_no_setting("PORTS"));
     }
 
     #[test]

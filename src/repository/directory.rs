@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A version is complete when its directory has been renamed into place; names that begin with a dot, or are not
-//! numbers, are not looked at.
+//! numbers, are not looked at. A directory that holds nothing of the above is no model.
 
 use std::{
     collections::BTreeMap,
@@ -21,6 +21,9 @@ use crate::model::{ModelName, Version};
 
 /// The archive's file name within a version.
 const ARCHIVE: &str = "model.pt";
+
+/// What a model's directory says about it.
+const MANIFEST: &str = "model.toml";
 
 /// A repository that cannot be read.
 #[derive(Debug, Error)]
@@ -99,7 +102,11 @@ impl Directory {
             let versions = if is_archive {
                 vec![VersionFiles { version: Version(1), archive: path, manifest: None }]
             } else if path.is_dir() {
-                self.versions(&path)?
+                match self.versions(&path) {
+                    Ok(versions) if versions.is_empty() && !is_meant_as_model(&path) => continue,
+                    // One that cannot be read is one model's trouble: `find` says what it is.
+                    versions => versions.unwrap_or_default(),
+                }
             } else {
                 continue;
             };
@@ -118,7 +125,10 @@ impl Directory {
     pub fn find(&self, name: &ModelName) -> Result<Option<Found>, RepositoryError> {
         let directory = self.root.join(name.as_str());
         if directory.is_dir() {
-            return Ok(Some(Found { name: name.clone(), versions: self.versions(&directory)? }));
+            let versions = self.versions(&directory)?;
+            if !versions.is_empty() || is_meant_as_model(&directory) {
+                return Ok(Some(Found { name: name.clone(), versions }));
+            }
         }
         let archive = self.root.join(format!("{name}.pt"));
         Ok(archive.is_file().then(|| Found {
@@ -128,7 +138,7 @@ impl Directory {
     }
 
     fn versions(&self, model: &Path) -> Result<Vec<VersionFiles>, RepositoryError> {
-        let manifest = Some(model.join("model.toml")).filter(|path| path.is_file());
+        let manifest = Some(model.join(MANIFEST)).filter(|path| path.is_file());
         let mut versions: Vec<_> = self
             .list(model)?
             .iter()
@@ -154,6 +164,11 @@ impl Directory {
     }
 }
 
+/// Without a version in it: an archive in the wrong place deserves a word about it, a directory of pictures does not.
+fn is_meant_as_model(directory: &Path) -> bool {
+    [MANIFEST, ARCHIVE].iter().any(|file| directory.join(file).is_file())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,6 +179,8 @@ mod tests {
         for path in ["a/10", "a/9", "a/.11", "a/007", "a/tmp", ".hidden/1", "empty"] {
             fs::create_dir_all(dir.path().join(path)).unwrap();
         }
+        fs::create_dir_all(dir.path().join("docs/pictures")).unwrap();
+        fs::write(dir.path().join("empty/model.pt"), b"").unwrap();
         fs::write(dir.path().join("vad.pt"), b"").unwrap();
         fs::write(dir.path().join("notes.txt"), b"").unwrap();
         let repository = Directory::open(dir.path()).unwrap();
@@ -178,6 +195,7 @@ mod tests {
         assert_eq!(found, [("a".into(), vec![9, 10]), ("empty".into(), vec![]), ("vad".into(), vec![1])]);
         let a = repository.find(&"a".parse().unwrap()).unwrap().unwrap();
         assert_eq!(a.versions.len(), 2);
+        assert_eq!(repository.find(&"docs".parse().unwrap()).unwrap(), None);
     }
 
     #[test]

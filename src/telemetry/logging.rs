@@ -3,6 +3,7 @@
 use std::io::IsTerminal as _;
 
 use serde::{Deserialize, Serialize};
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
 /// How a log line looks.
@@ -16,15 +17,24 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging to standard error. `level` is a filter as in `info,torchlane::access=off`.
+/// Lines that may wait for standard error to take them. Beyond, lines are lost: nobody waits for a reader of logs.
+const BACKLOG: usize = 16 * 1024;
+
+/// Starts logging to standard error. `level` is a filter as in `info,torchlane::access=off`. What has not been written
+/// when the result is dropped has a second to be.
 ///
 /// # Errors
 /// The filter cannot be read, or logging was started already.
-pub fn init_logging(format: LogFormat, level: &str) -> Result<(), String> {
+pub fn init_logging(format: LogFormat, level: &str) -> Result<WorkerGuard, String> {
     let filter = EnvFilter::try_new(level).map_err(|error| format!("log.level = '{level}': {error}"))?;
+    let (writer, guard) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(BACKLOG)
+        .thread_name("log")
+        .finish(std::io::stderr());
     let base = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         // A line that cannot be written (a full disk) is lost. Saying so on the same stream would panic.
         .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
@@ -32,5 +42,6 @@ pub fn init_logging(format: LogFormat, level: &str) -> Result<(), String> {
         LogFormat::Json => base.json().flatten_event(true).try_init(),
         LogFormat::Pretty => base.compact().try_init(),
     }
-    .map_err(|error| error.to_string())
+    .map_err(|error| error.to_string())?;
+    Ok(guard)
 }

@@ -13,7 +13,7 @@ use tower::{Layer, Service};
 use super::{AccessLog, Metrics, metrics::Sample};
 use crate::{
     call::{InferCall, InferReply, Timing},
-    error::{Error, Reason},
+    error::{Error, LOGGED, Reason, shown},
     model::{Lane, Version},
 };
 
@@ -70,7 +70,6 @@ where
             outcome: Reason::Cancelled.as_str(),
             timing: None,
             error: None,
-            span: call.span.clone(),
         };
         Recorded { inner: self.inner.call(call), entry }
     }
@@ -123,22 +122,20 @@ struct Entry {
     outcome: &'static str,
     timing: Option<Timing>,
     error: Option<String>,
-    span: tracing::Span,
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
         let total = self.received.elapsed();
         if let Some(suppressed) = self.to.access.admit(self.outcome == "ok") {
-            let _in_span = self.span.enter();
             let timing = self.timing.unwrap_or_default();
             tracing::info!(
                 target: "torchlane::access",
-                request_id = self.request_id,
-                model = self.model,
+                request_id = shown(&self.request_id, LOGGED),
+                model = shown(&self.model, LOGGED),
                 version = self.version.map(|version| version.0),
                 lane = self.lane.as_str(),
-                tenant = &*self.tenant,
+                tenant = shown(&self.tenant, LOGGED),
                 outcome = self.outcome,
                 queue_us = micros(timing.queue),
                 batch_wait_us = micros(timing.batch_wait),
