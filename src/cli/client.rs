@@ -20,6 +20,10 @@ pub(super) struct ServerArgs {
 
 impl ServerArgs {
     pub(super) async fn connect(&self) -> Result<ModelServerClient<Channel>, Failure> {
+        if self.addr.starts_with("https://") {
+            let message = "torchlane speaks plaintext: write --addr HOST:PORT, and end TLS in a proxy";
+            return Err(Failure::Usage(message.to_owned()));
+        }
         let url = if self.addr.contains("://") { self.addr.clone() } else { format!("http://{}", self.addr) };
         let endpoint = Channel::from_shared(url)
             .map_err(|_| Failure::Usage(format!("--addr {}: write it as HOST:PORT", self.addr)))?

@@ -19,7 +19,7 @@ use crate::{
 /// Inputs are given by name, as numbers or from files.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  torchlane infer digits --image tests/data/digits/png/3-0017.png\n  torchlane infer tagger --input tokens=1,4,2 --input weights=1,0.5,2\n  torchlane infer m --input x:FP32[2,3]=1,2,3,4,5,6 --input y:FP32[1024]=@y.bin --priority critical --timeout 50ms"
+    after_help = "Examples:\n  torchlane infer digits --image tests/data/digits/png/3-0012.png\n  torchlane infer tagger --input tokens=1,4,2 --input weights=1,0.5,2\n  torchlane infer m --input x:FP32[2,3]=1,2,3,4,5,6 --input y:FP32[1024]=@y.bin --priority critical --timeout 50ms"
 )]
 pub(super) struct Args {
     /// The model
@@ -48,7 +48,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         let mut client = args.server.connect().await?;
         let request = proto::GetModelRequest { model: args.model.clone() };
         let model = client.get_model(request).await.map_err(|status| refused(&status))?.into_inner();
-        let specs = model.signature.unwrap_or_default().inputs;
+        let proto::Signature { inputs: specs, outputs } = model.signature.unwrap_or_default();
         let (inputs, picture) = match &args.image {
             Some(path) => {
                 let picture = Picture::read(path).map_err(Failure::Usage)?;
@@ -62,7 +62,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         };
         let answer = send(&mut client, args, inputs).await?;
         match picture {
-            Some(picture) => print_class(&picture, &answer),
+            Some(picture) => print_class(&picture, &answer, &outputs),
             None => print_outputs(&answer),
         }
         let timing = answer.timing.unwrap_or_default();
@@ -194,7 +194,12 @@ fn numbers(text: &str, dtype: DType) -> Result<Vec<u8>, String> {
     let mut data = TypedData::default();
     match dtype {
         DType::Bool => {
-            data.bools = items.iter().map(|item| matches!(*item, "1" | "true")).collect();
+            let bool = |item: &&str| match *item {
+                "1" | "true" => Ok(true),
+                "0" | "false" => Ok(false),
+                other => Err(format!("'{other}' is not true, false, 1 or 0")),
+            };
+            data.bools = items.iter().map(bool).collect::<Result<_, _>>()?;
         }
         DType::U8 => data.uints = all(&items, "a whole number")?,
         DType::I8 | DType::I16 | DType::I32 => data.ints = all(&items, "a whole number")?,
@@ -218,16 +223,18 @@ fn values(output: &proto::Tensor) -> Vec<f64> {
     all
 }
 
-fn print_class(picture: &Picture, answer: &proto::InferResponse) {
+fn print_class(picture: &Picture, answer: &proto::InferResponse, specs: &[proto::TensorSpec]) {
     println!("{}", picture.draw().trim_end_matches('\n'));
     let Some(output) = answer.outputs.first() else { return };
     let mut classes: Vec<(usize, f64)> = values(output).into_iter().enumerate().collect();
     classes.sort_by(|a, b| b.1.total_cmp(&a.1));
     let Some((class, probability)) = classes.first() else { return };
-    println!("\nclass {class}, probability {:.1} %", probability * 100.0);
+    let labels = specs.iter().find(|spec| spec.name == output.name).map_or(&[][..], |spec| &spec.labels);
+    let label = |class: usize| labels.get(class).cloned().unwrap_or_else(|| class.to_string());
+    println!("\nclass {}, probability {:.1} %", label(*class), probability * 100.0);
     for (class, probability) in classes.iter().take(3) {
         let bar = "█".repeat((probability.clamp(0.0, 1.0) * 40.0).round() as usize);
-        println!("  {class}  {:5.1} %  {bar}", probability * 100.0);
+        println!("  {}  {:5.1} %  {bar}", label(*class), probability * 100.0);
     }
 }
 
@@ -281,6 +288,7 @@ mod tests {
             ("x:FP32[2=1", "does not end with ]"),
             ("x:FP33=1", "'FP33' is not one of"),
             ("x:INT8=300", "does not fit INT8"),
+            ("x:BOOL=true,maybe", "'maybe' is not true"),
             ("x=@/no/such/file", "/no/such/file"),
         ] {
             let error = parse_input(text, &[]).unwrap_err();

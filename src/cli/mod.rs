@@ -42,7 +42,7 @@ impl Failure {
     about = "Serves TorchScript models over gRPC, by priority and deadline"
 )]
 #[command(
-    after_help = "Try it:\n  torchlane serve --repository models\n  torchlane models\n  torchlane infer digits --image tests/data/digits/png/3-0017.png"
+    after_help = "Try it:\n  torchlane serve --repository models\n  torchlane models\n  torchlane infer digits --image tests/data/digits/png/3-0012.png"
 )]
 struct Cli {
     #[command(subcommand)]

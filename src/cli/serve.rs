@@ -41,7 +41,7 @@ impl ConfigArgs {
     pub(super) fn load(&self) -> Result<config::Layered, Failure> {
         let mut flags = Vec::new();
         for pair in &self.set {
-            let (key, value) = pair.split_once('=').ok_or_else(|| {
+            let (key, value) = pair.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or_else(|| {
                 Failure::Usage(format!("--set {pair}: write it as --set key=value, as in server.grace=5s"))
             })?;
             flags.push((key.to_owned(), value.to_owned()));

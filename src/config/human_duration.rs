@@ -17,7 +17,8 @@ pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S:
 /// # Errors
 /// Not a duration.
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(deserializer)?;
+    let how = "write a duration such as '250ms', '30s' or '2m'";
+    let text = String::deserialize(deserializer).map_err(|_| de::Error::custom(how))?;
     humantime::parse_duration(&text)
-        .map_err(|_| de::Error::custom(format!("'{text}' is not a duration: write 250ms, 30s or 2m")))
+        .map_err(|_| de::Error::custom(format!("'{text}' is not a duration: {how}")))
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use figment::{
     Figment, Profile,
-    error::Kind,
+    error::{Actual, Kind},
     providers::{Env, Format as _, Serialized, Toml},
     value::{Dict, Value},
 };
@@ -147,8 +147,16 @@ fn explain(error: &figment::Error, figment: &Figment) -> ConfigError {
             };
             (full.clone(), format!("{full} is not a setting: known here are {}", known.join(", ")))
         }
-        Kind::InvalidType(got, wanted) => (key.clone(), format!("{key} is {got}, {wanted} is needed")),
-        Kind::InvalidValue(got, wanted) => (key.clone(), format!("{key} is {got}, {wanted} is needed")),
+        Kind::InvalidType(got, wanted) | Kind::InvalidValue(got, wanted) => {
+            (key.clone(), format!("{key} is {}, {} is needed", show_actual(got), in_words(wanted)))
+        }
+        Kind::UnknownVariant(got, known) => {
+            (key.clone(), format!("{key} is '{got}', one of {} is needed", known.join(", ")))
+        }
+        Kind::Message(said) if said.contains("socket address") => (
+            key.clone(),
+            format!("{key}: write an IP address and a port, such as 0.0.0.0:50051 or [::]:50051"),
+        ),
         other if key.is_empty() => (key.clone(), other.to_string()),
         other => (key.clone(), format!("{key}: {other}")),
     };
@@ -163,6 +171,29 @@ fn explain(error: &figment::Error, figment: &Figment) -> ConfigError {
         None => source(figment, &key),
     };
     ConfigError(format!("{what} ({from})").replace('\n', " "))
+}
+
+/// What serde expects, for people.
+fn in_words(wanted: &str) -> String {
+    match wanted {
+        "usize" | "u64" => "a whole number, 0 or more,".to_owned(),
+        "f64" => "a number".to_owned(),
+        "parsable string" => "a size such as '64MiB'".to_owned(),
+        "a sequence" => "a list such as ['models']".to_owned(),
+        wanted if wanted.starts_with("struct") => "a table of settings".to_owned(),
+        wanted => wanted.to_owned(),
+    }
+}
+
+fn show_actual(got: &Actual) -> String {
+    match got {
+        Actual::Bool(value) => value.to_string(),
+        Actual::Unsigned(value) => value.to_string(),
+        Actual::Signed(value) => value.to_string(),
+        Actual::Float(value) => value.to_string(),
+        Actual::Str(value) => format!("'{value}'"),
+        other => other.to_string(),
+    }
 }
 
 fn provenance(figment: &Figment) -> Result<Vec<Provenance>, ConfigError> {
@@ -225,7 +256,20 @@ mod tests {
         let cases = [
             ("[server]\ngraze = '5s'", "server.graze is not a setting"),
             ("[server]\ngrace = 'soon'", "'soon' is not a duration"),
-            ("[admission]\nmax_in_flight = 'many'", "admission.max_in_flight"),
+            ("[server]\ngrace = 5", "write a duration such as"),
+            (
+                "[admission]\nmax_in_flight = 'many'",
+                "admission.max_in_flight is 'many', a whole number, 0 or more, is",
+            ),
+            (
+                "[admission]\nmax_in_flight = -1",
+                "admission.max_in_flight is -1, a whole number, 0 or more, is needed",
+            ),
+            ("[server]\nmax_message_bytes = '64XB'", "is '64XB', a size such as '64MiB' is needed"),
+            ("[log]\nformat = 'yaml'", "log.format is 'yaml', one of pretty, json is needed"),
+            ("repositories = 'models'", "repositories is 'models', a list such as ['models'] is needed"),
+            ("server = 5", "server is 5, a table of settings is needed"),
+            ("[server]\ngrpc_addr = 'localhost:1'", "such as 0.0.0.0:50051"),
             ("[admission]\nmin_share = 0.9", "admission.min_share = 0.9 is out of range: 0 to 0.3"),
             ("nonsense", "torchlane.toml"),
         ];

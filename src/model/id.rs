@@ -44,9 +44,24 @@ impl std::borrow::Borrow<str> for ModelName {
     }
 }
 
+/// A text that is no version's number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("a version is a whole number, written without a sign or leading zeros")]
+pub struct InvalidVersion;
+
 /// A version's number: the name of its directory. The largest is the newest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Version(pub u64);
+
+impl FromStr for Version {
+    type Err = InvalidVersion;
+
+    /// Decimal digits without a sign or leading zeros: `007` and `7` would be one version with two names.
+    fn from_str(text: &str) -> Result<Self, InvalidVersion> {
+        let number = text.parse::<u64>().ok().filter(|number| number.to_string() == text);
+        number.map(Self).ok_or(InvalidVersion)
+    }
+}
 
 impl fmt::Display for Version {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -79,7 +94,7 @@ impl VersionSelector {
     pub fn parse(text: &str) -> Option<Self> {
         match text {
             "" | "stable" => Some(Self::Live),
-            _ => text.parse().ok().map(|number| Self::Exactly(Version(number))),
+            _ => text.parse().ok().map(Self::Exactly),
         }
     }
 
@@ -110,7 +125,9 @@ mod tests {
     fn selectors() {
         assert_eq!(VersionSelector::parse("stable"), Some(VersionSelector::Live));
         assert_eq!(VersionSelector::parse("7"), Some(VersionSelector::Exactly(Version(7))));
-        assert_eq!(VersionSelector::parse("-7"), None);
+        for bad in ["-7", "+7", "07", "7.0", " 7", "18446744073709551616"] {
+            assert_eq!(VersionSelector::parse(bad), None, "{bad}");
+        }
         assert_eq!(VersionSelector::parse("latest"), None);
     }
 }

@@ -90,6 +90,8 @@ pub struct TensorSpec {
     pub optional: bool,
     /// The TorchScript type.
     pub script_type: String,
+    /// Texts for the indices of an output's last dimension; may be empty.
+    pub labels: Vec<String>,
 }
 
 /// True where `shape` is what `declared` asks for: the same rank, and each size equal or declared as `-1`.
@@ -148,6 +150,7 @@ impl Signature {
                 shape: declared.and_then(|d| d.shape.clone()),
                 optional: argument.has_default || matches!(argument.kind, ArgKind::Optional(_)),
                 script_type: argument.kind.to_string(),
+                labels: Vec::new(),
             });
         }
         let outputs_declared = !manifest.outputs.is_empty();
@@ -161,6 +164,7 @@ impl Signature {
                     shape: output.shape.clone(),
                     optional: false,
                     script_type: "Tensor".to_owned(),
+                    labels: output.labels.clone(),
                 })
                 .collect()
         } else {
@@ -172,6 +176,7 @@ impl Signature {
                     shape: None,
                     optional: false,
                     script_type: "Tensor".to_owned(),
+                    labels: Vec::new(),
                 })
                 .collect()
         };

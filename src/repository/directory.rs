@@ -143,11 +143,9 @@ impl Directory {
             .list(model)?
             .iter()
             .filter_map(|entry| {
-                let name = entry.file_name();
-                let number: u64 = name.to_str()?.parse().ok()?;
-                // `007` and `7` would be one version in two places.
-                (number.to_string() == name.to_str()? && entry.path().is_dir()).then(|| VersionFiles {
-                    version: Version(number),
+                let version: Version = entry.file_name().to_str()?.parse().ok()?;
+                entry.path().is_dir().then(|| VersionFiles {
+                    version,
                     archive: entry.path().join(ARCHIVE),
                     manifest: manifest.clone(),
                 })

@@ -34,7 +34,7 @@ pub(super) fn infer_call(
     let version = VersionSelector::parse(&request.version).ok_or_else(|| {
         let shown = shown(&request.version, 32);
         Error::new(
-            Reason::UnknownVersion,
+            Reason::BadRequest,
             format!("version '{shown}' is neither a number nor the label 'stable'"),
         )
         .with_field("version")
@@ -78,7 +78,7 @@ pub(super) fn infer_call(
 }
 
 fn lane(field: i32, metadata: &MetadataMap) -> Result<Option<Lane>> {
-    if field < 0 {
+    if !(0..=4).contains(&field) {
         let message = format!("priority {field} is not one of CRITICAL, HIGH, NORMAL, LOW");
         return Err(Error::new(Reason::BadRequest, message).with_field("priority"));
     }
@@ -260,11 +260,11 @@ mod tests {
         metadata.insert("x-priority", "low".parse().unwrap());
         let lane = |priority| {
             let request = proto::InferRequest { priority, ..request(f32s(&[1], &[1.0])) };
-            infer_call(request, &metadata, None).unwrap().0.lane
+            infer_call(request, &metadata, None).ok().and_then(|(call, _)| call.lane)
         };
         assert_eq!(lane(0), Some(Lane::Low));
         assert_eq!(lane(1), Some(Lane::Critical));
-        assert_eq!(lane(9), Some(Lane::Low), "above 4 is LOW");
+        assert_eq!(lane(9), None, "refused");
         metadata.insert("x-priority", "urgent".parse().unwrap());
         assert!(infer_call(request(f32s(&[1], &[1.0])), &metadata, None).is_err());
     }
@@ -275,7 +275,7 @@ mod tests {
         let bad = proto::InferRequest { parameters, ..request(f32s(&[1], &[1.0])) };
         assert_eq!(decode(bad).unwrap_err().reason(), Reason::BadRequest);
         let bad = proto::InferRequest { version: "latest".into(), ..request(f32s(&[1], &[1.0])) };
-        assert_eq!(decode(bad).unwrap_err().reason(), Reason::UnknownVersion);
+        assert_eq!(decode(bad).unwrap_err().reason(), Reason::BadRequest);
     }
 
     #[test]

@@ -35,6 +35,7 @@ fn spec(spec: &TensorSpec) -> proto::TensorSpec {
         any_shape: spec.shape.is_none(),
         optional: spec.optional,
         script_type: spec.script_type.clone(),
+        labels: spec.labels.clone(),
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{
     error::{Error, Reason, Result, shown},
     layers::Deadline,
     lifecycle::{Manager, ReloadRequest},
-    model::Version,
+    model::InvalidVersion,
     proto::{self, model_server_server::ModelServer},
 };
 
@@ -87,11 +87,10 @@ where
 fn reload_request(request: proto::ReloadModelRequest) -> Result<ReloadRequest> {
     let version = match request.version.as_str() {
         "" => None,
-        text => Some(Version(text.parse().map_err(|_| {
-            let shown = shown(text, 32);
-            Error::new(Reason::UnknownVersion, format!("version '{shown}' is not a number"))
-                .with_field("version")
-        })?)),
+        text => Some(text.parse().map_err(|error: InvalidVersion| {
+            let message = format!("version '{}': {error}", shown(text, 32));
+            Error::new(Reason::BadRequest, message).with_field("version")
+        })?),
     };
     let expected = Some(request.expected_sha256).filter(|digest| !digest.is_empty());
     if expected.as_ref().is_some_and(|d| d.len() != 64 || !d.bytes().all(|b| b.is_ascii_hexdigit())) {
