@@ -1,6 +1,17 @@
 //! Ending threads that may be in the middle of something that cannot be broken off.
 
-use std::{thread::JoinHandle, time::Duration};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+static LEFT_BEHIND: AtomicBool = AtomicBool::new(false);
+
+/// Whether some thread of this process was left behind by [`join`].
+pub(crate) fn left_behind() -> bool {
+    LEFT_BEHIND.load(Ordering::Relaxed)
+}
 
 /// Joins threads. False if some had not ended after about `patience`: they are left to the end of the process.
 pub(crate) fn join(threads: Vec<JoinHandle<()>>, patience: Duration) -> bool {
@@ -11,6 +22,7 @@ pub(crate) fn join(threads: Vec<JoinHandle<()>>, patience: Duration) -> bool {
         left = left.saturating_sub(step);
     }
     let all = threads.iter().all(JoinHandle::is_finished);
+    LEFT_BEHIND.fetch_or(!all, Ordering::Relaxed);
     for thread in threads {
         if thread.is_finished() {
             let _panicked = thread.join();
@@ -31,6 +43,7 @@ mod tests {
         });
         let quick = std::thread::spawn(|| ());
         assert!(!join(vec![quick, stuck], Duration::from_millis(20)));
+        assert!(left_behind());
         drop(release);
         assert!(join(vec![std::thread::spawn(|| ())], Duration::from_secs(60)));
     }

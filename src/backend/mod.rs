@@ -19,6 +19,14 @@ use crate::{
     tensor::Joined,
 };
 
+/// Ends the process while threads may still be in the middle of a pass or a load.
+pub fn exit_at_once(status: u8) -> ! {
+    #[cfg(feature = "torch")]
+    torch::exit_at_once(status);
+    #[cfg(not(feature = "torch"))]
+    std::process::exit(status.into())
+}
+
 /// What an archive says about itself, read without running it.
 #[derive(Debug, Clone, Default)]
 pub struct ArchiveSummary {

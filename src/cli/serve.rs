@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::Failure;
-use crate::{app, config, telemetry};
+use crate::{app, backend, config, telemetry, threads};
 
 /// Settings come from torchlane.toml, then the environment (TORCHLANE_SERVER__GRACE=5s), then these flags.
 #[derive(Debug, clap::Args)]
@@ -66,7 +66,12 @@ impl ConfigArgs {
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let settings = args.config.load()?.settings;
-    let _until_written =
+    let until_written =
         telemetry::init_logging(settings.log.format, &settings.log.level).map_err(Failure::Usage)?;
-    app::serve(settings).map_err(Failure::failed)
+    let outcome = app::serve(settings).map_err(Failure::failed);
+    drop(until_written);
+    if outcome.is_ok() && threads::left_behind() {
+        backend::exit_at_once(0);
+    }
+    outcome
 }
