@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tonic::{Status, transport::Channel};
+use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt as _;
 
 use super::Failure;
@@ -51,6 +51,10 @@ pub(super) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Res
 
 /// A refusal in one line: what, why, and when to try again.
 pub(super) fn refused(status: &Status) -> Failure {
+    // tonic's own clock; the server's refusal may come a moment later.
+    if status.code() == Code::Cancelled && status.message() == "Timeout expired" {
+        return Failure::Failed("no answer came within --timeout [DEADLINE_EXCEEDED]".to_owned());
+    }
     let details = status.get_error_details();
     let reason = details.error_info().map(|info| format!(" [{}]", info.reason)).unwrap_or_default();
     let retry = details

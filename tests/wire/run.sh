@@ -98,4 +98,22 @@ server=$!
 for _ in $(seq 600); do answer=$(cli models 2>/dev/null || true); grep -q 'digits.*ready' <<<"$answer" && break; sleep 0.02; done
 has "$answer" "digits" "a log that cannot be written"
 ok "serves on when the log cannot be written"
+kill "$server" && wait "$server" && server= || die "the third server ends well"
+# A pass that does not end, and a log that nobody reads: neither keeps the process.
+mkdir -p "$work/stuck/m/1" && mkfifo "$work/unread"
+echo 'delay_ms = 3600000' >"$work/stuck/m/1/model.pt"
+exec 9<>"$work/unread"
+"$bin" serve --repository "$work/stuck" --set backend=fake --set server.grace=200ms --set log.level=trace \
+    --grpc-addr "$grpc" --http-addr "$http" 2>"$work/unread" &
+server=$!
+for _ in $(seq 600); do answer=$(cli models 2>/dev/null || true); grep -q 'm .*ready' <<<"$answer" && break; sleep 0.02; done
+has "$answer" "ready" "a log that nobody reads"
+cli infer m --input x=1 --timeout 300ms >/dev/null 2>"$work/err" && die "the pass ended" || true
+has "$(cat "$work/err")" "DEADLINE_EXCEEDED" "a pass that does not end"
+for _ in $(seq 60); do cli models m >/dev/null; done
+kill "$server"
+for _ in $(seq 400); do kill -0 "$server" 2>/dev/null || break; sleep 0.05; done
+! kill -9 "$server" 2>/dev/null || die "it ends although a pass does not"
+wait "$server" && server= || die "status 0 although a pass was left behind"
+ok "a stuck pass and a log that nobody reads do not keep it up"
 printf '%d passed, 0 failed\n' "$passed"
