@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     fn plan(quota: usize, threads: usize, intra_op_threads: usize) -> (usize, usize) {
-        let plan = CpuPlan::new(quota, &Executors { threads, intra_op_threads }, 0);
+        let plan = CpuPlan::new(quota, &Executors { threads, intra_op_threads, ..Executors::default() }, 0);
         (plan.executors, plan.intra_op)
     }
 

@@ -22,8 +22,8 @@ use crate::{
     proto::{self, model_server_server::ModelServerServer},
     registry::Registry,
     repository::{Directory, RepositoryError},
-    sched::{ExecutorConfig, Scheduler},
-    telemetry::{AccessLog, Metrics},
+    sched::{ExecutorConfig, QueueConfig, Scheduler},
+    telemetry::{AccessLog, Metrics, Sources},
 };
 
 /// Why the server did not start. One line that says what to do.
@@ -101,12 +101,20 @@ async fn run(
     let executors = ExecutorConfig {
         threads: plan.executors,
         intra_op: plan.intra_op,
-        min_share: settings.admission.min_share,
+        queue: QueueConfig {
+            min_share: settings.admission.min_share,
+            max_block: settings.executors.max_block,
+            low_executors: plan.executors.saturating_sub(settings.executors.kept_from_low),
+        },
     };
     let scheduler = Arc::new(Scheduler::start(executors, &backend)?);
     let loader = LoaderPool::start(settings.loader.threads, &backend)?;
     let limiter = stack::limiter(&settings.admission);
-    metrics.attach(limiter.clone(), scheduler.clone());
+    metrics.attach(Sources {
+        limiter: limiter.clone(),
+        scheduler: scheduler.clone(),
+        models: registry.clone(),
+    });
     let observer = {
         let (metrics, health, tasks) = (metrics.clone(), health.clone(), tasks.clone());
         Box::new(move |event: &crate::lifecycle::ModelEvent| {

@@ -17,6 +17,9 @@ pub(super) struct Args {
     /// Print each change as it happens, until interrupted
     #[arg(long)]
     watch: bool,
+    /// Show what passes of the model take, by rows, as learned so far
+    #[arg(long, requires = "model", conflicts_with = "watch")]
+    profile: bool,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
@@ -42,7 +45,11 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         if let Some(model) = &args.model {
             let request = proto::GetModelRequest { model: model.clone() };
             let model = client.get_model(request).await.map_err(|status| refused(&status))?.into_inner();
-            show(&model);
+            if args.profile {
+                show_profile(&model)
+            } else {
+                show(&model)
+            }
             return Ok(());
         }
         let answer =
@@ -67,6 +74,40 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         print_table(&["MODEL", "STATE", "LIVE", "SHA256", "SIZE", "SINCE", "ON DISK", "LAST ERROR"], &rows);
         Ok(())
     })
+}
+
+/// Passes by size, and which size gives the most rows a second.
+fn show_profile(model: &proto::Model) {
+    if model.profile.is_empty() {
+        println!("nothing has run yet");
+        return;
+    }
+    let seconds = |d: Option<prost_types::Duration>| {
+        d.and_then(|d| std::time::Duration::try_from(d).ok()).unwrap_or_default().as_secs_f64()
+    };
+    let speed = |point: &proto::ProfilePoint| f64::from(point.rows) / seconds(point.mean).max(1e-9);
+    let fastest = |row_bytes| {
+        let same = model.profile.iter().filter(|point| point.row_bytes == row_bytes);
+        same.map(speed).fold(1e-9, f64::max)
+    };
+    let rows: Vec<_> = model
+        .profile
+        .iter()
+        .map(|point| {
+            let speed = speed(point);
+            let bar = "█".repeat((speed / fastest(point.row_bytes) * 24.0).round() as usize);
+            vec![
+                show_bytes(point.row_bytes),
+                point.rows.to_string(),
+                show_duration(point.mean),
+                format!("± {}", show_duration(point.deviation)),
+                point.passes.to_string(),
+                format!("{speed:.0}"),
+                bar,
+            ]
+        })
+        .collect();
+    print_table(&["ROW", "ROWS", "PASS", "", "PASSES", "ROWS/S", ""], &rows);
 }
 
 fn or_dash(text: &str) -> String {

@@ -137,13 +137,25 @@ impl Default for Admission {
 }
 
 /// `[executors]`
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Executors {
     /// Threads that run batches. 0: one for each CPU of the quota.
     pub threads: usize,
     /// Threads that one operator may use. 0: what the quota leaves for each executor.
     pub intra_op_threads: usize,
+    /// Longest batch that is formed, by the learned latency profile: the time that a more urgent request may be made to
+    /// wait for it. A single request may take longer.
+    #[serde(with = "human_duration")]
+    pub max_block: Duration,
+    /// Executors that never run LOW work. One executor may always.
+    pub kept_from_low: usize,
+}
+
+impl Default for Executors {
+    fn default() -> Self {
+        Self { threads: 0, intra_op_threads: 0, max_block: Duration::from_millis(25), kept_from_low: 0 }
+    }
 }
 
 /// `[loader]`

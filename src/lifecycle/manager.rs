@@ -23,6 +23,7 @@ use crate::{
     model::{Generation, ModelName, Version},
     registry::Registry,
     repository::{Directory, Found, RepositoryError, VersionFiles},
+    sched::ProfilePoint,
 };
 
 /// What the manager works with.
@@ -247,12 +248,13 @@ impl Manager {
         self.entries.lock().values().map(|entry| entry.status()).collect()
     }
 
-    /// One model.
+    /// One model, with what its passes take.
     ///
     /// # Errors
     /// Unknown model.
-    pub fn get(&self, model: &str) -> Result<ModelStatus> {
-        Ok(self.known(model)?.status())
+    pub fn get(&self, model: &str) -> Result<(ModelStatus, Vec<ProfilePoint>)> {
+        let entry = self.known(model)?;
+        Ok((entry.status(), entry.slot.profile().points()))
     }
 
     /// How every model stands, and the changes from here on.
@@ -328,7 +330,7 @@ impl Manager {
         expected_sha256: Option<String>,
     ) -> Result<ReloadReport> {
         let started = Instant::now();
-        let Prepared { servable, phases, warmup } = self.prepare(entry, files, expected_sha256).await?;
+        let Prepared { servable, phases, warmup, .. } = self.prepare(entry, files, expected_sha256).await?;
         let status = entry.status();
         let live = status.live.map(|live| live.version);
         let report = ReloadReport {
@@ -377,12 +379,13 @@ impl Manager {
         generation: Generation,
         started: Instant,
     ) -> Result<ReloadReport> {
-        let Prepared { servable, mut phases, warmup } =
+        let Prepared { servable, mut phases, warmup, measured } =
             self.prepare(entry, files.clone(), expected_sha256).await?;
         if !entry.is_newest(generation) {
             self.discard(servable).await;
             return Err(entry.superseded());
         }
+        entry.slot.profile().renew(&measured);
         let swapping = Instant::now();
         let old = entry.slot.swap(Some(servable.clone()));
         phases.swap = swapping.elapsed();

@@ -13,7 +13,7 @@ use crate::{
     model::{ModelManifest, Signature},
     registry::InputShapes,
     repository::VersionFiles,
-    sched::Quick,
+    sched::{Measured, Quick},
 };
 
 /// The phases that can fail.
@@ -71,6 +71,8 @@ pub struct Prepared {
     pub phases: Phases,
     /// What the warm-up ran.
     pub warmup: WarmupReport,
+    /// How long its passes took.
+    pub measured: Vec<Measured>,
 }
 
 /// Verifies, loads and warms up. `served` are shapes to warm up with where `model.toml` declares none.
@@ -153,7 +155,7 @@ pub fn prepare(
         servable.quick = Quick::up_to(warmed.quick_bytes);
     }
     phases.warm_up = lap();
-    Ok(Prepared { servable: Arc::new(servable), phases, warmup: warmed.report })
+    Ok(Prepared { servable: Arc::new(servable), phases, warmup: warmed.report, measured: warmed.measured })
 }
 
 /// Declared shapes; else those that a fixed signature implies; else those served so far.

@@ -14,7 +14,7 @@ use crate::{
     backend::{BackendError, Pass, Servable},
     model::{Binding, NamedTensor, fits},
     registry::InputShapes,
-    sched::{QUICK, by_leaf, guarded, rename},
+    sched::{Measured, QUICK, RowClass, by_leaf, guarded, rename},
     tensor::{DType, HostTensor, join},
 };
 
@@ -48,13 +48,15 @@ pub enum WarmupFailure {
 }
 
 /// What a warm-up learned.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Warmed {
     pub(super) report: WarmupReport,
     /// Results follow the batch: rows in are rows out.
     pub(super) batchable: bool,
     /// Bytes of the largest inputs with a pass of at most [`QUICK`].
     pub(super) quick_bytes: usize,
+    /// The shortest pass of each size.
+    pub(super) measured: Vec<Measured>,
 }
 
 /// Runs every shape, and for a batched model every batch size from 1 up to its limit in powers of two.
@@ -64,7 +66,7 @@ pub(super) fn run(servable: &Servable, shapes: &[InputShapes]) -> Result<Warmed,
     let mut warmed = Warmed {
         report: WarmupReport { steady: true, ..WarmupReport::default() },
         batchable: true,
-        quick_bytes: 0,
+        ..Warmed::default()
     };
     let mut seen = std::collections::HashSet::new();
     for shape in shapes {
@@ -80,11 +82,13 @@ pub(super) fn run(servable: &Servable, shapes: &[InputShapes]) -> Result<Warmed,
                 continue;
             }
             let (follows, shortest) = settle(servable, &inputs, give_up, &mut warmed.report)?;
+            let bytes = inputs.iter().map(|input| input.tensor.data().len()).sum();
+            let rows = rows.unwrap_or(1);
+            warmed.measured.push((RowClass::of(bytes, rows), rows, shortest));
             if shortest <= QUICK {
-                let bytes = inputs.iter().map(|input| input.tensor.data().len()).sum();
                 warmed.quick_bytes = warmed.quick_bytes.max(bytes);
             }
-            if rows.is_some_and(|rows| rows > 1) && !follows {
+            if rows > 1 && !follows {
                 warmed.batchable = false;
                 break;
             }

@@ -11,6 +11,7 @@ use super::{Lease, ServedShapes};
 use crate::{
     backend::Servable,
     model::{ModelName, VersionSelector},
+    sched::Profile,
 };
 
 /// Tells slots apart without comparing names; never used twice in a process.
@@ -24,6 +25,7 @@ pub struct ModelSlot {
     name: ModelName,
     live: ArcSwapOption<Servable>,
     served: ServedShapes,
+    profile: Profile,
 }
 
 impl ModelSlot {
@@ -35,6 +37,7 @@ impl ModelSlot {
             name,
             live: ArcSwapOption::empty(),
             served: ServedShapes::default(),
+            profile: Profile::default(),
         }
     }
 
@@ -51,6 +54,11 @@ impl ModelSlot {
     /// Shapes that this model has served.
     pub fn served(&self) -> &ServedShapes {
         &self.served
+    }
+
+    /// What passes of this model take.
+    pub fn profile(&self) -> &Profile {
+        &self.profile
     }
 
     /// A hold on the live version, if there is one.

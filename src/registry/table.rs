@@ -38,6 +38,11 @@ impl Registry {
     pub fn names(&self) -> Vec<ModelName> {
         self.slots.load().keys().cloned().collect()
     }
+
+    /// All slots, by name.
+    pub fn all(&self) -> Vec<Arc<ModelSlot>> {
+        self.slots.load().values().cloned().collect()
+    }
 }
 
 #[cfg(test)]

@@ -12,12 +12,13 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use tokio::time::Instant;
 
-use super::{Handle, Job, PendingReply, RunQueue, quick, runner};
+use super::{Handle, Job, PendingReply, QueueConfig, RunQueue, quick, runner};
 use crate::{
     backend::{Backend, ThreadRole},
     call::{Admitted, BoundCall},
     error::{Error, Reason},
     model::Lane,
+    registry::SlotId,
     threads,
 };
 
@@ -28,8 +29,8 @@ pub struct ExecutorConfig {
     pub threads: usize,
     /// Threads that one operator may use on each of them.
     pub intra_op: usize,
-    /// Fraction of executor time that a waiting lower lane gets at least.
-    pub min_share: f64,
+    /// How they are shared out.
+    pub queue: QueueConfig,
 }
 
 /// What waits and what has run.
@@ -88,7 +89,7 @@ impl Scheduler {
         let threads = config.threads.max(1);
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
-                queue: RunQueue::new(config.min_share),
+                queue: RunQueue::new(config.queue),
                 idle: Vec::with_capacity(threads),
                 closed: false,
             }),
@@ -183,8 +184,8 @@ impl Shared {
         loop {
             let popped = {
                 let mut state = self.state.lock();
-                if let Some((slot, costs)) = ended.take() {
-                    state.queue.finished(slot, &costs as &[_]);
+                if let Some(Ended { slot, lead, costs }) = ended.take() {
+                    state.queue.finished(slot, lead, &costs);
                 }
                 loop {
                     let idle = state.idle.len();
@@ -200,7 +201,12 @@ impl Shared {
                 }
             };
             for job in popped.late {
-                let message = "the deadline passed while the request waited for an executor";
+                let passed = job.bound.call.deadline.is_some_and(|deadline| deadline <= Instant::now());
+                let message = if passed {
+                    "the deadline passed while the request waited for an executor"
+                } else {
+                    "what was left of the deadline when an executor was free is less than a pass takes"
+                };
                 job.reply(Err(Error::new(Reason::DeadlineExceeded, message)));
             }
             ended = self.run(popped.jobs, index);
@@ -220,8 +226,8 @@ impl Shared {
         self.batches.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn run(&self, jobs: Vec<Job>, index: usize) -> Option<(crate::registry::SlotId, Vec<(Lane, Duration)>)> {
-        let slot = jobs.first()?.bound.slot.id();
+    fn run(&self, jobs: Vec<Job>, index: usize) -> Option<Ended> {
+        let (slot, lead) = jobs.first().map(|job| (job.bound.slot.id(), job.bound.lane))?;
         let rows: Vec<_> = jobs.iter().map(|job| (job.bound.lane, job.bound.binding.rows.max(1))).collect();
         let started = Instant::now();
         runner::run(jobs);
@@ -235,6 +241,15 @@ impl Shared {
             let own: usize = rows.iter().filter(|(l, _)| *l == lane).map(|(_, rows)| rows).sum();
             (own > 0).then(|| (lane, took.mul_f64(own as f64 / total as f64)))
         };
-        Some((slot, Lane::ALL.into_iter().filter_map(cost).collect()))
+        Some(Ended { slot, lead, costs: Lane::ALL.into_iter().filter_map(cost).collect() })
     }
+}
+
+/// A batch that has run.
+struct Ended {
+    slot: SlotId,
+    /// Of the job that it was formed around.
+    lead: Lane,
+    /// What it cost each lane.
+    costs: Vec<(Lane, Duration)>,
 }

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{GroupKey, Handle, Schedulable, executor::Shared};
+use super::{GroupKey, Handle, Profile, RowClass, Schedulable, executor::Shared};
 use crate::{
     admission::Ticket,
     call::{BoundCall, InferReply},
@@ -28,6 +28,7 @@ pub struct Job {
     pub submitted: Instant,
     pub(super) max_batch: usize,
     pub(super) max_concurrency: usize,
+    pub(super) class: RowClass,
     reply: oneshot::Sender<Result<InferReply>>,
     _ticket: Option<Ticket>,
 }
@@ -43,7 +44,11 @@ impl Job {
         let (reply, receiver) = oneshot::channel();
         let (max_batch, max_concurrency) = limits;
         let submitted = Instant::now();
-        (Self { bound, queued, submitted, max_batch, max_concurrency, reply, _ticket: ticket }, receiver)
+        let class = RowClass::of(bound.call.input_bytes(), bound.binding.rows);
+        (
+            Self { bound, queued, submitted, max_batch, max_concurrency, class, reply, _ticket: ticket },
+            receiver,
+        )
     }
 
     /// Answers. A caller that has left does not hear it.
@@ -79,6 +84,10 @@ impl Schedulable for Job {
 
     fn max_concurrency(&self) -> usize {
         self.max_concurrency
+    }
+
+    fn profile(&self) -> Option<(&Profile, RowClass)> {
+        Some((self.bound.slot.profile(), self.class))
     }
 }
 

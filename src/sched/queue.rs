@@ -7,7 +7,7 @@ use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{LaneQueue, Place, PlanInput, Shares, rows_to_take};
+use super::{LaneQueue, Place, PlanInput, Profile, RowClass, Shares, rows_to_take};
 use crate::{
     model::{BatchKey, Lane, VersionSelector},
     registry::SlotId,
@@ -27,6 +27,19 @@ pub trait Schedulable {
     fn max_batch(&self) -> usize;
     /// Batches of its model that may run at once; 0 is any number.
     fn max_concurrency(&self) -> usize;
+    /// What passes of its model take, and the class of its rows.
+    fn profile(&self) -> Option<(&Profile, RowClass)>;
+}
+
+/// How the queue shares the executors out.
+#[derive(Debug, Clone, Copy)]
+pub struct QueueConfig {
+    /// As for [`Shares`].
+    pub min_share: f64,
+    /// Longest pass that is planned: whoever comes after it began waits that long. A single job may take longer.
+    pub max_block: Duration,
+    /// Executors that may run batches led by LOW at once.
+    pub low_executors: usize,
 }
 
 /// Jobs with equal keys may share a batch. `batch` is `None` for jobs that run alone.
@@ -53,7 +66,7 @@ pub struct Handle {
 pub struct Popped<J> {
     /// Most urgent first; empty when nothing can run.
     pub jobs: Vec<J>,
-    /// Jobs whose deadline has passed: to be answered, not run.
+    /// Jobs whose deadline has passed or is too near for a pass: to be answered, not run.
     pub late: Vec<J>,
 }
 
@@ -86,20 +99,26 @@ pub struct RunQueue<J> {
     by_key: HashMap<GroupKey, u64>,
     slots: HashMap<SlotId, SlotRun>,
     shares: Shares,
+    max_block: Duration,
+    low_running: usize,
+    low_executors: usize,
     arrivals: u64,
     next_group: u64,
     waiting: [usize; 4],
 }
 
 impl<J: Schedulable> RunQueue<J> {
-    /// An empty queue; `min_share` as for [`Shares`].
-    pub fn new(min_share: f64) -> Self {
+    /// An empty queue.
+    pub fn new(config: QueueConfig) -> Self {
         Self {
             heads: LaneQueue::default(),
             groups: HashMap::new(),
             by_key: HashMap::new(),
             slots: HashMap::new(),
-            shares: Shares::new(min_share),
+            shares: Shares::new(config.min_share),
+            max_block: config.max_block,
+            low_running: 0,
+            low_executors: config.low_executors.max(1),
             arrivals: 0,
             next_group: 0,
             waiting: [0; 4],
@@ -170,14 +189,15 @@ impl<J: Schedulable> RunQueue<J> {
     /// The next batch. Its model counts as running until [`RunQueue::finished`].
     pub fn pop(&mut self, now: Instant, idle_executors: usize) -> Popped<J> {
         let mut popped = Popped { jobs: Vec::new(), late: Vec::new() };
-        while let Some(lane) = self.shares.pick(self.heads.waiting()) {
+        while let Some(lane) = self.shares.pick(self.eligible()) {
             let Some((place, &id)) = self.heads.first(lane) else { break };
             let Some(job) = self.take(id, lane, place) else { break };
-            if place.is_late(now) {
+            if place.is_late(now) || !can_be_in_time(&job, now) {
                 popped.late.push(job);
                 self.forget_if_empty(id);
                 continue;
             }
+            self.low_running += usize::from(lane == Lane::Low);
             self.fill(id, job, now, idle_executors, &mut popped);
             if let Some(slot) = self.groups.get(&id).map(|group| group.key.slot) {
                 if let Some(run) = self.slots.get_mut(&slot) {
@@ -191,6 +211,15 @@ impl<J: Schedulable> RunQueue<J> {
         popped
     }
 
+    /// Lanes with work that may run now.
+    fn eligible(&self) -> [bool; 4] {
+        let mut waiting = self.heads.waiting();
+        if let Some(low) = waiting.get_mut(Lane::Low.index()) {
+            *low &= self.low_running < self.low_executors;
+        }
+        waiting
+    }
+
     fn fill(&mut self, id: u64, first: J, now: Instant, idle_executors: usize, popped: &mut Popped<J>) {
         let mut rows = first.rows();
         let Some(group) = self.groups.get(&id) else { return };
@@ -200,7 +229,10 @@ impl<J: Schedulable> RunQueue<J> {
                 max_batch: first.max_batch(),
                 waiting_rows: group.rows + rows,
                 idle_executors,
-                profile: None,
+                profile: first.profile(),
+                within: first.deadline().map_or(self.max_block, |deadline| {
+                    self.max_block.min(deadline.saturating_duration_since(now))
+                }),
             }),
         };
         popped.jobs.push(first);
@@ -224,8 +256,11 @@ impl<J: Schedulable> RunQueue<J> {
         }
     }
 
-    /// A batch of that model has ended: `costs` says what it cost each lane.
-    pub fn finished(&mut self, slot: SlotId, costs: &[(Lane, Duration)]) {
+    /// A batch of that model, led by that lane, has ended: `costs` says what it cost each lane.
+    pub fn finished(&mut self, slot: SlotId, lead: Lane, costs: &[(Lane, Duration)]) {
+        if lead == Lane::Low {
+            self.low_running = self.low_running.saturating_sub(1);
+        }
         let waiting = self.waiting.map(|count| count > 0);
         for (lane, cost) in costs {
             self.shares.charge(*lane, *cost, waiting);
@@ -311,6 +346,14 @@ impl<J: Schedulable> RunQueue<J> {
             }
         }
     }
+}
+
+/// False where the time that is left is clearly less than a pass takes: it would only keep others from being in time.
+fn can_be_in_time(job: &impl Schedulable, now: Instant) -> bool {
+    let (Some(deadline), Some((profile, class))) = (job.deadline(), job.profile()) else { return true };
+    profile.time(class, job.rows()).is_none_or(|time| {
+        time.mean.saturating_sub(time.deviation) <= deadline.saturating_duration_since(now)
+    })
 }
 
 #[cfg(test)]

@@ -77,6 +77,9 @@ fn run_together(jobs: Vec<Job>, servable: &Servable) {
                 job.bound.slot.served().record(servable, &job.bound.call.inputs);
             }
             let batch_size = jobs.iter().map(|job| job.bound.binding.rows).sum();
+            if let Some(job) = jobs.first() {
+                job.bound.slot.profile().record(job.class, batch_size, compute);
+            }
             for (job, outputs) in jobs.into_iter().zip(answers) {
                 let timing = timing(&job, started, compute, batch_size);
                 let reply = select(outputs, &job.bound.call.outputs).map(|outputs| InferReply {

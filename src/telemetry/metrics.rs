@@ -30,6 +30,7 @@ pub const CATALOGUE: &[(&str, &str, &str)] = &[
     ("torchlane_reload_phase_duration_seconds", "gauge", "model, phase"),
     ("torchlane_model_info", "gauge", "model, version, sha256"),
     ("torchlane_executor_busy_seconds_total", "counter", "executor"),
+    ("torchlane_profile_pass_seconds", "gauge", "model, row_bytes, rows"),
     ("torchlane_build_info", "gauge", "version"),
 ];
 
@@ -79,6 +80,13 @@ struct InfoLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ExecutorLabel {
     executor: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProfileLabels {
+    model: String,
+    row_bytes: u64,
+    rows: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -155,8 +163,23 @@ pub struct Metrics {
     /// By model.
     series: RwLock<HashMap<String, Kinds>>,
     live: Mutex<HashMap<String, InfoLabels>>,
-    sources: Mutex<Option<(Arc<Limiter>, Arc<Scheduler>)>>,
+    profile: Family<ProfileLabels, Gauge<f64, std::sync::atomic::AtomicU64>>,
+    sources: Mutex<Option<Sources>>,
 }
+
+/// What is read at each scrape.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// Tickets.
+    pub limiter: Arc<Limiter>,
+    /// Executors.
+    pub scheduler: Arc<Scheduler>,
+    /// Models.
+    pub models: Arc<crate::registry::Registry>,
+}
+
+/// Sizes of passes that are shown for a model: those that ran most.
+const PROFILE_SERIES: usize = 24;
 
 /// 100 µs to 60 s, about three to a decade.
 fn durations() -> Histogram {
@@ -188,6 +211,7 @@ impl Default for Metrics {
             busy: Family::default(),
             series: RwLock::default(),
             live: Mutex::default(),
+            profile: Family::default(),
             sources: Mutex::default(),
         };
         let r = &mut metrics.registry;
@@ -233,6 +257,12 @@ impl Default for Metrics {
             Unit::Seconds,
             metrics.busy.clone(),
         );
+        r.register_with_unit(
+            "profile_pass",
+            "Learned time of a forward pass",
+            Unit::Seconds,
+            metrics.profile.clone(),
+        );
         let build = Family::<BuildLabels, Gauge>::default();
         build.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
         r.register("build_info", "1 for the version of torchlane", build);
@@ -241,9 +271,9 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Where queue depths and busy times are read at each scrape.
-    pub fn attach(&self, limiter: Arc<Limiter>, scheduler: Arc<Scheduler>) {
-        *self.sources.lock() = Some((limiter, scheduler));
+    /// Where queue depths, busy times and profiles are read at each scrape.
+    pub fn attach(&self, sources: Sources) {
+        *self.sources.lock() = Some(sources);
     }
 
     /// Lets go of what [`Metrics::attach`] gave.
@@ -339,7 +369,7 @@ impl Metrics {
 
     fn refresh(&self) {
         let sources = self.sources.lock();
-        let Some((limiter, scheduler)) = sources.as_ref() else { return };
+        let Some(Sources { limiter, scheduler, models }) = sources.as_ref() else { return };
         let (admission, ran) = (limiter.snapshot(), scheduler.snapshot());
         let count = |n: Option<&usize>| n.map_or(0, |n| i64::try_from(*n).unwrap_or(i64::MAX));
         for lane in Lane::ALL {
@@ -353,6 +383,19 @@ impl Metrics {
         for (executor, busy) in executors.chain([("wire".to_owned(), &ran.on_wire)]) {
             let counter = self.busy.get_or_create(&ExecutorLabel { executor });
             counter.inc_by((busy.as_secs_f64() - counter.get()).max(0.0));
+        }
+        self.profile.clear();
+        for model in models.all() {
+            let mut points = model.profile().points();
+            points.sort_by_key(|point| std::cmp::Reverse(point.time.passes));
+            for point in points.iter().take(PROFILE_SERIES) {
+                let labels = ProfileLabels {
+                    model: model.name().to_string(),
+                    row_bytes: point.class.bytes(),
+                    rows: point.rows as u64,
+                };
+                self.profile.get_or_create(&labels).set(point.time.mean.as_secs_f64());
+            }
         }
     }
 }
@@ -380,6 +423,7 @@ mod tests {
         metrics.phases(&model(), Phases::default());
         metrics.info.get_or_create(&InfoLabels { model: model(), version: model(), sha256: model() }).set(1);
         metrics.busy.get_or_create(&ExecutorLabel { executor: model() }).inc_by(1.0);
+        metrics.profile.get_or_create(&ProfileLabels { model: model(), row_bytes: 1, rows: 1 }).set(1.0);
         let text = metrics.encode();
         let registered: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
         let documented = include_str!("../../docs/metrics.md");

@@ -7,5 +7,5 @@ mod record;
 
 pub use access::{AccessLog, AccessPolicy};
 pub use logging::{LogFormat, init_logging};
-pub use metrics::{CATALOGUE, Metrics};
+pub use metrics::{CATALOGUE, Metrics, Sources};
 pub use record::{Record, RecordLayer};

@@ -6,6 +6,7 @@ use crate::{
     lifecycle::{ModelEvent, ModelState, ModelStatus, Phases, ReloadReport},
     model::{Signature, TensorSpec},
     proto,
+    sched::ProfilePoint,
 };
 
 fn duration(duration: Duration) -> Option<prost_types::Duration> {
@@ -74,6 +75,19 @@ pub(super) fn model(status: ModelStatus) -> proto::Model {
         model.max_batch = u32::try_from(live.max_batch).unwrap_or(u32::MAX);
     }
     model
+}
+
+pub(super) fn profile(points: &[ProfilePoint]) -> Vec<proto::ProfilePoint> {
+    points
+        .iter()
+        .map(|point| proto::ProfilePoint {
+            row_bytes: point.class.bytes(),
+            rows: u32::try_from(point.rows).unwrap_or(u32::MAX),
+            mean: duration(point.time.mean),
+            deviation: duration(point.time.deviation),
+            passes: point.time.passes,
+        })
+        .collect()
 }
 
 pub(super) fn event(event: ModelEvent) -> proto::ModelEvent {

@@ -182,8 +182,9 @@ where
         request: Request<proto::GetModelRequest>,
     ) -> Result<Response<proto::Model>, Status> {
         self.manager.refresh().await;
-        let model = self.manager.get(&request.into_inner().model).map_err(|error| status(&error))?;
-        Ok(Response::new(models::model(model)))
+        let (model, profile) =
+            self.manager.get(&request.into_inner().model).map_err(|error| status(&error))?;
+        Ok(Response::new(proto::Model { profile: models::profile(&profile), ..models::model(model) }))
     }
 
     async fn unload_model(

@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use proptest::prelude::*;
 
@@ -15,6 +15,7 @@ struct TestJob {
     alone: bool,
     max_batch: usize,
     max_concurrency: usize,
+    profile: Option<Arc<Profile>>,
 }
 
 impl Schedulable for TestJob {
@@ -37,6 +38,13 @@ impl Schedulable for TestJob {
     fn max_concurrency(&self) -> usize {
         self.max_concurrency
     }
+    fn profile(&self) -> Option<(&Profile, RowClass)> {
+        self.profile.as_deref().map(|profile| (profile, RowClass::default()))
+    }
+}
+
+fn queue(min_share: f64) -> RunQueue<TestJob> {
+    RunQueue::new(QueueConfig { min_share, max_block: Duration::from_millis(25), low_executors: 64 })
 }
 
 fn key() -> BatchKey {
@@ -56,7 +64,17 @@ fn slots(n: usize) -> Vec<SlotId> {
 }
 
 fn job(id: usize, lane: Lane, slot: SlotId) -> TestJob {
-    TestJob { id, lane, deadline: None, rows: 1, slot, alone: false, max_batch: 8, max_concurrency: 0 }
+    TestJob {
+        id,
+        lane,
+        deadline: None,
+        rows: 1,
+        slot,
+        alone: false,
+        max_batch: 8,
+        max_concurrency: 0,
+        profile: None,
+    }
 }
 
 fn ids(jobs: &[TestJob]) -> Vec<usize> {
@@ -65,7 +83,7 @@ fn ids(jobs: &[TestJob]) -> Vec<usize> {
 
 #[test]
 fn a_critical_job_is_in_the_next_batch_of_whichever_model() {
-    let (mut queue, s) = (RunQueue::new(0.0), slots(2));
+    let (mut queue, s) = (queue(0.0), slots(2));
     for id in 0..1000 {
         queue.push(job(id, Lane::Low, s[0]));
     }
@@ -77,7 +95,7 @@ fn a_critical_job_is_in_the_next_batch_of_whichever_model() {
 
 #[test]
 fn late_jobs_are_handed_out_and_not_run() {
-    let (mut queue, s, now) = (RunQueue::new(0.0), slots(1), Instant::now());
+    let (mut queue, s, now) = (queue(0.0), slots(1), Instant::now());
     for id in 0..4 {
         let deadline = Some(now + Duration::from_millis(if id % 2 == 0 { 10 } else { 1000 }));
         queue.push(TestJob { deadline, ..job(id, Lane::Normal, s[0]) });
@@ -88,7 +106,7 @@ fn late_jobs_are_handed_out_and_not_run() {
 
 #[test]
 fn a_model_runs_no_more_often_than_it_may() {
-    let (mut queue, s, now) = (RunQueue::new(0.0), slots(2), Instant::now());
+    let (mut queue, s, now) = (queue(0.0), slots(2), Instant::now());
     for id in 0..3 {
         queue.push(TestJob { alone: true, max_concurrency: 1, ..job(id, Lane::Critical, s[0]) });
     }
@@ -98,13 +116,13 @@ fn a_model_runs_no_more_often_than_it_may() {
     assert!(queue.pop(now, 0).jobs.is_empty());
     queue.push(TestJob { alone: true, max_concurrency: 1, ..job(3, Lane::Critical, s[0]) });
     assert!(queue.pop(now, 0).jobs.is_empty(), "pushed while full");
-    queue.finished(s[0], &[]);
+    queue.finished(s[0], Lane::Normal, &[]);
     assert_eq!(ids(&queue.pop(now, 0).jobs), [1]);
 }
 
 #[test]
 fn large_requests_are_not_overtaken_in_their_group() {
-    let (mut queue, s) = (RunQueue::new(0.0), slots(1));
+    let (mut queue, s) = (queue(0.0), slots(1));
     for (id, rows) in [(0, 3), (1, 6), (2, 1)] {
         queue.push(TestJob { rows, ..job(id, Lane::Normal, s[0]) });
     }
@@ -119,7 +137,7 @@ proptest! {
         ops in prop::collection::vec((0_usize..10, 0_usize..4, 0_usize..3, 1_usize..4, prop::option::of(1_u64..30)), 1..120),
     ) {
         let now = Instant::now();
-        let (mut queue, s) = (RunQueue::new(0.0), slots(3));
+        let (mut queue, s) = (queue(0.0), slots(3));
         let mut naive: Vec<(TestJob, Handle)> = Vec::new();
         let mut answered = BTreeSet::new();
         for (id, (op, lane, slot, rows, deadline)) in ops.into_iter().enumerate() {
@@ -156,7 +174,7 @@ proptest! {
                     prop_assert_eq!(ids(&popped.jobs), expect.clone());
                     naive.retain(|(job, _)| !expect.contains(&job.id));
                     for job in popped.jobs.iter().chain(&popped.late) { prop_assert!(answered.insert(job.id), "twice"); }
-                    if let Some(job) = popped.jobs.first() { queue.finished(job.slot, &[]); }
+                    if let Some(job) = popped.jobs.first() { queue.finished(job.slot, job.lane, &[]); }
                 }
             }
             prop_assert_eq!(queue.waiting().iter().sum::<usize>(), naive.len());
@@ -171,7 +189,7 @@ fn a_changed_limit_strands_nobody() {
     let now = Instant::now();
     let slot = slots(1).remove(0);
     let with = |id, limit| TestJob { alone: true, max_concurrency: limit, ..job(id, Lane::Normal, slot) };
-    let mut queue = RunQueue::new(0.05);
+    let mut queue = queue(0.05);
     queue.push(with(0, 1));
     queue.push(with(1, 1));
     assert_eq!(queue.pop(now, 0).jobs.len(), 1);
@@ -180,14 +198,82 @@ fn a_changed_limit_strands_nobody() {
     queue.push(with(2, 2));
     assert_eq!(queue.pop(now, 0).jobs.first().unwrap().id, 1);
     assert!(queue.pop(now, 0).jobs.is_empty(), "two at once");
-    queue.finished(slot, &[]);
+    queue.finished(slot, Lane::Normal, &[]);
     assert_eq!(queue.pop(now, 0).jobs.first().unwrap().id, 2);
     // Lowered while two run: both must end first.
     queue.push(with(3, 1));
-    queue.finished(slot, &[]);
+    queue.finished(slot, Lane::Normal, &[]);
     assert!(queue.pop(now, 0).jobs.is_empty(), "one still runs");
-    queue.finished(slot, &[]);
+    queue.finished(slot, Lane::Normal, &[]);
     assert_eq!(queue.pop(now, 0).jobs.first().unwrap().id, 3);
-    queue.finished(slot, &[]);
+    queue.finished(slot, Lane::Normal, &[]);
     assert!(queue.is_empty());
+}
+
+fn learned(times: &[(usize, u64)]) -> Option<Arc<Profile>> {
+    let profile = Profile::default();
+    for (rows, ms) in times {
+        profile.record(RowClass::default(), *rows, Duration::from_millis(*ms));
+    }
+    Some(Arc::new(profile))
+}
+
+#[test]
+fn a_batch_is_no_longer_than_others_may_be_made_to_wait() {
+    let (now, slot) = (Instant::now(), slots(1).remove(0));
+    let profile = learned(&[(1, 10), (2, 13), (4, 20), (8, 35)]);
+    let mut queue = queue(0.0);
+    for id in 0..16 {
+        queue.push(TestJob { profile: profile.clone(), ..job(id, Lane::Low, slot) });
+    }
+    assert_eq!(queue.pop(now, 0).jobs.len(), 4, "8 would take 35 ms");
+    // Nor longer than the first has time.
+    let hurried = TestJob {
+        profile: profile.clone(),
+        deadline: Some(now + Duration::from_millis(15)),
+        ..job(99, Lane::Normal, slot)
+    };
+    queue.push(hurried);
+    assert_eq!(queue.pop(now, 0).jobs.len(), 2);
+    // One that takes longer alone runs alone.
+    let long = slots(1).remove(0);
+    let profile = learned(&[(1, 100), (8, 100)]);
+    for id in 0..2 {
+        queue.push(TestJob { profile: profile.clone(), ..job(id, Lane::High, long) });
+    }
+    assert_eq!(queue.pop(now, 0).jobs.len(), 1);
+}
+
+#[test]
+fn what_cannot_be_in_time_is_not_run() {
+    let (now, slot) = (Instant::now(), slots(1).remove(0));
+    let due = |ms| TestJob {
+        profile: learned(&[(1, 10)]),
+        deadline: Some(now + Duration::from_millis(ms)),
+        ..job(usize::try_from(ms).unwrap(), Lane::Normal, slot)
+    };
+    let mut queue = queue(0.0);
+    queue.push(due(5));
+    queue.push(due(50));
+    let popped = queue.pop(now, 0);
+    assert_eq!(popped.late.first().unwrap().id, 5);
+    assert_eq!(popped.jobs.first().unwrap().id, 50);
+}
+
+#[test]
+fn low_work_leaves_executors_free() {
+    let (now, s) = (Instant::now(), slots(2));
+    let max_block = Duration::from_millis(25);
+    let mut queue = RunQueue::new(QueueConfig { min_share: 0.05, max_block, low_executors: 1 });
+    let alone = |id, lane, slot| TestJob { alone: true, ..job(id, lane, slot) };
+    queue.push(alone(0, Lane::Low, s[0]));
+    queue.push(alone(1, Lane::Low, s[1]));
+    assert_eq!(queue.pop(now, 1).jobs.len(), 1);
+    assert!(queue.pop(now, 0).jobs.is_empty(), "the second executor waits for better");
+    queue.push(alone(2, Lane::Normal, s[1]));
+    assert_eq!(queue.pop(now, 0).jobs.first().unwrap().id, 2);
+    queue.finished(s[1], Lane::Normal, &[]);
+    assert!(queue.pop(now, 0).jobs.is_empty());
+    queue.finished(s[0], Lane::Low, &[]);
+    assert_eq!(queue.pop(now, 0).jobs.first().unwrap().id, 1);
 }
