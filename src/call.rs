@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
-    admission::Ticket,
+    admission::{Tenant, TenantPlace, Ticket},
     model::{Binding, Lane, NamedTensor, Version, VersionSelector},
     registry::ModelSlot,
 };
@@ -54,6 +54,10 @@ pub struct BoundCall {
     pub binding: Binding,
     /// The lane, after defaults and caps.
     pub lane: Lane,
+    /// Whose it is.
+    pub tenant: Arc<Tenant>,
+    /// Counts it among the tenant's until it has ended.
+    pub place: TenantPlace,
 }
 
 /// Something that waits its turn in a lane.
@@ -62,6 +66,8 @@ pub trait Prioritized {
     fn lane(&self) -> Lane;
     /// When it is of no use any more.
     fn deadline(&self) -> Option<Instant>;
+    /// Whose it is.
+    fn tenant(&self) -> &Arc<Tenant>;
 }
 
 impl Prioritized for BoundCall {
@@ -71,6 +77,10 @@ impl Prioritized for BoundCall {
 
     fn deadline(&self) -> Option<Instant> {
         self.call.deadline
+    }
+
+    fn tenant(&self) -> &Arc<Tenant> {
+        &self.tenant
     }
 }
 

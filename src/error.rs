@@ -81,6 +81,10 @@ reasons! {
     QueueFull => "QUEUE_FULL", ResourceExhausted;
     /// The process-wide cap on requests or bytes is reached.
     Overloaded => "OVERLOADED", ResourceExhausted;
+    /// The tenant sends more requests a second than it may.
+    RateLimited => "RATE_LIMITED", ResourceExhausted;
+    /// The tenant has as many requests in the server as it may.
+    TenantLimit => "TENANT_LIMIT", ResourceExhausted;
     /// The caller's deadline passed before an answer was there.
     DeadlineExceeded => "DEADLINE_EXCEEDED", DeadlineExceeded;
     /// The caller left.

@@ -7,9 +7,11 @@ mod control;
 mod deadline;
 mod limit;
 mod resolve;
+mod tenants;
 
 pub use control::ControlLane;
 pub use deadline::{Deadline, DeadlineLayer};
 pub use limit::{Headroom, LimitConfig, LimitSnapshot, Limiter, PriorityLimit, PriorityLimitLayer, Ticket};
 pub(crate) use resolve::version_not_live;
 pub use resolve::{Resolve, ResolveLayer};
+pub use tenants::{Tenant, TenantPlace, TenantSettings, Tenants};

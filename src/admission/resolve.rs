@@ -8,6 +8,7 @@ use std::{
 use futures::future::{Either, Ready, ready};
 use tower::{Layer, Service};
 
+use super::Tenants;
 use crate::{
     call::{BoundCall, InferCall},
     error::{Error, Reason, Result, shown},
@@ -19,12 +20,13 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct ResolveLayer {
     registry: Arc<Registry>,
+    tenants: Arc<Tenants>,
 }
 
 impl ResolveLayer {
-    /// Looks models up in `registry`.
-    pub fn new(registry: Arc<Registry>) -> Self {
-        Self { registry }
+    /// Looks models up in `registry` and callers in `tenants`.
+    pub fn new(registry: Arc<Registry>, tenants: Arc<Tenants>) -> Self {
+        Self { registry, tenants }
     }
 }
 
@@ -32,15 +34,15 @@ impl<S> Layer<S> for ResolveLayer {
     type Service = Resolve<S>;
 
     fn layer(&self, inner: S) -> Resolve<S> {
-        Resolve { inner, registry: self.registry.clone() }
+        Resolve { inner, to: self.clone() }
     }
 }
 
-/// Refuses what cannot be served (unknown model, wrong tensors) before it waits for anything.
+/// Refuses what cannot be served (unknown model, wrong tensors, a tenant over its rate) before it waits for anything.
 #[derive(Debug, Clone)]
 pub struct Resolve<S> {
     inner: S,
-    registry: Arc<Registry>,
+    to: ResolveLayer,
 }
 
 impl<S> Service<InferCall> for Resolve<S>
@@ -56,14 +58,17 @@ where
     }
 
     fn call(&mut self, call: InferCall) -> Self::Future {
-        match resolve(&self.registry, call) {
+        match resolve(&self.to, call) {
             Ok(bound) => Either::Left(self.inner.call(bound)),
             Err(error) => Either::Right(ready(Err(error))),
         }
     }
 }
 
-fn resolve(registry: &Registry, call: InferCall) -> Result<BoundCall> {
+fn resolve(to: &ResolveLayer, call: InferCall) -> Result<BoundCall> {
+    let registry = to.registry.as_ref();
+    let tenant = to.tenants.get(&call.tenant);
+    let place = tenant.enter()?;
     let slot = registry.get(&call.model).ok_or_else(|| unknown_model(&call.model, registry))?;
     let lease = slot.lease().ok_or_else(|| {
         let message =
@@ -91,9 +96,9 @@ fn resolve(registry: &Registry, call: InferCall) -> Result<BoundCall> {
             return Err(Error::new(Reason::UnknownOutput, message).with_field("outputs"));
         }
     }
-    let lane = call.lane.unwrap_or(lease.manifest.scheduling.default_lane);
+    let lane = tenant.lane(call.lane.unwrap_or(lease.manifest.scheduling.default_lane));
     drop(lease);
-    Ok(BoundCall { call, slot, binding, lane })
+    Ok(BoundCall { call, slot, binding, lane, tenant, place })
 }
 
 fn unknown_model(name: &str, registry: &Registry) -> Error {

@@ -8,6 +8,7 @@ use crate::{
     admission::{Deadline, Resolve},
     admission::{
         DeadlineLayer, Headroom, LimitConfig, Limiter, PriorityLimit, PriorityLimitLayer, ResolveLayer,
+        Tenants,
     },
     config::Admission,
     registry::Registry,
@@ -21,6 +22,7 @@ pub(super) type InferStack = Record<Resolve<Deadline<PriorityLimit<Dispatch>>>>;
 /// Builds it.
 pub(super) fn infer(
     registry: Arc<Registry>,
+    tenants: Arc<Tenants>,
     limiter: Arc<Limiter>,
     scheduler: Arc<Scheduler>,
     metrics: Arc<Metrics>,
@@ -30,7 +32,7 @@ pub(super) fn infer(
         // Sees every outcome, refusals included.
         .layer(RecordLayer::new(metrics, access))
         // Wrong requests are refused before they wait; from here on the lane is known.
-        .layer(ResolveLayer::new(registry))
+        .layer(ResolveLayer::new(registry, tenants))
         // Holds everything below to the deadline: waiting for a ticket, for an executor, for the result.
         .layer(DeadlineLayer)
         // Waits for a ticket, in the order of lanes.

@@ -1,12 +1,15 @@
 //! Every setting, with its default.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
 use super::human_duration;
-use crate::telemetry::{AccessPolicy, LogFormat};
+use crate::{
+    admission::TenantSettings,
+    telemetry::{AccessPolicy, LogFormat},
+};
 
 /// All of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,6 +25,8 @@ pub struct Settings {
     pub server: Server,
     /// Who may be in flight.
     pub admission: Admission,
+    /// What callers may have, by the name in `x-tenant`; `default` is for all others.
+    pub tenants: BTreeMap<String, TenantSettings>,
     /// Threads that run batches.
     pub executors: Executors,
     /// Threads that load models.
@@ -38,6 +43,7 @@ impl Default for Settings {
             backend: BackendKind::default(),
             server: Server::default(),
             admission: Admission::default(),
+            tenants: BTreeMap::new(),
             executors: Executors::default(),
             loader: Loader::default(),
             log: Log::default(),
@@ -236,6 +242,13 @@ impl Settings {
                 self.server.max_message_bytes.to_string(),
                 "1KiB up to (not including) 2GiB",
             ));
+        }
+        if let Some((key, value, allowed)) = self.tenants.values().find_map(TenantSettings::problem) {
+            let key = match key {
+                "weight" => "tenants.*.weight",
+                _ => "tenants.*.rate",
+            };
+            return Err((key, value, allowed));
         }
         if self.repositories.is_empty() {
             return Err(("repositories", "[]".to_owned(), "at least one directory"));

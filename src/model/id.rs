@@ -69,6 +69,10 @@ impl fmt::Display for Version {
     }
 }
 
+/// Tells tenants apart without comparing names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct TenantId(pub u32);
+
 /// Orders the changes of one model: a change with a smaller generation than the newest is abandoned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Generation(pub u64);

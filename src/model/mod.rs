@@ -8,7 +8,7 @@ mod manifest;
 mod signature;
 
 pub use bind::{Arg, BatchKey, Binding};
-pub use id::{Generation, InvalidName, InvalidVersion, ModelName, Version, VersionSelector};
+pub use id::{Generation, InvalidName, InvalidVersion, ModelName, TenantId, Version, VersionSelector};
 pub use lane::{Lane, UnknownLane};
 pub use manifest::{Batching, ManifestError, ModelManifest, Scheduling, WarmupConfig};
 pub(crate) use signature::fits;

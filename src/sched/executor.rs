@@ -10,10 +10,12 @@ use std::{
 };
 
 use parking_lot::{Condvar, Mutex};
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::{Handle, Job, PendingReply, QueueConfig, RunQueue, quick, runner};
+use super::{Charge, Handle, Job, PendingReply, QueueConfig, RunQueue, quick, runner};
 use crate::{
+    admission::Tenant,
     backend::{Backend, ThreadRole},
     call::{Admitted, BoundCall},
     error::{Error, Reason},
@@ -228,7 +230,18 @@ impl Shared {
 
     fn run(&self, jobs: Vec<Job>, index: usize) -> Option<Ended> {
         let (slot, lead) = jobs.first().map(|job| (job.bound.slot.id(), job.bound.lane))?;
-        let rows: Vec<_> = jobs.iter().map(|job| (job.bound.lane, job.bound.binding.rows.max(1))).collect();
+        // Who had how many rows in it.
+        let mut parts: SmallVec<[(Lane, Arc<Tenant>, usize, u32); 2]> = SmallVec::new();
+        for job in &jobs {
+            let rows = job.bound.binding.rows.max(1);
+            match parts
+                .iter_mut()
+                .find(|part| part.0 == job.bound.lane && part.1.id() == job.bound.tenant.id())
+            {
+                Some(part) => (part.2, part.3) = (part.2 + rows, part.3 + 1),
+                None => parts.push((job.bound.lane, job.bound.tenant.clone(), rows, 1)),
+            }
+        }
         let started = Instant::now();
         runner::run(jobs);
         let took = started.elapsed();
@@ -236,12 +249,13 @@ impl Shared {
             busy.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         }
         self.batches.fetch_add(1, Ordering::Relaxed);
-        let total: usize = rows.iter().map(|(_, rows)| rows).sum();
-        let cost = |lane: Lane| {
-            let own: usize = rows.iter().filter(|(l, _)| *l == lane).map(|(_, rows)| rows).sum();
-            (own > 0).then(|| (lane, took.mul_f64(own as f64 / total as f64)))
-        };
-        Some(Ended { slot, lead, costs: Lane::ALL.into_iter().filter_map(cost).collect() })
+        let total: usize = parts.iter().map(|part| part.2).sum();
+        let costs = parts.into_iter().map(|(lane, tenant, rows, requests)| {
+            let cost = took.mul_f64(rows as f64 / total as f64);
+            tenant.charge(cost / requests, requests);
+            Charge { lane, tenant: tenant.id(), weight: tenant.weight(), cost }
+        });
+        Some(Ended { slot, lead, costs: costs.collect() })
     }
 }
 
@@ -250,6 +264,6 @@ struct Ended {
     slot: SlotId,
     /// Of the job that it was formed around.
     lead: Lane,
-    /// What it cost each lane.
-    costs: Vec<(Lane, Duration)>,
+    /// What it cost whom.
+    costs: SmallVec<[Charge; 2]>,
 }

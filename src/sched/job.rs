@@ -14,7 +14,7 @@ use crate::{
     admission::Ticket,
     call::{BoundCall, InferReply},
     error::{Error, Reason, Result},
-    model::Lane,
+    model::{Lane, TenantId},
 };
 
 /// A request that may run. It holds its ticket until it is dropped, so "in flight" ends when the work does.
@@ -64,6 +64,10 @@ impl Schedulable for Job {
 
     fn deadline(&self) -> Option<Instant> {
         self.bound.call.deadline
+    }
+
+    fn tenant(&self) -> (TenantId, f64) {
+        (self.bound.tenant.id(), self.bound.tenant.weight())
     }
 
     fn rows(&self) -> usize {

@@ -19,6 +19,6 @@ pub use job::{Job, PendingReply};
 pub use order::{LaneQueue, Place, Shares};
 pub use planner::{PlanInput, rows_to_take};
 pub use profile::{Cost, Measured, PassTime, Profile, ProfilePoint, RowClass};
-pub use queue::{GroupKey, Handle, Popped, QueueConfig, RunQueue, Schedulable};
+pub use queue::{Charge, GroupKey, Handle, Popped, QueueConfig, RunQueue, Schedulable};
 pub use quick::{QUICK, Quick, wire_woke};
 pub(crate) use runner::{by_leaf, guarded, rename};

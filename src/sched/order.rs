@@ -1,15 +1,19 @@
-//! The one order in which anything waits: lane, then deadline, then arrival; and the share that keeps lower lanes
-//! from starving. Pure: used by the priority limiter and by the run queue.
+//! The one order in which anything waits: lane, then the tenant that has had least, then deadline, then arrival; and the
+//! share that keeps lower lanes from starving. Pure: used by the priority limiter and by the run queue.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
-use crate::model::Lane;
+use crate::model::{Lane, TenantId};
 
 const LANES: usize = Lane::ALL.len();
 
-/// Where something stands within its lane: earliest deadline first, then arrival. No deadline comes last.
+/// Where something stands among what its tenant has in a lane: earliest deadline first, then arrival. No deadline comes
+/// last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     deadline: Due,
@@ -35,66 +39,202 @@ impl Place {
     }
 }
 
-/// Things waiting in lanes, in order. Every operation costs the logarithm of the lane's length.
+/// What a tenant has been served in a lane, over its weight: start-time fair queueing's virtual time. Never NaN.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(super) struct Served(pub(super) f64);
+
+impl Eq for Served {}
+
+impl PartialOrd for Served {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Served {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+/// What waits in one lane.
+#[derive(Debug)]
+struct Waiting<T> {
+    tenants: HashMap<TenantId, BTreeMap<Place, T>>,
+    /// Tenants with something waiting, who has been served least first.
+    turn: BTreeSet<(Served, TenantId)>,
+    /// What each has been served. Who has nothing waiting saves nothing: he comes back at `now`.
+    served: HashMap<TenantId, Served>,
+    now: Served,
+    len: usize,
+    /// Number of clocks at which those that say nothing are next thrown away.
+    forget_at: usize,
+}
+
+impl<T> Default for Waiting<T> {
+    fn default() -> Self {
+        Self {
+            tenants: HashMap::new(),
+            turn: BTreeSet::new(),
+            served: HashMap::new(),
+            now: Served::default(),
+            len: 0,
+            forget_at: 0,
+        }
+    }
+}
+
+/// About this many clocks are kept for tenants that have nothing waiting.
+const IDLE_CLOCKS: usize = 1024;
+
+impl<T> Waiting<T> {
+    fn push(&mut self, tenant: TenantId, place: Place, item: T) {
+        let waiting = self.tenants.entry(tenant).or_default();
+        if waiting.is_empty() {
+            let served = self.served.entry(tenant).or_default();
+            *served = (*served).max(self.now);
+            self.turn.insert((*served, tenant));
+        }
+        self.len += usize::from(waiting.insert(place, item).is_none());
+    }
+
+    fn remove(&mut self, tenant: TenantId, place: Place) -> Option<T> {
+        let waiting = self.tenants.get_mut(&tenant)?;
+        let item = waiting.remove(&place)?;
+        self.len -= 1;
+        if waiting.is_empty() {
+            self.tenants.remove(&tenant);
+            if let Some(served) = self.served.get(&tenant) {
+                self.turn.remove(&(*served, tenant));
+            }
+            self.forget_clocks();
+        }
+        Some(item)
+    }
+
+    fn first(&self) -> Option<(TenantId, Place, &T)> {
+        let (_, tenant) = self.turn.first()?;
+        let (place, item) = self.tenants.get(tenant)?.first_key_value()?;
+        Some((*tenant, *place, item))
+    }
+
+    fn charge(&mut self, tenant: TenantId, amount: f64) {
+        let waits = self.tenants.contains_key(&tenant);
+        let served = self.served.entry(tenant).or_default();
+        if waits {
+            self.turn.remove(&(*served, tenant));
+        }
+        // The lane has got to where the one who was just served began.
+        self.now = self.now.max(*served);
+        served.0 += amount.max(0.0);
+        if self.len == 0 {
+            // Nobody waits to catch up: all begin anew.
+            self.now = self.now.max(*served);
+        }
+        if waits {
+            self.turn.insert((*served, tenant));
+        }
+    }
+
+    fn forget_clocks(&mut self) {
+        if self.served.len() > self.forget_at.max(IDLE_CLOCKS) {
+            let (now, tenants) = (self.now, &self.tenants);
+            self.served.retain(|tenant, served| *served > now || tenants.contains_key(tenant));
+            self.forget_at = 2 * self.served.len();
+        }
+    }
+}
+
+/// Things waiting in lanes, in order. Every operation costs the logarithm of what waits.
 #[derive(Debug)]
 pub struct LaneQueue<T> {
-    lanes: [BTreeMap<Place, T>; LANES],
+    lanes: [Waiting<T>; LANES],
 }
 
 impl<T> Default for LaneQueue<T> {
     fn default() -> Self {
-        Self { lanes: std::array::from_fn(|_| BTreeMap::new()) }
+        Self { lanes: std::array::from_fn(|_| Waiting::default()) }
     }
 }
 
 impl<T> LaneQueue<T> {
-    /// Adds something.
-    pub fn push(&mut self, lane: Lane, place: Place, item: T) {
-        self.lane_mut(lane).insert(place, item);
+    /// Adds something of that tenant.
+    pub fn push(&mut self, lane: Lane, tenant: TenantId, place: Place, item: T) {
+        self.lane_mut(lane).push(tenant, place, item);
     }
 
     /// Takes something out again, wherever it stands.
-    pub fn remove(&mut self, lane: Lane, place: Place) -> Option<T> {
-        self.lane_mut(lane).remove(&place)
+    pub fn remove(&mut self, lane: Lane, tenant: TenantId, place: Place) -> Option<T> {
+        self.lane_mut(lane).remove(tenant, place)
     }
 
     /// The first of that lane.
-    pub fn first(&self, lane: Lane) -> Option<(Place, &T)> {
-        self.lane(lane).first_key_value().map(|(place, item)| (*place, item))
+    pub fn first(&self, lane: Lane) -> Option<(TenantId, Place, &T)> {
+        self.lane(lane).first()
+    }
+
+    /// The first of that tenant in that lane.
+    pub fn first_of(&self, lane: Lane, tenant: TenantId) -> Option<(Place, &T)> {
+        self.lane(lane).tenants.get(&tenant)?.first_key_value().map(|(place, item)| (*place, item))
     }
 
     /// Takes the first of that lane.
-    pub fn pop(&mut self, lane: Lane) -> Option<(Place, T)> {
-        self.lane_mut(lane).pop_first()
+    pub fn pop(&mut self, lane: Lane) -> Option<(TenantId, Place, T)> {
+        let (tenant, place, _) = self.first(lane)?;
+        self.remove(lane, tenant, place).map(|item| (tenant, place, item))
+    }
+
+    /// Takes the last of that tenant in that lane.
+    pub fn pop_last_of(&mut self, lane: Lane, tenant: TenantId) -> Option<T> {
+        let place = *self.lane(lane).tenants.get(&tenant)?.last_key_value()?.0;
+        self.remove(lane, tenant, place)
+    }
+
+    /// Says that `tenant` has been served: `amount` is seconds over its weight. Its next turn in that lane comes later.
+    pub fn charge(&mut self, lane: Lane, tenant: TenantId, amount: f64) {
+        self.lane_mut(lane).charge(tenant, amount);
+    }
+
+    /// What that tenant has been served in that lane, as charged.
+    pub(super) fn served(&self, lane: Lane, tenant: TenantId) -> Served {
+        self.lane(lane).served.get(&tenant).copied().unwrap_or_default()
     }
 
     /// Length of that lane.
     pub fn len(&self, lane: Lane) -> usize {
-        self.lane(lane).len()
+        self.lane(lane).len
+    }
+
+    /// Tenants with something in that lane, who has been served least first, and how much they have in it.
+    pub fn tenants(&self, lane: Lane) -> impl Iterator<Item = (TenantId, usize)> + '_ {
+        let lane = self.lane(lane);
+        lane.turn.iter().map(|(_, tenant)| (*tenant, lane.tenants.get(tenant).map_or(0, BTreeMap::len)))
     }
 
     /// Nothing waits in any lane.
     pub fn is_empty(&self) -> bool {
-        self.lanes.iter().all(BTreeMap::is_empty)
+        self.lanes.iter().all(|lane| lane.len == 0)
     }
 
     /// Lanes in which something waits, as the flags that [`Shares`] takes.
     pub fn waiting(&self) -> [bool; LANES] {
-        std::array::from_fn(|i| self.lanes.get(i).is_some_and(|lane| !lane.is_empty()))
+        std::array::from_fn(|i| self.lanes.get(i).is_some_and(|lane| lane.len > 0))
     }
 
-    /// Everything, most urgent first.
+    /// Everything, lane by lane.
     pub fn drain(&mut self) -> impl Iterator<Item = T> + '_ {
-        self.lanes.iter_mut().flat_map(|lane| std::mem::take(lane).into_values())
+        self.lanes
+            .iter_mut()
+            .flat_map(|lane| std::mem::take(lane).tenants.into_values().flat_map(BTreeMap::into_values))
     }
 
     #[expect(clippy::indexing_slicing, reason = "a lane's index is below LANES by construction")]
-    fn lane(&self, lane: Lane) -> &BTreeMap<Place, T> {
+    fn lane(&self, lane: Lane) -> &Waiting<T> {
         &self.lanes[lane.index()]
     }
 
     #[expect(clippy::indexing_slicing, reason = "a lane's index is below LANES by construction")]
-    fn lane_mut(&mut self, lane: Lane) -> &mut BTreeMap<Place, T> {
+    fn lane_mut(&mut self, lane: Lane) -> &mut Waiting<T> {
         &mut self.lanes[lane.index()]
     }
 }
@@ -218,33 +358,107 @@ mod tests {
         }
     }
 
+    #[test]
+    fn tenants_take_turns_by_what_they_have_had() {
+        let mut queue = LaneQueue::default();
+        let (a, b) = (TenantId(1), TenantId(2));
+        let mut arrival = 0;
+        let mut push = |queue: &mut LaneQueue<TenantId>, tenant| {
+            arrival += 1;
+            queue.push(Lane::Normal, tenant, Place::new(None, arrival), tenant);
+        };
+        // A sends ten times what B does; B's passes cost three times as much; B's weight is two.
+        let mut time = HashMap::from([(a, 0.0), (b, 0.0)]);
+        for round in 0..20_000 {
+            while queue.tenants(Lane::Normal).all(|(tenant, waiting)| tenant != b || waiting < 5) {
+                (0..10).for_each(|_| push(&mut queue, a));
+                push(&mut queue, b);
+            }
+            let (tenant, _, item) = queue.pop(Lane::Normal).unwrap();
+            assert_eq!(tenant, item);
+            let cost = if tenant == b { 3e-3 } else { 1e-3 };
+            let weight = if tenant == b { 2.0 } else { 1.0 };
+            queue.charge(Lane::Normal, tenant, cost / weight);
+            if round > 100 {
+                *time.get_mut(&tenant).unwrap() += cost;
+            }
+        }
+        let ratio = time[&b] / time[&a];
+        assert!(ratio > 1.8 && ratio < 2.2, "{ratio}");
+    }
+
+    #[test]
+    fn a_tenant_that_was_away_has_saved_nothing() {
+        let mut queue = LaneQueue::default();
+        let (a, b) = (TenantId(1), TenantId(2));
+        for arrival in 0..100 {
+            queue.push(Lane::Low, a, Place::new(None, arrival), a);
+            queue.pop(Lane::Low).unwrap();
+            queue.charge(Lane::Low, a, 1.0);
+        }
+        for arrival in 100..120 {
+            queue.push(Lane::Low, a, Place::new(None, arrival), a);
+            queue.push(Lane::Low, b, Place::new(None, 100 + arrival), b);
+        }
+        let mut turns = Vec::new();
+        for _ in 0..10 {
+            let (tenant, ..) = queue.pop(Lane::Low).unwrap();
+            queue.charge(Lane::Low, tenant, 1.0);
+            turns.push(tenant);
+        }
+        assert_eq!(turns.iter().filter(|tenant| **tenant == a).count(), 5, "{turns:?}");
+        assert_eq!(queue.pop_last_of(Lane::Low, b), Some(b));
+        assert_eq!(queue.tenants(Lane::Low).map(|(_, n)| n).sum::<usize>(), queue.len(Lane::Low));
+    }
+
+    #[test]
+    fn clocks_of_those_who_left_are_forgotten() {
+        let mut queue = LaneQueue::default();
+        for i in 0..100_000_u32 {
+            queue.push(Lane::High, TenantId(i), Place::new(None, i.into()), ());
+            queue.pop(Lane::High).unwrap();
+            queue.charge(Lane::High, TenantId(i), 1.0);
+        }
+        assert!(queue.lanes.iter().map(|lane| lane.served.len()).sum::<usize>() <= 2 * IDLE_CLOCKS);
+    }
+
     proptest! {
         #[test]
         fn the_queue_keeps_the_order_of_a_sorted_list(
-            items in prop::collection::vec((0_usize..4, prop::option::of(0_u64..20)), 0..100),
+            items in prop::collection::vec((0_usize..4, 0_u32..3, prop::option::of(0_u64..20)), 0..100),
             remove in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
+            charges in prop::collection::vec((0_usize..4, 0_u32..3, 0_u32..5), 0..10),
         ) {
             let now = Instant::now();
             let mut queue = LaneQueue::default();
             let mut model = Vec::new();
-            for (arrival, (lane, deadline)) in items.iter().enumerate() {
+            let mut served = HashMap::new();
+            for (arrival, (lane, tenant, deadline)) in items.iter().enumerate() {
                 let deadline = deadline.map(|d| now + Duration::from_secs(d));
                 let place = Place::new(deadline, arrival as u64);
-                queue.push(Lane::ALL[*lane], place, arrival);
-                // The naive order: deadline where there is one, else infinitely late; then arrival.
-                model.push((*lane, deadline.map_or(Duration::MAX, |d| d - now), arrival, place));
+                queue.push(Lane::ALL[*lane], TenantId(*tenant), place, arrival);
+                // The naive order: what the tenant was served; deadline where there is one, else infinitely late; arrival.
+                model.push((*lane, *tenant, deadline.map_or(Duration::MAX, |d| d - now), arrival, place));
+            }
+            for (lane, tenant, amount) in charges {
+                queue.charge(Lane::ALL[lane], TenantId(tenant), amount.into());
+                *served.entry((lane, tenant)).or_insert(0) += amount;
             }
             for index in remove {
                 if model.is_empty() { break; }
-                let (lane, _, arrival, place) = model.remove(index.index(model.len()));
-                prop_assert_eq!(queue.remove(Lane::ALL[lane], place), Some(arrival));
+                let (lane, tenant, _, arrival, place) = model.remove(index.index(model.len()));
+                prop_assert_eq!(queue.remove(Lane::ALL[lane], TenantId(tenant), place), Some(arrival));
             }
-            model.sort_by_key(|(lane, deadline, arrival, _)| (*lane, *deadline, *arrival));
+            let served = |lane: usize, tenant: u32| served.get(&(lane, tenant)).copied().unwrap_or(0);
+            model.sort_by_key(|(lane, tenant, deadline, arrival, _)| {
+                (*lane, served(*lane, *tenant), *tenant, *deadline, *arrival)
+            });
             let mut popped = Vec::new();
             for lane in Lane::ALL {
-                while let Some((_, item)) = queue.pop(lane) { popped.push(item); }
+                while let Some((_, _, item)) = queue.pop(lane) { popped.push(item); }
             }
-            prop_assert_eq!(popped, model.iter().map(|m| m.2).collect::<Vec<_>>());
+            prop_assert_eq!(popped, model.iter().map(|m| m.3).collect::<Vec<_>>());
+            prop_assert!(queue.is_empty());
         }
     }
 }

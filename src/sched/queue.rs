@@ -3,13 +3,17 @@
 //! Jobs that may share a batch stand in one group; the heads of all groups stand in one [`LaneQueue`]. So the next
 //! job is found, and its batch filled, in the logarithm of the queue's length, however many models wait.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
 use super::{LaneQueue, Place, PlanInput, Profile, RowClass, Shares, rows_to_take};
 use crate::{
-    model::{BatchKey, Lane, VersionSelector},
+    model::{BatchKey, Lane, TenantId, VersionSelector},
     registry::SlotId,
 };
 
@@ -17,6 +21,8 @@ use crate::{
 pub trait Schedulable {
     /// Its lane.
     fn lane(&self) -> Lane;
+    /// Whose it is, and what share of a lane that tenant gets beside others.
+    fn tenant(&self) -> (TenantId, f64);
     /// When it is of no use any more.
     fn deadline(&self) -> Option<Instant>;
     /// Rows that it adds to a batch.
@@ -58,7 +64,21 @@ pub struct GroupKey {
 pub struct Handle {
     group: u64,
     lane: Lane,
+    tenant: TenantId,
     place: Place,
+}
+
+/// What a tenant's part of a batch cost.
+#[derive(Debug, Clone, Copy)]
+pub struct Charge {
+    /// In that lane.
+    pub lane: Lane,
+    /// Whose.
+    pub tenant: TenantId,
+    /// That tenant's share beside others.
+    pub weight: f64,
+    /// Time of an executor.
+    pub cost: Duration,
 }
 
 /// One batch, and what was found too late on the way to it.
@@ -93,7 +113,7 @@ impl SlotRun {
 /// The run queue.
 #[derive(Debug)]
 pub struct RunQueue<J> {
-    /// For each group and lane its first job, except for models that run as often as they may.
+    /// For each group, lane and tenant the first job, except for models that run as often as they may.
     heads: LaneQueue<u64>,
     groups: HashMap<u64, Group<J>>,
     by_key: HashMap<GroupKey, u64>,
@@ -138,7 +158,8 @@ impl<J: Schedulable> RunQueue<J> {
     /// Adds a job.
     pub fn push(&mut self, job: J) -> Handle {
         self.arrivals += 1;
-        let (lane, place, key) = (job.lane(), Place::new(job.deadline(), self.arrivals), job.group());
+        let (lane, (tenant, _)) = (job.lane(), job.tenant());
+        let (place, key) = (Place::new(job.deadline(), self.arrivals), job.group());
         self.set_limit(key.slot, job.max_concurrency());
         let slot = self.slots.entry(key.slot).or_default();
         let id = *self.by_key.entry(key).or_insert_with_key(|key| {
@@ -149,18 +170,19 @@ impl<J: Schedulable> RunQueue<J> {
             self.next_group
         });
         if let Some(group) = self.groups.get_mut(&id) {
-            let head = group.jobs.first(lane).map(|(place, _)| place);
+            let head = group.jobs.first_of(lane, tenant).map(|(place, _)| place);
             if head.is_none_or(|head| place < head) && !slot.is_full() {
+                // The new head first: a tenant with nothing in between would lose its place among the others.
+                self.heads.push(lane, tenant, place, id);
                 if let Some(head) = head {
-                    self.heads.remove(lane, head);
+                    self.heads.remove(lane, tenant, head);
                 }
-                self.heads.push(lane, place, id);
             }
             group.rows += job.rows();
-            group.jobs.push(lane, place, job);
+            group.jobs.push(lane, tenant, place, job);
             self.count(lane, 1);
         }
-        Handle { group: id, lane, place }
+        Handle { group: id, lane, tenant, place }
     }
 
     /// A reload may raise or lower how often a model may run at once. Heads are indexed exactly where it is not full.
@@ -181,7 +203,7 @@ impl<J: Schedulable> RunQueue<J> {
 
     /// Takes a job out, wherever it stands; `None` if it runs already or has ended.
     pub fn remove(&mut self, handle: Handle) -> Option<J> {
-        let job = self.take(handle.group, handle.lane, handle.place)?;
+        let job = self.take(handle.group, handle.lane, handle.tenant, handle.place)?;
         self.forget_if_empty(handle.group);
         Some(job)
     }
@@ -190,8 +212,8 @@ impl<J: Schedulable> RunQueue<J> {
     pub fn pop(&mut self, now: Instant, idle_executors: usize) -> Popped<J> {
         let mut popped = Popped { jobs: Vec::new(), late: Vec::new() };
         while let Some(lane) = self.shares.pick(self.eligible()) {
-            let Some((place, &id)) = self.heads.first(lane) else { break };
-            let Some(job) = self.take(id, lane, place) else { break };
+            let Some((tenant, place, &id)) = self.heads.first(lane) else { break };
+            let Some(job) = self.take(id, lane, tenant, place) else { break };
             if place.is_late(now) || !can_be_in_time(&job, now) {
                 popped.late.push(job);
                 self.forget_if_empty(id);
@@ -235,35 +257,57 @@ impl<J: Schedulable> RunQueue<J> {
                 }),
             }),
         };
+        let row_cost = first.profile().and_then(|(profile, class)| profile.time(class, 1));
+        let row_cost = row_cost.map_or(1e-3, |time| time.mean.as_secs_f64());
+        let (own_lane, (own_tenant, own_weight)) = (first.lane(), first.tenant());
+        let own_turn = rows as f64 * row_cost / own_weight;
         popped.jobs.push(first);
         for lane in Lane::ALL {
-            while rows < limit {
+            // Tenants take turns within the batch as they do between batches.
+            let Some(group) = self.groups.get(&id).filter(|group| group.jobs.len(lane) > 0) else { continue };
+            let mut turns: BinaryHeap<_> = group
+                .jobs
+                .tenants(lane)
+                .map(|(tenant, _)| {
+                    let mut served = self.heads.served(lane, tenant);
+                    if (lane, tenant) == (own_lane, own_tenant) {
+                        served.0 += own_turn;
+                    }
+                    Reverse((served, tenant))
+                })
+                .collect();
+            while let Some(Reverse((served, tenant))) = turns.pop().filter(|_| rows < limit) {
                 let Some(group) = self.groups.get(&id) else { return };
-                let Some((place, next)) = group.jobs.first(lane) else { break };
-                let (late, more) = (place.is_late(now), next.rows());
+                let Some((place, next)) = group.jobs.first_of(lane, tenant) else { continue };
+                let (late, more, weight) =
+                    (place.is_late(now) || !can_be_in_time(next, now), next.rows(), next.tenant().1);
                 if !late && rows + more > limit {
                     // Nothing behind it overtakes: a large request would starve.
                     return;
                 }
-                let Some(job) = self.take(id, lane, place) else { return };
+                let Some(job) = self.take(id, lane, tenant, place) else { return };
+                let mut served = served;
                 if late {
                     popped.late.push(job);
                 } else {
                     rows += more;
+                    served.0 += more as f64 * row_cost / weight;
                     popped.jobs.push(job);
                 }
+                turns.push(Reverse((served, tenant)));
             }
         }
     }
 
-    /// A batch of that model, led by that lane, has ended: `costs` says what it cost each lane.
-    pub fn finished(&mut self, slot: SlotId, lead: Lane, costs: &[(Lane, Duration)]) {
+    /// A batch of that model, led by that lane, has ended.
+    pub fn finished(&mut self, slot: SlotId, lead: Lane, costs: &[Charge]) {
         if lead == Lane::Low {
             self.low_running = self.low_running.saturating_sub(1);
         }
         let waiting = self.waiting.map(|count| count > 0);
-        for (lane, cost) in costs {
+        for Charge { lane, tenant, weight, cost } in costs {
             self.shares.charge(*lane, *cost, waiting);
+            self.heads.charge(*lane, *tenant, cost.as_secs_f64() / weight);
         }
         let Some(run) = self.slots.get_mut(&slot) else { return };
         let was_full = run.is_full();
@@ -291,17 +335,19 @@ impl<J: Schedulable> RunQueue<J> {
     }
 
     /// Takes one job out of its group and mends the index.
-    fn take(&mut self, id: u64, lane: Lane, place: Place) -> Option<J> {
+    fn take(&mut self, id: u64, lane: Lane, tenant: TenantId, place: Place) -> Option<J> {
         let group = self.groups.get_mut(&id)?;
-        let was_head = group.jobs.first(lane).is_some_and(|(head, _)| head == place);
-        let job = group.jobs.remove(lane, place)?;
+        let was_head = group.jobs.first_of(lane, tenant).is_some_and(|(head, _)| head == place);
+        let job = group.jobs.remove(lane, tenant, place)?;
         group.rows -= job.rows().min(group.rows);
+        let next = group.jobs.first_of(lane, tenant).map(|(next, _)| next);
+        let full = self.slots.get(&group.key.slot).is_some_and(SlotRun::is_full);
         self.count(lane, -1);
-        if was_head
-            && self.heads.remove(lane, place).is_some()
-            && let Some((next, _)) = self.groups.get(&id).and_then(|group| group.jobs.first(lane))
-        {
-            self.heads.push(lane, next, id);
+        if was_head && !full {
+            if let Some(next) = next {
+                self.heads.push(lane, tenant, next, id);
+            }
+            self.heads.remove(lane, tenant, place);
         }
         Some(job)
     }
@@ -315,8 +361,10 @@ impl<J: Schedulable> RunQueue<J> {
     fn index(&mut self, id: u64) {
         let Some(group) = self.groups.get(&id) else { return };
         for lane in Lane::ALL {
-            if let Some((place, _)) = group.jobs.first(lane) {
-                self.heads.push(lane, place, id);
+            for (tenant, _) in group.jobs.tenants(lane) {
+                if let Some((place, _)) = group.jobs.first_of(lane, tenant) {
+                    self.heads.push(lane, tenant, place, id);
+                }
             }
         }
     }
@@ -325,8 +373,10 @@ impl<J: Schedulable> RunQueue<J> {
         let Some(run) = self.slots.get(&slot).filter(|run| run.is_full()) else { return };
         for group in run.groups.iter().filter_map(|id| self.groups.get(id)) {
             for lane in Lane::ALL {
-                if let Some((place, _)) = group.jobs.first(lane) {
-                    self.heads.remove(lane, place);
+                for (tenant, _) in group.jobs.tenants(lane) {
+                    if let Some((place, _)) = group.jobs.first_of(lane, tenant) {
+                        self.heads.remove(lane, tenant, place);
+                    }
                 }
             }
         }

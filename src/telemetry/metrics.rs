@@ -10,7 +10,7 @@ use prometheus_client::{
 };
 
 use crate::{
-    admission::Limiter,
+    admission::{Limiter, Tenants},
     lifecycle::{Change, ModelEvent, Phases},
     model::{Lane, Version},
     sched::Scheduler,
@@ -30,6 +30,7 @@ pub const CATALOGUE: &[(&str, &str, &str)] = &[
     ("torchlane_reload_phase_duration_seconds", "gauge", "model, phase"),
     ("torchlane_model_info", "gauge", "model, version, sha256"),
     ("torchlane_executor_busy_seconds_total", "counter", "executor"),
+    ("torchlane_tenant_compute_seconds_total", "counter", "tenant"),
     ("torchlane_profile_pass_seconds", "gauge", "model, row_bytes, rows"),
     ("torchlane_build_info", "gauge", "version"),
 ];
@@ -80,6 +81,11 @@ struct InfoLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ExecutorLabel {
     executor: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TenantLabel {
+    tenant: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -163,6 +169,7 @@ pub struct Metrics {
     /// By model.
     series: RwLock<HashMap<String, Kinds>>,
     live: Mutex<HashMap<String, InfoLabels>>,
+    tenants: Family<TenantLabel, Counter<f64, std::sync::atomic::AtomicU64>>,
     profile: Family<ProfileLabels, Gauge<f64, std::sync::atomic::AtomicU64>>,
     sources: Mutex<Option<Sources>>,
 }
@@ -176,6 +183,8 @@ pub struct Sources {
     pub scheduler: Arc<Scheduler>,
     /// Models.
     pub models: Arc<crate::registry::Registry>,
+    /// Callers.
+    pub tenants: Arc<Tenants>,
 }
 
 /// Sizes of passes that are shown for a model: those that ran most.
@@ -211,6 +220,7 @@ impl Default for Metrics {
             busy: Family::default(),
             series: RwLock::default(),
             live: Mutex::default(),
+            tenants: Family::default(),
             profile: Family::default(),
             sources: Mutex::default(),
         };
@@ -256,6 +266,12 @@ impl Default for Metrics {
             "Time spent running batches",
             Unit::Seconds,
             metrics.busy.clone(),
+        );
+        r.register_with_unit(
+            "tenant_compute",
+            "Executor time of a tenant's requests",
+            Unit::Seconds,
+            metrics.tenants.clone(),
         );
         r.register_with_unit(
             "profile_pass",
@@ -369,7 +385,7 @@ impl Metrics {
 
     fn refresh(&self) {
         let sources = self.sources.lock();
-        let Some(Sources { limiter, scheduler, models }) = sources.as_ref() else { return };
+        let Some(Sources { limiter, scheduler, models, tenants }) = sources.as_ref() else { return };
         let (admission, ran) = (limiter.snapshot(), scheduler.snapshot());
         let count = |n: Option<&usize>| n.map_or(0, |n| i64::try_from(*n).unwrap_or(i64::MAX));
         for lane in Lane::ALL {
@@ -383,6 +399,10 @@ impl Metrics {
         for (executor, busy) in executors.chain([("wire".to_owned(), &ran.on_wire)]) {
             let counter = self.busy.get_or_create(&ExecutorLabel { executor });
             counter.inc_by((busy.as_secs_f64() - counter.get()).max(0.0));
+        }
+        for (tenant, compute) in tenants.compute() {
+            let counter = self.tenants.get_or_create(&TenantLabel { tenant: tenant.to_string() });
+            counter.inc_by((compute.as_secs_f64() - counter.get()).max(0.0));
         }
         self.profile.clear();
         for model in models.all() {
@@ -423,6 +443,7 @@ mod tests {
         metrics.phases(&model(), Phases::default());
         metrics.info.get_or_create(&InfoLabels { model: model(), version: model(), sha256: model() }).set(1);
         metrics.busy.get_or_create(&ExecutorLabel { executor: model() }).inc_by(1.0);
+        metrics.tenants.get_or_create(&TenantLabel { tenant: model() }).inc_by(1.0);
         metrics.profile.get_or_create(&ProfileLabels { model: model(), row_bytes: 1, rows: 1 }).set(1.0);
         let text = metrics.encode();
         let registered: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();

@@ -11,7 +11,7 @@ use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tower::{Layer, Service};
 
-use super::state::{Entry, Limiter, Ticket, Waiting};
+use super::state::{Entry, Limiter, Waiting};
 use crate::{
     call::{Admitted, Prioritized},
     error::{Error, Reason},
@@ -62,7 +62,7 @@ where
     }
 
     fn call(&mut self, call: R) -> Self::Future {
-        let state = match self.limiter.enter(call.lane(), call.deadline()) {
+        let state = match self.limiter.enter(call.lane(), call.tenant(), call.deadline()) {
             Err(error) => State::Refused { error: Some(error) },
             Ok(Entry::Granted(ticket)) => {
                 let queued = Duration::ZERO;
@@ -109,9 +109,14 @@ where
                 }
                 StateProj::Calling { future } => return future.poll(cx),
                 StateProj::Waiting { waiting, since, call, inner } => {
-                    let granted: Result<Ticket, _> = ready!(Pin::new(&mut waiting.granted).poll(cx));
-                    let (Ok(ticket), Some(call)) = (granted, call.take()) else {
+                    let granted = ready!(Pin::new(&mut waiting.granted).poll(cx));
+                    let (Ok(granted), Some(call)) = (granted, call.take()) else {
                         return Poll::Ready(Err(polled_again()));
+                    };
+                    let ticket = match granted {
+                        Ok(ticket) => ticket,
+                        // Its place went to a tenant that has fewer.
+                        Err(full) => return Poll::Ready(Err(full)),
                     };
                     let queued = since.elapsed();
                     State::Calling { future: inner.call(Admitted { call, ticket, queued }) }

@@ -6,9 +6,10 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::{sync::oneshot, time::Instant};
 
+use super::super::Tenant;
 use crate::{
     error::{Error, Reason},
-    model::Lane,
+    model::{Lane, TenantId},
     sched::{LaneQueue, Place, Shares},
 };
 
@@ -47,10 +48,17 @@ pub struct Limiter {
 #[derive(Debug)]
 struct State {
     in_flight: [usize; 4],
-    waiting: LaneQueue<oneshot::Sender<Ticket>>,
+    waiting: LaneQueue<Waiter>,
     shares: Shares,
     arrivals: u64,
     rate: ReleaseRate,
+}
+
+/// A call that waits.
+#[derive(Debug)]
+struct Waiter {
+    tenant: Arc<Tenant>,
+    granted: oneshot::Sender<Result<Ticket, Error>>,
 }
 
 /// What the limiter holds at one moment, by lane.
@@ -80,14 +88,15 @@ impl Drop for Ticket {
 pub(super) struct Waiting {
     limiter: Arc<Limiter>,
     lane: Lane,
+    tenant: TenantId,
     place: Place,
-    pub(super) granted: oneshot::Receiver<Ticket>,
+    pub(super) granted: oneshot::Receiver<Result<Ticket, Error>>,
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
         // Granted in the meantime? Then the ticket lies in the channel, and dropping the receiver frees it.
-        let abandoned = self.limiter.state.lock().waiting.remove(self.lane, self.place);
+        let abandoned = self.limiter.state.lock().waiting.remove(self.lane, self.tenant, self.place);
         drop(abandoned);
     }
 }
@@ -119,8 +128,14 @@ impl Limiter {
         })
     }
 
-    /// A ticket now, a place in the queue, or a refusal.
-    pub(super) fn enter(self: &Arc<Self>, lane: Lane, deadline: Option<Instant>) -> Result<Entry, Error> {
+    /// A ticket now, a place in the queue, or a refusal. In a full lane a tenant with few calls takes the place of the last
+    /// call of the one with the most, by weight.
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        lane: Lane,
+        tenant: &Arc<Tenant>,
+        deadline: Option<Instant>,
+    ) -> Result<Entry, Error> {
         let mut state = self.state.lock();
         // Whoever waits in this lane or above was first; those below wait for headroom that this lane may use.
         let overtakes = Lane::ALL.into_iter().take_while(|l| *l <= lane).any(|l| state.waiting.len(l) > 0);
@@ -129,18 +144,24 @@ impl Limiter {
             return Ok(Entry::Granted(Ticket { limiter: self.clone(), lane }));
         }
         let depth = state.waiting.len(lane);
+        let mut evicted = None;
         if depth >= self.queue_depth {
             let retry = state.rate.time_for(depth);
-            drop(state);
-            let message =
-                format!("lane {lane} is full: {depth} requests wait in it already (admission.queue_depth)");
-            return Err(Error::new(Reason::QueueFull, message).with_retry_after(retry));
+            evicted = state.evict_for(lane, tenant);
+            if evicted.is_none() {
+                return Err(full(lane, depth, retry));
+            }
         }
         state.arrivals += 1;
         let place = Place::new(deadline, state.arrivals);
         let (sender, granted) = oneshot::channel();
-        state.waiting.push(lane, place, sender);
-        Ok(Entry::Queued(Waiting { limiter: self.clone(), lane, place, granted }))
+        state.waiting.push(lane, tenant.id(), place, Waiter { tenant: tenant.clone(), granted: sender });
+        let retry = state.rate.time_for(depth);
+        drop(state);
+        if let Some(waiter) = evicted {
+            let _caller_left = waiter.granted.send(Err(full(lane, depth, retry)));
+        }
+        Ok(Entry::Queued(Waiting { limiter: self.clone(), lane, tenant: tenant.id(), place, granted }))
     }
 
     /// What is in flight and waiting now.
@@ -164,11 +185,11 @@ impl Limiter {
         }
         // Outside the lock: a receiver that has gone hands its ticket back, which comes here again.
         for (sender, ticket) in granted {
-            let _returned = sender.send(ticket);
+            let _returned = sender.send(Ok(ticket));
         }
     }
 
-    fn next(&self, state: &mut State) -> Option<(Lane, oneshot::Sender<Ticket>)> {
+    fn next(&self, state: &mut State) -> Option<(Lane, oneshot::Sender<Result<Ticket, Error>>)> {
         let waiting = state.waiting.waiting();
         let eligible = std::array::from_fn(|i| {
             waiting.get(i).copied().unwrap_or(false)
@@ -177,7 +198,9 @@ impl Limiter {
         let lane = state.shares.pick(eligible)?;
         // A ticket counts as one unit of time: the scheduler charges what the work really cost.
         state.shares.charge(lane, Duration::from_millis(1), waiting);
-        state.waiting.pop(lane).map(|(_, sender)| (lane, sender))
+        let (tenant, _, waiter) = state.waiting.pop(lane)?;
+        state.waiting.charge(lane, tenant, waiter.tenant.turn());
+        Some((lane, waiter.granted))
     }
 
     /// A lane and the lanes below it may hold `caps[lane]` tickets together; all lanes may hold `caps[0]`.
@@ -187,7 +210,32 @@ impl Limiter {
     }
 }
 
+fn full(lane: Lane, depth: usize, retry: Duration) -> Error {
+    let message = format!("lane {lane} is full: {depth} requests wait in it already (admission.queue_depth)");
+    Error::new(Reason::QueueFull, message).with_retry_after(retry)
+}
+
 impl State {
+    /// Takes out the last call of the tenant that has the most in the lane for its weight, if that is more than `tenant`
+    /// would have.
+    fn evict_for(&mut self, lane: Lane, tenant: &Tenant) -> Option<Waiter> {
+        let mut mine = 1.0 / tenant.weight();
+        let mut most: Option<(f64, TenantId)> = None;
+        for (other, count) in self.waiting.tenants(lane) {
+            if other == tenant.id() {
+                mine = (count + 1) as f64 / tenant.weight();
+                continue;
+            }
+            let weight = self.waiting.first_of(lane, other).map_or(1.0, |(_, first)| first.tenant.weight());
+            let has = count as f64 / weight;
+            if most.is_none_or(|(most, _)| has > most) {
+                most = Some((has, other));
+            }
+        }
+        let (_, heaviest) = most.filter(|(has, _)| *has > mine)?;
+        self.waiting.pop_last_of(lane, heaviest)
+    }
+
     fn take(&mut self, lane: Lane) {
         if let Some(count) = self.in_flight.get_mut(lane.index()) {
             *count += 1;
@@ -226,7 +274,10 @@ impl ReleaseRate {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::admission::{TenantSettings, Tenants};
 
     fn limiter(max: usize, depth: usize) -> Arc<Limiter> {
         Limiter::new(LimitConfig {
@@ -238,14 +289,22 @@ mod tests {
     }
 
     fn ticket(limiter: &Arc<Limiter>, lane: Lane) -> Option<Ticket> {
-        match limiter.enter(lane, None).unwrap() {
+        match limiter.enter(lane, &tenant(""), None).unwrap() {
             Entry::Granted(ticket) => Some(ticket),
             Entry::Queued(_) => None,
         }
     }
 
     fn queue(limiter: &Arc<Limiter>, lane: Lane) -> Waiting {
-        match limiter.enter(lane, None).unwrap() {
+        queue_of(limiter, lane, &tenant(""))
+    }
+
+    fn tenant(name: &str) -> Arc<Tenant> {
+        Tenants::new(&BTreeMap::from([("b".to_owned(), TenantSettings::default())])).get(name)
+    }
+
+    fn queue_of(limiter: &Arc<Limiter>, lane: Lane, tenant: &Arc<Tenant>) -> Waiting {
+        match limiter.enter(lane, tenant, None).unwrap() {
             Entry::Queued(waiting) => waiting,
             Entry::Granted(_) => panic!("granted"),
         }
@@ -277,7 +336,7 @@ mod tests {
         let limiter = limiter(1, 1);
         let held = ticket(&limiter, Lane::Normal).unwrap();
         let waiting = queue(&limiter, Lane::Normal);
-        let error = limiter.enter(Lane::Normal, None).unwrap_err();
+        let error = limiter.enter(Lane::Normal, &tenant(""), None).unwrap_err();
         assert_eq!(error.reason(), Reason::QueueFull);
         assert!(error.retry_after().is_some());
         drop(waiting);
@@ -289,11 +348,40 @@ mod tests {
     }
 
     #[test]
+    fn a_tenant_with_few_calls_takes_the_place_of_one_with_many() {
+        let limiter = limiter(1, 8);
+        let (a, b) = (tenant(""), tenant("b"));
+        let held = ticket(&limiter, Lane::Normal).unwrap();
+        let mut of_a: Vec<_> = (0..8).map(|_| queue_of(&limiter, Lane::Normal, &a)).collect();
+        assert!(limiter.enter(Lane::Normal, &a, None).is_err(), "its own queue is full");
+        let mut of_b: Vec<_> = (0..4).map(|_| queue_of(&limiter, Lane::Normal, &b)).collect();
+        assert!(limiter.enter(Lane::Normal, &b, None).is_err(), "half is its share");
+        for (i, waiting) in of_a.iter_mut().enumerate() {
+            let told = waiting.granted.try_recv().ok().map(|granted| granted.unwrap_err().reason());
+            assert_eq!(told, (i >= 4).then_some(Reason::QueueFull), "the last four of A made room");
+        }
+        // And they take turns.
+        drop(held);
+        let mut order = String::new();
+        for _ in 0..8 {
+            let next = of_a.iter_mut().chain(&mut of_b).enumerate().find_map(|(i, waiting)| {
+                let granted = waiting.granted.try_recv().ok()?;
+                Some((i, granted.ok()?))
+            });
+            let (i, ticket) = next.unwrap();
+            order.push(if i < 8 { 'a' } else { 'b' });
+            drop(ticket);
+        }
+        assert_eq!(order.matches('a').count(), 4);
+        assert!(order.starts_with("ab") || order.starts_with("ba"), "{order}");
+    }
+
+    #[test]
     fn one_lane_full_does_not_close_another() {
         let limiter = limiter(1, 1);
         let _held = ticket(&limiter, Lane::Low).unwrap();
         let _low = queue(&limiter, Lane::Low);
-        assert!(limiter.enter(Lane::Low, None).is_err());
+        assert!(limiter.enter(Lane::Low, &tenant(""), None).is_err());
         let _high = queue(&limiter, Lane::High);
     }
 

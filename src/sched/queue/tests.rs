@@ -9,6 +9,7 @@ use crate::registry::ModelSlot;
 struct TestJob {
     id: usize,
     lane: Lane,
+    tenant: u32,
     deadline: Option<Instant>,
     rows: usize,
     slot: SlotId,
@@ -24,6 +25,9 @@ impl Schedulable for TestJob {
     }
     fn deadline(&self) -> Option<Instant> {
         self.deadline
+    }
+    fn tenant(&self) -> (TenantId, f64) {
+        (TenantId(self.tenant), 1.0)
     }
     fn rows(&self) -> usize {
         self.rows
@@ -67,6 +71,7 @@ fn job(id: usize, lane: Lane, slot: SlotId) -> TestJob {
     TestJob {
         id,
         lane,
+        tenant: 0,
         deadline: None,
         rows: 1,
         slot,
@@ -134,17 +139,20 @@ proptest! {
     /// Against a naive model: a plain list, searched from the front each time.
     #[test]
     fn behaves_like_a_sorted_list(
-        ops in prop::collection::vec((0_usize..10, 0_usize..4, 0_usize..3, 1_usize..4, prop::option::of(1_u64..30)), 1..120),
+        ops in prop::collection::vec(
+            (0_usize..10, 0_usize..4, 0_u32..3, 0_usize..3, 1_usize..4, prop::option::of(1_u64..30)),
+            1..120,
+        ),
     ) {
         let now = Instant::now();
         let (mut queue, s) = (queue(0.0), slots(3));
         let mut naive: Vec<(TestJob, Handle)> = Vec::new();
         let mut answered = BTreeSet::new();
-        for (id, (op, lane, slot, rows, deadline)) in ops.into_iter().enumerate() {
+        for (id, (op, lane, tenant, slot, rows, deadline)) in ops.into_iter().enumerate() {
             match op {
                 0..=5 => {
                     let deadline = deadline.map(|d| now + Duration::from_millis(d));
-                    let job = TestJob { rows, deadline, ..job(id, Lane::ALL[lane], s[slot]) };
+                    let job = TestJob { rows, tenant, deadline, ..job(id, Lane::ALL[lane], s[slot]) };
                     naive.push((job.clone(), queue.push(job)));
                 }
                 6 if !naive.is_empty() => {
@@ -154,21 +162,34 @@ proptest! {
                 }
                 _ => {
                     let at = now + Duration::from_millis(deadline.unwrap_or(0));
-                    let order = |job: &TestJob| (job.lane, job.deadline.is_none(), job.deadline, job.id);
+                    let order = |job: &TestJob| (job.lane, job.tenant, job.deadline.is_none(), job.deadline, job.id);
                     let popped = queue.pop(at, 0);
                     for late in &popped.late { prop_assert!(late.deadline.unwrap() <= at); }
                     // Late ones that stood in the way are gone from both.
                     let gone: BTreeSet<_> = popped.late.iter().map(|j| j.id).collect();
                     naive.retain(|(job, _)| !gone.contains(&job.id));
                     naive.sort_by_key(|(job, _)| order(job));
-                    let mut expect = Vec::new();
-                    if let Some((first, _)) = naive.iter().find(|(job, _)| job.deadline.is_none_or(|d| d > at)) {
-                        let mut rows = 0;
-                        for (job, _) in naive.iter().filter(|(job, _)| job.slot == first.slot) {
-                            if job.deadline.is_some_and(|d| d <= at) { continue; }
-                            if rows + job.rows > 8 { break; }
-                            rows += job.rows;
-                            expect.push(job.id);
+                    // Nobody is ever charged here, so the first tenant by number has the turn; within a batch each row
+                    // taken puts its tenant behind the others.
+                    let in_time = |job: &TestJob| job.deadline.is_none_or(|d| d > at);
+                    let mut expect: Vec<usize> = Vec::new();
+                    if let Some((first, _)) = naive.iter().find(|(job, _)| in_time(job)) {
+                        let mut rows = first.rows;
+                        let mut had = std::collections::HashMap::from([((first.lane, first.tenant), first.rows)]);
+                        expect.push(first.id);
+                        'full: for lane in Lane::ALL {
+                            loop {
+                                let left = naive.iter().map(|(job, _)| job).filter(|job| {
+                                    job.slot == first.slot && job.lane == lane && in_time(job) && !expect.contains(&job.id)
+                                });
+                                let turn = |job: &&TestJob| had.get(&(lane, job.tenant)).copied().unwrap_or(0);
+                                // The list is sorted: the first of those whose turn it is.
+                                let Some(next) = left.min_by_key(|job| (turn(job), job.tenant)) else { break };
+                                if rows >= 8 || rows + next.rows > 8 { break 'full; }
+                                rows += next.rows;
+                                *had.entry((lane, next.tenant)).or_insert(0) += next.rows;
+                                expect.push(next.id);
+                            }
                         }
                     }
                     prop_assert_eq!(ids(&popped.jobs), expect.clone());
@@ -276,4 +297,36 @@ fn low_work_leaves_executors_free() {
     assert!(queue.pop(now, 0).jobs.is_empty());
     queue.finished(s[0], Lane::Low, &[]);
     assert_eq!(queue.pop(now, 0).jobs.first().unwrap().id, 1);
+}
+
+#[test]
+fn tenants_get_equal_time_though_one_sends_ten_times_as_much() {
+    let (now, s) = (Instant::now(), slots(2));
+    let mut queue = queue(0.05);
+    let mut id = 0;
+    let mut time = [Duration::ZERO; 2];
+    let mut of_b = 0;
+    for round in 0..4000 {
+        while of_b < 8 {
+            of_b += 1;
+            for tenant in [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1] {
+                id += 1;
+                // What B sends is for the slower model.
+                queue.push(TestJob { tenant, ..job(id, Lane::Normal, s[tenant as usize]) });
+            }
+        }
+        let jobs = queue.pop(now, 0).jobs;
+        let tenant = jobs[0].tenant;
+        assert!(jobs.iter().all(|job| job.tenant == tenant));
+        of_b -= if tenant == 1 { jobs.len() } else { 0 };
+        let each = Duration::from_millis(if tenant == 1 { 3 } else { 1 });
+        let cost = each * u32::try_from(jobs.len()).unwrap();
+        let charge = Charge { lane: Lane::Normal, tenant: TenantId(tenant), weight: 1.0, cost };
+        queue.finished(jobs[0].slot, Lane::Normal, &[charge]);
+        if round > 100 {
+            time[tenant as usize] += cost;
+        }
+    }
+    let ratio = time[1].as_secs_f64() / time[0].as_secs_f64();
+    assert!((0.9..=1.1).contains(&ratio), "{ratio} {time:?}");
 }
