@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
-    admission::{Tenant, TenantPlace, Ticket},
+    admission::{Ahead, Tenant, TenantPlace, Ticket},
     model::{Binding, Lane, NamedTensor, Version, VersionSelector},
     registry::ModelSlot,
 };
@@ -58,6 +58,8 @@ pub struct BoundCall {
     pub tenant: Arc<Tenant>,
     /// Counts it among the tenant's until it has ended.
     pub place: TenantPlace,
+    /// Counts its work among what is ahead of others until it has ended.
+    pub ahead: Option<Ahead>,
 }
 
 /// Something that waits its turn in a lane.

@@ -145,6 +145,7 @@ struct Detail {
     message: Cow<'static, str>,
     field: Option<String>,
     retry_after: Option<Duration>,
+    more: Option<(&'static str, String)>,
 }
 
 /// Shorthand for results whose failure the caller sees.
@@ -168,6 +169,18 @@ impl Error {
     pub fn with_retry_after(mut self, after: Duration) -> Self {
         self.detail.retry_after = Some(after);
         self
+    }
+
+    /// Adds a fact for programs, for the metadata of google.rpc.ErrorInfo.
+    #[must_use]
+    pub fn with_detail(mut self, key: &'static str, value: impl Into<String>) -> Self {
+        self.detail.more = Some((key, value.into()));
+        self
+    }
+
+    /// A fact for programs.
+    pub fn detail(&self) -> Option<(&'static str, &str)> {
+        self.detail.more.as_ref().map(|(key, value)| (*key, value.as_str()))
     }
 
     /// Why.

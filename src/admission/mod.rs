@@ -5,12 +5,14 @@
 
 mod control;
 mod deadline;
+mod forecast;
 mod limit;
 mod resolve;
 mod tenants;
 
 pub use control::ControlLane;
 pub use deadline::{Deadline, DeadlineLayer};
+pub use forecast::{Ahead, Deadlines, Forecast, ForecastLayer, Forecaster};
 pub use limit::{Headroom, LimitConfig, LimitSnapshot, Limiter, PriorityLimit, PriorityLimitLayer, Ticket};
 pub(crate) use resolve::version_not_live;
 pub use resolve::{Resolve, ResolveLayer};

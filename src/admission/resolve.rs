@@ -98,7 +98,7 @@ fn resolve(to: &ResolveLayer, call: InferCall) -> Result<BoundCall> {
     }
     let lane = tenant.lane(call.lane.unwrap_or(lease.manifest.scheduling.default_lane));
     drop(lease);
-    Ok(BoundCall { call, slot, binding, lane, tenant, place })
+    Ok(BoundCall { call, slot, binding, lane, tenant, place, ahead: None })
 }
 
 fn unknown_model(name: &str, registry: &Registry) -> Error {

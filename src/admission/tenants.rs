@@ -88,7 +88,7 @@ impl Tenant {
             let burst = NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN);
             let each = Duration::from_secs_f64(1.0 / settings.rate).max(Duration::from_nanos(1));
             let quota = Quota::with_period(each).unwrap_or(Quota::per_second(burst)).allow_burst(burst);
-            RateLimiter::direct_with_clock(quota, PausableClock::default())
+            RateLimiter::direct_with_clock(quota, PausableClock)
         });
         Self {
             id: TenantId(id),
@@ -155,7 +155,7 @@ impl Tenant {
             return Err(error.with_retry_after(Duration::from_millis(100)));
         }
         if let Some(Err(early)) = self.bucket.as_ref().map(RateLimiter::check) {
-            let wait = early.wait_time_from(PausableClock::default().now());
+            let wait = early.wait_time_from(PausableClock.now());
             let message = format!(
                 "tenant '{}' sends more than {} requests a second (tenants.*.rate)",
                 self.label, self.settings.rate

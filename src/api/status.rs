@@ -10,7 +10,9 @@ use crate::error::{Code, Error};
 /// The status for `error`, with google.rpc ErrorInfo (always), RetryInfo and BadRequest (where they apply).
 pub fn status(error: &Error) -> Status {
     let mut details = ErrorDetails::new();
-    details.set_error_info(error.reason().as_str(), "torchlane", HashMap::new());
+    let metadata: HashMap<String, String> =
+        error.detail().map(|(key, value)| (key.to_owned(), value.to_owned())).into_iter().collect();
+    details.set_error_info(error.reason().as_str(), "torchlane", metadata);
     if let Some(after) = error.retry_after() {
         details.set_retry_info(Some(after));
     }

@@ -12,7 +12,7 @@ use super::{
     drain, idle, io, stack, web,
 };
 use crate::{
-    admission::{ControlLane, LimitSnapshot, Tenants},
+    admission::{ControlLane, Forecaster, LimitSnapshot, Tenants},
     api::{health::Health, http, native::ModelServerService},
     backend::{Backend, FakeBackend, ThreadRole},
     config::{BackendKind, Settings},
@@ -110,12 +110,14 @@ async fn run(
     let scheduler = Arc::new(Scheduler::start(executors, &backend)?);
     let loader = LoaderPool::start(settings.loader.threads, &backend)?;
     let limiter = stack::limiter(&settings.admission);
+    let forecaster = Forecaster::new(plan.executors, settings.executors.max_block);
     let tenants = Arc::new(Tenants::new(&settings.tenants));
     metrics.attach(Sources {
         limiter: limiter.clone(),
         scheduler: scheduler.clone(),
         models: registry.clone(),
         tenants: tenants.clone(),
+        forecaster: forecaster.clone(),
     });
     let observer = {
         let (metrics, health, tasks) = (metrics.clone(), health.clone(), tasks.clone());
@@ -131,7 +133,15 @@ async fn run(
     // `closing` ends accepting and sends GOAWAY; `killed` is the end of patience.
     let (closing, killed) = (CancellationToken::new(), CancellationToken::new());
     let access = Arc::new(AccessLog::new(settings.log.access));
-    let infer = stack::infer(registry, tenants, limiter.clone(), scheduler.clone(), metrics.clone(), access);
+    let infer = stack::infer(
+        registry,
+        tenants,
+        forecaster,
+        limiter.clone(),
+        scheduler.clone(),
+        metrics.clone(),
+        access,
+    );
     let control = ControlLane::new(settings.admission.control_in_flight, settings.admission.control_queue);
     let limit = usize::try_from(settings.server.max_message_bytes.as_u64()).unwrap_or(usize::MAX);
     let native = ModelServerServer::new(ModelServerService::new(

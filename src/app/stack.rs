@@ -7,8 +7,8 @@ use tower::ServiceBuilder;
 use crate::{
     admission::{Deadline, Resolve},
     admission::{
-        DeadlineLayer, Headroom, LimitConfig, Limiter, PriorityLimit, PriorityLimitLayer, ResolveLayer,
-        Tenants,
+        DeadlineLayer, Forecast, ForecastLayer, Forecaster, Headroom, LimitConfig, Limiter, PriorityLimit,
+        PriorityLimitLayer, ResolveLayer, Tenants,
     },
     config::Admission,
     registry::Registry,
@@ -17,12 +17,13 @@ use crate::{
 };
 
 /// What every inference call goes through.
-pub(super) type InferStack = Record<Resolve<Deadline<PriorityLimit<Dispatch>>>>;
+pub(super) type InferStack = Record<Resolve<Deadline<Forecast<PriorityLimit<Dispatch>>>>>;
 
 /// Builds it.
 pub(super) fn infer(
     registry: Arc<Registry>,
     tenants: Arc<Tenants>,
+    forecaster: Arc<Forecaster>,
     limiter: Arc<Limiter>,
     scheduler: Arc<Scheduler>,
     metrics: Arc<Metrics>,
@@ -35,6 +36,8 @@ pub(super) fn infer(
         .layer(ResolveLayer::new(registry, tenants))
         // Holds everything below to the deadline: waiting for a ticket, for an executor, for the result.
         .layer(DeadlineLayer)
+        // Refuses at once what would be late.
+        .layer(ForecastLayer::new(forecaster))
         // Waits for a ticket, in the order of lanes.
         .layer(PriorityLimitLayer::new(limiter))
         // Waits for an executor, in the same order, decided again at dispatch.

@@ -231,15 +231,12 @@ impl Shared {
     fn run(&self, jobs: Vec<Job>, index: usize) -> Option<Ended> {
         let (slot, lead) = jobs.first().map(|job| (job.bound.slot.id(), job.bound.lane))?;
         // Who had how many rows in it.
-        let mut parts: SmallVec<[(Lane, Arc<Tenant>, usize, u32); 2]> = SmallVec::new();
-        for job in &jobs {
-            let rows = job.bound.binding.rows.max(1);
-            match parts
-                .iter_mut()
-                .find(|part| part.0 == job.bound.lane && part.1.id() == job.bound.tenant.id())
-            {
-                Some(part) => (part.2, part.3) = (part.2 + rows, part.3 + 1),
-                None => parts.push((job.bound.lane, job.bound.tenant.clone(), rows, 1)),
+        let mut parts: SmallVec<[Part; 2]> = SmallVec::new();
+        for BoundCall { lane, tenant, binding, .. } in jobs.iter().map(|job| &job.bound) {
+            let rows = binding.rows.max(1);
+            match parts.iter_mut().find(|part| part.lane == *lane && part.tenant.id() == tenant.id()) {
+                Some(part) => (part.rows, part.requests) = (part.rows + rows, part.requests + 1),
+                None => parts.push(Part { lane: *lane, tenant: tenant.clone(), rows, requests: 1 }),
             }
         }
         let started = Instant::now();
@@ -249,14 +246,22 @@ impl Shared {
             busy.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         }
         self.batches.fetch_add(1, Ordering::Relaxed);
-        let total: usize = parts.iter().map(|part| part.2).sum();
-        let costs = parts.into_iter().map(|(lane, tenant, rows, requests)| {
+        let total: usize = parts.iter().map(|part| part.rows).sum();
+        let costs = parts.into_iter().map(|Part { lane, tenant, rows, requests }| {
             let cost = took.mul_f64(rows as f64 / total as f64);
             tenant.charge(cost / requests, requests);
             Charge { lane, tenant: tenant.id(), weight: tenant.weight(), cost }
         });
         Some(Ended { slot, lead, costs: costs.collect() })
     }
+}
+
+/// What one tenant has in a batch.
+struct Part {
+    lane: Lane,
+    tenant: Arc<Tenant>,
+    rows: usize,
+    requests: u32,
 }
 
 /// A batch that has run.

@@ -10,7 +10,7 @@ use prometheus_client::{
 };
 
 use crate::{
-    admission::{Limiter, Tenants},
+    admission::{Forecaster, Limiter, Tenants},
     lifecycle::{Change, ModelEvent, Phases},
     model::{Lane, Version},
     sched::Scheduler,
@@ -30,6 +30,7 @@ pub const CATALOGUE: &[(&str, &str, &str)] = &[
     ("torchlane_reload_phase_duration_seconds", "gauge", "model, phase"),
     ("torchlane_model_info", "gauge", "model, version, sha256"),
     ("torchlane_executor_busy_seconds_total", "counter", "executor"),
+    ("torchlane_deadlines_total", "counter", "lane, result"),
     ("torchlane_tenant_compute_seconds_total", "counter", "tenant"),
     ("torchlane_profile_pass_seconds", "gauge", "model, row_bytes, rows"),
     ("torchlane_build_info", "gauge", "version"),
@@ -81,6 +82,12 @@ struct InfoLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ExecutorLabel {
     executor: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DeadlineLabels {
+    lane: &'static str,
+    result: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -169,6 +176,7 @@ pub struct Metrics {
     /// By model.
     series: RwLock<HashMap<String, Kinds>>,
     live: Mutex<HashMap<String, InfoLabels>>,
+    deadlines: Family<DeadlineLabels, Counter>,
     tenants: Family<TenantLabel, Counter<f64, std::sync::atomic::AtomicU64>>,
     profile: Family<ProfileLabels, Gauge<f64, std::sync::atomic::AtomicU64>>,
     sources: Mutex<Option<Sources>>,
@@ -185,6 +193,8 @@ pub struct Sources {
     pub models: Arc<crate::registry::Registry>,
     /// Callers.
     pub tenants: Arc<Tenants>,
+    /// Deadlines.
+    pub forecaster: Arc<Forecaster>,
 }
 
 /// Sizes of passes that are shown for a model: those that ran most.
@@ -220,6 +230,7 @@ impl Default for Metrics {
             busy: Family::default(),
             series: RwLock::default(),
             live: Mutex::default(),
+            deadlines: Family::default(),
             tenants: Family::default(),
             profile: Family::default(),
             sources: Mutex::default(),
@@ -267,6 +278,7 @@ impl Default for Metrics {
             Unit::Seconds,
             metrics.busy.clone(),
         );
+        r.register("deadlines", "Requests with a deadline by what became of them", metrics.deadlines.clone());
         r.register_with_unit(
             "tenant_compute",
             "Executor time of a tenant's requests",
@@ -385,7 +397,9 @@ impl Metrics {
 
     fn refresh(&self) {
         let sources = self.sources.lock();
-        let Some(Sources { limiter, scheduler, models, tenants }) = sources.as_ref() else { return };
+        let Some(Sources { limiter, scheduler, models, tenants, forecaster }) = sources.as_ref() else {
+            return;
+        };
         let (admission, ran) = (limiter.snapshot(), scheduler.snapshot());
         let count = |n: Option<&usize>| n.map_or(0, |n| i64::try_from(*n).unwrap_or(i64::MAX));
         for lane in Lane::ALL {
@@ -399,6 +413,15 @@ impl Metrics {
         for (executor, busy) in executors.chain([("wire".to_owned(), &ran.on_wire)]) {
             let counter = self.busy.get_or_create(&ExecutorLabel { executor });
             counter.inc_by((busy.as_secs_f64() - counter.get()).max(0.0));
+        }
+        let deadlines = forecaster.deadlines();
+        for (result, by_lane) in
+            [("refused", deadlines.refused), ("in_time", deadlines.in_time), ("late", deadlines.late)]
+        {
+            for (lane, count) in Lane::ALL.into_iter().zip(by_lane) {
+                let counter = self.deadlines.get_or_create(&DeadlineLabels { lane: lane.as_str(), result });
+                counter.inc_by(count.saturating_sub(counter.get()));
+            }
         }
         for (tenant, compute) in tenants.compute() {
             let counter = self.tenants.get_or_create(&TenantLabel { tenant: tenant.to_string() });
@@ -443,6 +466,7 @@ mod tests {
         metrics.phases(&model(), Phases::default());
         metrics.info.get_or_create(&InfoLabels { model: model(), version: model(), sha256: model() }).set(1);
         metrics.busy.get_or_create(&ExecutorLabel { executor: model() }).inc_by(1.0);
+        metrics.deadlines.get_or_create(&DeadlineLabels { lane: "LOW", result: "late" }).inc();
         metrics.tenants.get_or_create(&TenantLabel { tenant: model() }).inc_by(1.0);
         metrics.profile.get_or_create(&ProfileLabels { model: model(), row_bytes: 1, rows: 1 }).set(1.0);
         let text = metrics.encode();
