@@ -2,7 +2,7 @@
 
     pip install grpcio grpcio-tools
     python -m grpc_tools.protoc -Iproto --python_out=. --grpc_python_out=. proto/torchlane/v1/model_server.proto
-    python examples/client.py 127.0.0.1:50051
+    PYTHONPATH=. python examples/client.py 127.0.0.1:50051
 """
 
 import array

@@ -25,6 +25,10 @@ pub struct ControlLane {
     work: TaskTracker,
 }
 
+/// The right to change something. Let go of it once the change is made, even where there is something to wait for.
+#[derive(Debug)]
+pub struct ControlPlace(#[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
+
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl Drop for Waiting<'_> {
@@ -41,15 +45,21 @@ impl ControlLane {
     }
 
     /// Waits for a place, first come first served, and does `work` in a task of its own: a change that was begun is
-    /// carried through, whether its caller stays or not, and holds its place until then.
+    /// carried through, whether its caller stays or not. It holds its place until the work is done or lets go of it.
+    /// `late` is what to say when the deadline passes after the work has begun.
     ///
     /// # Errors
-    /// Too many wait already; the deadline passed, and the message says whether anything was begun; or what `work` says.
-    pub async fn run<T: Send + 'static>(
+    /// Too many wait already; the deadline passed; or what `work` says.
+    pub async fn run<T, W>(
         &self,
         deadline: Option<Instant>,
-        work: impl Future<Output = Result<T>> + Send + 'static,
-    ) -> Result<T> {
+        late: &'static str,
+        work: impl FnOnce(ControlPlace) -> W,
+    ) -> Result<T>
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<T>> + Send + 'static,
+    {
         let place = within(
             deadline,
             self.enter(),
@@ -57,13 +67,12 @@ impl ControlLane {
         )
         .await?;
         let (done, outcome) = oneshot::channel();
+        let work = work(ControlPlace(place));
         self.work.spawn(async move {
-            let _place = place;
             let _caller_left = done.send(work.await);
         });
         let outcome = async { outcome.await.unwrap_or_else(|_| Err(stopping())) };
-        within(deadline, outcome, || "the deadline passed; the change goes on: see GetModel or WatchModels")
-            .await
+        within(deadline, outcome, || late).await
     }
 
     /// No work is under way and nobody waits to begin any.
@@ -134,19 +143,19 @@ mod tests {
         let soon = || Some(Instant::now() + Duration::from_secs(1));
         let (release, held) = oneshot::channel::<()>();
         let begun = lane
-            .run(soon(), async move {
+            .run(soon(), "it goes on", async move |_place| {
                 let _released = held.await;
                 Ok(())
             })
             .await
             .unwrap_err();
-        assert!(begun.message().contains("goes on"), "{begun}");
-        let waited = lane.run(soon(), async { Ok(()) }).await.unwrap_err();
+        assert_eq!(begun.message(), "it goes on");
+        let waited = lane.run(soon(), "", async move |_place| Ok(())).await.unwrap_err();
         assert!(waited.message().contains("nothing was changed"), "{waited}");
         assert!(!lane.is_idle(), "the place is held by the work, not by its caller");
         release.send(()).unwrap();
         lane.finish().await;
         assert!(lane.is_idle());
-        lane.run(None, async { Ok(()) }).await.unwrap();
+        lane.run(None, "", async move |_place| Ok(())).await.unwrap();
     }
 }

@@ -10,7 +10,7 @@ mod limit;
 mod resolve;
 mod tenants;
 
-pub use control::ControlLane;
+pub use control::{ControlLane, ControlPlace};
 pub use deadline::{Deadline, DeadlineLayer};
 pub use forecast::{Ahead, Deadlines, Forecast, ForecastLayer, Forecaster};
 pub use limit::{Headroom, LimitConfig, LimitSnapshot, Limiter, PriorityLimit, PriorityLimitLayer, Ticket};

@@ -35,9 +35,11 @@ impl Health {
         (health, HealthServer::new(service))
     }
 
-    /// A model serves, or does not.
+    /// A model serves, or does not. One that is named like the API cannot speak for it.
     pub async fn set_model(&self, name: &str, serving: bool) {
-        self.set(name, serving).await;
+        if name != API {
+            self.set(name, serving).await;
+        }
     }
 
     /// The first models are ready.

@@ -14,6 +14,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use super::activity::{Activity, Lively};
 use crate::sched;
 
 /// Connections that an I/O thread may have been dealt and not yet taken up.
@@ -42,6 +43,7 @@ impl IoThreads {
         count: usize,
         service: S,
         enter: impl Fn() -> Box<dyn std::any::Any> + Clone + Send + 'static,
+        activity: &Arc<Activity>,
         stop: &CancellationToken,
         kill: &CancellationToken,
     ) -> std::io::Result<Self>
@@ -57,6 +59,7 @@ impl IoThreads {
         for index in 0..count.max(1) {
             let (deal, mut dealt) = mpsc::channel::<std::net::TcpStream>(DEALT);
             let (service, stop, kill, enter) = (service.clone(), stop.clone(), kill.clone(), enter.clone());
+            let activity = activity.clone();
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .on_thread_unpark(sched::wire_woke)
@@ -67,7 +70,8 @@ impl IoThreads {
                     let connections = TaskTracker::new();
                     while let Some(stream) = dealt.recv().await {
                         let Ok(stream) = TcpStream::from_std(stream) else { continue };
-                        connections.spawn(connection(stream, service.clone(), stop.clone(), kill.clone()));
+                        let (service, activity) = (service.clone(), activity.clone());
+                        connections.spawn(connection(stream, service, activity, stop.clone(), kill.clone()));
                     }
                     connections.close();
                     connections.wait().await;
@@ -120,15 +124,20 @@ impl IoThreads {
 const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 
 /// A connection that has said hello. One that says nothing is given up: pings find out who is gone only after that.
-async fn greeted(mut stream: TcpStream) -> Option<impl AsyncRead + AsyncWrite> {
+async fn greeted(mut stream: TcpStream, activity: Arc<Activity>) -> Option<impl AsyncRead + AsyncWrite> {
     let mut preface = [0; PREFACE];
     tokio::time::timeout(HELLO, stream.read_exact(&mut preface)).await.ok()?.ok()?;
     let (rest, answers) = stream.into_split();
-    Some(tokio::io::join(std::io::Cursor::new(preface).chain(rest), answers))
+    Some(Lively { inner: tokio::io::join(std::io::Cursor::new(preface).chain(rest), answers), activity })
 }
 
-async fn connection<S>(stream: TcpStream, service: S, stop: CancellationToken, kill: CancellationToken)
-where
+async fn connection<S>(
+    stream: TcpStream,
+    service: S,
+    activity: Arc<Activity>,
+    stop: CancellationToken,
+    kill: CancellationToken,
+) where
     S: tower::Service<http::Request<hyper::body::Incoming>, Response = http::Response<tonic::body::Body>>
         + Clone
         + Send
@@ -145,7 +154,11 @@ where
         .max_header_list_size(16 * 1024)
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .keep_alive_timeout(Duration::from_secs(20));
-    let Some(stream) = greeted(stream).await else { return };
+    let greeted = tokio::select! {
+        greeted = greeted(stream, activity) => greeted,
+        () = stop.cancelled() => return,
+    };
+    let Some(stream) = greeted else { return };
     let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     tokio::pin!(connection);
     let mut stopping = false;
@@ -193,7 +206,7 @@ mod tests {
         let silent = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (accepted, _) = listener.accept().await.unwrap();
         let began = tokio::time::Instant::now();
-        assert!(greeted(accepted).await.is_none());
+        assert!(greeted(accepted, Activity::new()).await.is_none());
         assert_eq!(began.elapsed().as_secs(), HELLO.as_secs());
         drop(silent);
     }

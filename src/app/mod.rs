@@ -1,5 +1,6 @@
 //! Configuration in, running process out. Every stack is put together here, in one place to read.
 
+mod activity;
 mod cpu;
 mod drain;
 mod idle;

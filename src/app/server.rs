@@ -8,6 +8,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
 use super::{
+    activity::Activity,
     cpu::{CpuPlan, cpu_quota},
     drain, idle, io, stack, web,
 };
@@ -16,7 +17,7 @@ use crate::{
     api::{health::Health, http, native::ModelServerService},
     backend::{Backend, FakeBackend, ThreadRole},
     config::{BackendKind, Settings},
-    layers::{Guard, ReadDeadline, RequestCap, Shed},
+    layers::{End, Guard, ReadDeadline, RequestCap, Shed},
     lifecycle::{Manager, ManagerConfig, prepare},
     loader::LoaderPool,
     proto::{self, model_server_server::ModelServerServer},
@@ -148,6 +149,7 @@ async fn run(
         infer,
         manager.clone(),
         control.clone(),
+        limit,
         closing.clone(),
     ))
     .max_decoding_message_size(limit)
@@ -167,12 +169,11 @@ async fn run(
             .add_service(reflection().build_v1alpha().map_err(broken)?);
     }
     let cap: io::SharedCap = RequestCap::new(settings.server.max_requests);
-    let service = Guard::new(Shed::new(
-        ReadDeadline::new(routes.prepare(), settings.admission.max_deadline),
-        cap.clone(),
-    ));
+    let read = ReadDeadline::new(routes.prepare(), settings.admission.max_deadline);
+    let service = Guard::new(Shed::new(End::new(read, closing.clone()), cap.clone()));
     let enter = move || backend.enter_thread(ThreadRole::Executor { intra_op: 1 });
-    let io = io::IoThreads::start(plan.io, service, enter, &closing, &killed)?;
+    let activity = Activity::new();
+    let io = io::IoThreads::start(plan.io, service, enter, &activity, &closing, &killed)?;
     let accepting = tasks.spawn(io.accept(grpc, closing.clone()));
     let web_closing = killed.clone();
     let router = http::router(health.clone(), metrics.clone());
@@ -218,20 +219,22 @@ async fn run(
     tracing::info!(why, drain_delay = ?settings.server.drain_delay, grace = ?settings.server.grace, "stopping: no longer ready");
     tokio::time::sleep(settings.server.drain_delay).await;
     closing.cancel();
+    let grace_ends = Instant::now() + settings.server.grace;
     let ended = async {
         let Ok(io) = accepting.await else { return };
         let _panicked = tokio::task::spawn_blocking(move || io.join()).await;
     };
     tokio::pin!(ended);
-    let quiet = || cap.is_idle() && control.is_idle() && limiter.snapshot() == LimitSnapshot::default();
+    let nothing_runs =
+        || cap.is_idle() && control.is_idle() && limiter.snapshot() == LimitSnapshot::default();
     tokio::select! {
         () = ended.as_mut() => {}
-        // What is left are streams that do not end by themselves, such as a watch of health.
-        () = stays(quiet, LAST_WORDS) => {
+        // What is left are peers that do not answer. An answer that is still being taken moves something now and then.
+        () = becomes(|| nothing_runs() && activity.rest() >= DEAF) => {
             killed.cancel();
             ended.await;
         }
-        () = tokio::time::sleep(settings.server.grace) => {
+        () = tokio::time::sleep_until(grace_ends) => {
             tracing::warn!("requests were still running when the grace time ended: they are cut off");
             killed.cancel();
             ended.await;
@@ -249,7 +252,8 @@ async fn run(
         manager.stop().await;
         control.finish().await;
     };
-    let _abandoned = tokio::time::timeout(LAST_CHANGES, last_changes).await;
+    let patience = grace_ends.saturating_duration_since(Instant::now()).clamp(LAST_WORDS, LAST_CHANGES);
+    let _abandoned = tokio::time::timeout(patience, last_changes).await;
     drop(scheduler);
     tracing::info!("stopped");
     Ok(())
@@ -258,17 +262,16 @@ async fn run(
 /// Time for changes of models once no request is left.
 const LAST_CHANGES: Duration = Duration::from_secs(5);
 
-/// Time for the last answers to be written once nothing is in flight any more.
+/// Time for the last answers on the HTTP port to be written.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// Waits until `holds` has held for that long.
-async fn stays(holds: impl Fn() -> bool, long: Duration) {
-    let mut since = Instant::now();
-    while since.elapsed() < long {
+/// A peer on whose connection nothing moves for so long does not listen any more.
+const DEAF: Duration = Duration::from_secs(3);
+
+/// Waits until it is so.
+async fn becomes(so: impl Fn() -> bool) {
+    while !so() {
         tokio::time::sleep(Duration::from_millis(20)).await;
-        if !holds() {
-            since = Instant::now();
-        }
     }
 }
 

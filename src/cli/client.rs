@@ -20,7 +20,8 @@ pub(super) struct ServerArgs {
 
 impl ServerArgs {
     pub(super) async fn connect(&self) -> Result<ModelServerClient<Channel>, Failure> {
-        if self.addr.starts_with("https://") {
+        let scheme = self.addr.split_once("://").map(|(scheme, _)| scheme);
+        if scheme.is_some_and(|scheme| scheme != "http") {
             let message = "torchlane speaks plaintext: write --addr HOST:PORT, and end TLS in a proxy";
             return Err(Failure::Usage(message.to_owned()));
         }
@@ -54,6 +55,12 @@ pub(super) fn refused(status: &Status) -> Failure {
     // tonic's own clock; the server's refusal may come a moment later.
     if status.code() == Code::Cancelled && status.message() == "Timeout expired" {
         return Failure::Failed("no answer came within --timeout [DEADLINE_EXCEEDED]".to_owned());
+    }
+    // No gRPC came back at all.
+    if status.code() == Code::Unknown && status.message() == "transport error" {
+        return Failure::Failed(
+            "what answers there does not speak gRPC, or hung up: is --addr the gRPC port?".to_owned(),
+        );
     }
     let details = status.get_error_details();
     let reason = details.error_info().map(|info| format!(" [{}]", info.reason)).unwrap_or_default();

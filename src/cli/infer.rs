@@ -48,7 +48,10 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         let mut client = args.server.connect().await?;
         let request = proto::GetModelRequest { model: args.model.clone() };
         let model = client.get_model(request).await.map_err(|status| refused(&status))?.into_inner();
-        let proto::Signature { inputs: specs, outputs } = model.signature.unwrap_or_default();
+        let Some(proto::Signature { inputs: specs, outputs }) = model.signature else {
+            let why = if model.last_error.is_empty() { "it is not loaded" } else { &model.last_error };
+            return Err(Failure::Failed(format!("model '{}' has no version live: {why}", args.model)));
+        };
         let (inputs, picture) = match &args.image {
             Some(path) => {
                 let picture = Picture::read(path).map_err(Failure::Usage)?;

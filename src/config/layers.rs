@@ -47,6 +47,9 @@ const DEFAULT_FILE: &str = "torchlane.toml";
 /// came from.
 pub fn load(file: Option<&Path>, flags: &[(String, String)]) -> Result<Layered, ConfigError> {
     let file = match file {
+        Some(path) if path.exists() && !path.is_file() => {
+            return Err(ConfigError(format!("{} is not a file: name a file with --config", path.display())));
+        }
         Some(path) if !path.is_file() => {
             return Err(ConfigError(format!("{} does not exist: name a file with --config", path.display())));
         }
@@ -70,13 +73,16 @@ pub fn load(file: Option<&Path>, flags: &[(String, String)]) -> Result<Layered, 
     Ok(Layered { settings, provenance })
 }
 
-/// TORCHLANE_ADDR, TORCHLANE_CACHE and TORCHLANE_CONFIG are no settings of the server; and beside a Service that is named
-/// torchlane, Kubernetes sets TORCHLANE_SERVICE_HOST, TORCHLANE_PORT, TORCHLANE_PORT_8080_TCP_ADDR and so on.
+/// TORCHLANE_ADDR, TORCHLANE_CACHE and TORCHLANE_CONFIG are no settings of the server; and beside a Service whose name begins
+/// with torchlane, Kubernetes sets TORCHLANE_SERVICE_HOST, TORCHLANE_GRPC_PORT, TORCHLANE_PORT_8080_TCP_ADDR and so on.
 fn is_no_setting(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
-    matches!(key.as_str(), "addr" | "cache" | "config" | "port" | "service_host")
-        || key.starts_with("port_")
-        || key.starts_with("service_port")
+    let of_a_service = || {
+        let key = format!("_{key}");
+        key.ends_with("_port")
+            || ["_port_", "_service_host", "_service_port"].iter().any(|part| key.contains(part))
+    };
+    matches!(key.as_str(), "addr" | "cache" | "config") || (!key.contains("__") && of_a_service())
 }
 
 trait Named {
@@ -176,7 +182,10 @@ fn explain(error: &figment::Error, figment: &Figment) -> ConfigError {
 /// What serde expects, for people.
 fn in_words(wanted: &str) -> String {
     match wanted {
-        "usize" | "u64" => "a whole number, 0 or more,".to_owned(),
+        "a boolean" => "true or false".to_owned(),
+        "a string" | "path string" => "a text in quotes".to_owned(),
+        "socket address" => "an IP address and a port such as 0.0.0.0:50051".to_owned(),
+        "usize" | "u64" | "u32" => "a whole number, 0 or more,".to_owned(),
         "f64" => "a number".to_owned(),
         "parsable string" => "a size such as '64MiB'".to_owned(),
         "a sequence" => "a list such as ['models']".to_owned(),
@@ -284,7 +293,15 @@ mod tests {
 
     #[test]
     fn what_kubernetes_sets_is_no_setting() {
-        for name in ["PORT", "SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_GRPC", "PORT_50051_TCP_ADDR"] {
+        for name in [
+            "PORT",
+            "SERVICE_HOST",
+            "SERVICE_PORT",
+            "SERVICE_PORT_GRPC",
+            "PORT_50051_TCP_ADDR",
+            "GRPC_SERVICE_HOST",
+            "WEB_PORT",
+        ] {
             assert!(is_no_setting(name), "{name}");
         }
         assert!(!is_no_setting("SERVER__GRACE") && !is_no_setting("PORTS"));

@@ -204,24 +204,30 @@ impl Settings {
     pub fn validate(&self) -> Result<(), (&'static str, String, &'static str)> {
         let a = &self.admission;
         let counts = [
-            ("admission.max_in_flight", a.max_in_flight),
-            ("admission.control_in_flight", a.control_in_flight),
-            ("server.max_requests", self.server.max_requests),
-            ("loader.threads", self.loader.threads),
+            ("admission.max_in_flight", a.max_in_flight, 1, 1 << 20, "1 to 1048576"),
+            ("admission.queue_depth", a.queue_depth, 0, 1 << 20, "0 to 1048576"),
+            ("admission.control_in_flight", a.control_in_flight, 1, 1024, "1 to 1024"),
+            ("admission.control_queue", a.control_queue, 0, 1 << 20, "0 to 1048576"),
+            ("server.max_requests", self.server.max_requests, 1, 1 << 24, "1 to 16777216"),
+            ("loader.threads", self.loader.threads, 1, 64, "1 to 64"),
+            ("executors.threads", self.executors.threads, 0, 1024, "0 to 1024"),
+            ("executors.intra_op_threads", self.executors.intra_op_threads, 0, 1024, "0 to 1024"),
+            ("server.io_threads", self.server.io_threads, 0, 1024, "0 to 1024"),
         ];
-        for (key, value) in counts {
-            if value == 0 {
-                return Err((key, "0".to_owned(), "at least 1"));
+        for (key, value, least, most, allowed) in counts {
+            if !(least..=most).contains(&value) {
+                return Err((key, value.to_string(), allowed));
             }
         }
-        for (key, value) in [
-            ("executors.threads", self.executors.threads),
-            ("executors.intra_op_threads", self.executors.intra_op_threads),
-            ("server.io_threads", self.server.io_threads),
-        ] {
-            if value > 1024 {
-                return Err((key, value.to_string(), "at most 1024"));
+        for (key, value) in
+            [("admission.max_deadline", a.max_deadline), ("executors.max_block", self.executors.max_block)]
+        {
+            if value < Duration::from_millis(1) {
+                return Err((key, humantime::format_duration(value).to_string(), "1ms or more"));
             }
+        }
+        if let Err(error) = crate::telemetry::filter(&self.log.level) {
+            return Err(("log.level", error, "a filter such as info, warn or info,torchlane::access=off"));
         }
         let shares = [
             ("admission.headroom_high", a.headroom_high),

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tonic::body::Body;
 use tower::Service;
 
-use super::{INFER_STREAM, INFERENCE, timely::Timely};
+use super::{INFER_STREAM, REFLECTION, timely::Timely};
 use crate::{
     api,
     error::{Error, Reason},
@@ -54,7 +54,7 @@ where
                 let deadline = timeout.map(|timeout| Instant::now() + timeout.min(self.longest));
                 request.extensions_mut().insert(Deadline(deadline));
                 let path = request.uri().path();
-                let one_message = path.starts_with(INFERENCE) && path != INFER_STREAM;
+                let one_message = path != INFER_STREAM && !path.starts_with(REFLECTION);
                 // A call may wait for ever, but not for the rest of its own message.
                 let until = deadline.or_else(|| one_message.then(|| Instant::now() + self.longest));
                 Either::Left(self.inner.call(request.map(|body| Timely::new(body, until))))
@@ -113,7 +113,7 @@ mod tests {
         });
         let mut service = ReadDeadline::new(read, Duration::from_secs(300));
         for (timeout, path, waits) in
-            [(Some("2S"), "/any/Method", 2), (Some("400S"), INFER_STREAM, 300), (None, INFERENCE, 300)]
+            [(Some("2S"), "/any/Method", 2), (Some("400S"), INFER_STREAM, 300), (None, "/any/Other", 300)]
         {
             let mut request = Request::builder().uri(path);
             if let Some(timeout) = timeout {

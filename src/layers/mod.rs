@@ -1,15 +1,17 @@
 //! What stands around every gRPC call, before its message is read.
 //!
 //! Outermost first: [`Guard`] (a panic becomes a status, tonic's own refusals get our words), [`Shed`] (a cap on requests
-//! in the process), [`ReadDeadline`] (which also holds the message itself to the deadline).
+//! in the process), [`End`] (streams end with the server), [`ReadDeadline`] (which also holds the message itself to the deadline).
 
 mod deadline;
+mod ending;
 mod guard;
 mod shed;
 mod timely;
 mod words;
 
 pub use deadline::{Deadline, ReadDeadline};
+pub use ending::End;
 pub use guard::Guard;
 pub use shed::{RequestCap, Shed};
 
@@ -17,3 +19,5 @@ pub use shed::{RequestCap, Shed};
 const INFERENCE: &str = "/torchlane.v1.ModelServer/Infer";
 /// Messages come for as long as the caller likes.
 const INFER_STREAM: &str = "/torchlane.v1.ModelServer/InferStream";
+/// Here too.
+const REFLECTION: &str = "/grpc.reflection.";

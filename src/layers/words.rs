@@ -51,7 +51,10 @@ fn in_our_words(said: &HeaderMap) -> Option<Error> {
             let message = "no such method here: `grpcurl -plaintext ADDR list` shows those that are";
             Some(Error::new(Reason::Unimplemented, message))
         }
-        Code::Unimplemented => Some(Error::new(Reason::Unimplemented, said.to_owned())),
+        Code::Unimplemented => {
+            let message = format!("{}: send it uncompressed", said.trim_end_matches('.'));
+            Some(Error::new(Reason::Unimplemented, message))
+        }
         Code::Internal if !said.starts_with("Error") => {
             let message = format!("the message cannot be read: {}", said.trim_end_matches('.'));
             Some(Error::new(Reason::BadRequest, message))

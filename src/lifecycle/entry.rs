@@ -110,11 +110,13 @@ impl Entry {
         };
         let mut facts = self.facts.lock();
         let old = facts.live.take().map(|(old, files)| Past { files, sha256: old.sha256 });
-        // The live version loaded again is no step: what was live before it still is what a rollback goes back to.
-        let again =
-            old.as_ref().is_some_and(|old| old.files.version == live.version && old.sha256 == live.sha256);
-        if !again {
-            facts.previous = old;
+        let is_this = |past: &Past| past.files.version == live.version && past.sha256 == live.sha256;
+        match old {
+            // The live version loaded again is no step: what was live before it still is what a rollback goes back to.
+            Some(old) if is_this(&old) => {}
+            Some(old) => facts.previous = Some(old),
+            // After an unload it is what had been live then.
+            None => facts.previous = facts.previous.take().filter(|past| !is_this(past)),
         }
         facts.live = Some((live, files));
         facts.generation = generation;
@@ -125,6 +127,7 @@ impl Entry {
         let mut facts = self.facts.lock();
         facts.previous = facts.live.take().map(|(old, files)| Past { files, sha256: old.sha256 });
         facts.generation = generation;
+        facts.last_error = None;
     }
 
     pub(super) fn set_phases(&self, phases: Phases) {

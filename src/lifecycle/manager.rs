@@ -17,6 +17,7 @@ use super::{
     prepare,
 };
 use crate::{
+    admission::ControlPlace,
     backend::{Backend, Servable},
     error::{Error, Reason, Result, shown},
     loader::{LoaderPool, Stopped},
@@ -47,6 +48,9 @@ pub struct ReloadRequest {
     /// Everything but the swap.
     pub validate_only: bool,
 }
+
+/// Calls that ask what is on disk share a look for this long.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Told of every change after it is true: health, metrics.
 pub type Observer = Box<dyn Fn(&ModelEvent) + Send + Sync>;
@@ -130,7 +134,7 @@ impl Manager {
             let version = files.version;
             let request =
                 ReloadRequest { model: name.to_string(), version: Some(version), ..ReloadRequest::default() };
-            match self.reload(request).await {
+            match self.reload(request, None).await {
                 Ok(_) => {
                     if let Some(error) = problem {
                         // Serving an older version is better than serving none, but nobody may overlook it.
@@ -161,7 +165,7 @@ impl Manager {
     ///
     /// # Errors
     /// Unknown model or version; the phase that failed and why; or a newer change came in.
-    pub async fn reload(&self, request: ReloadRequest) -> Result<ReloadReport> {
+    pub async fn reload(&self, request: ReloadRequest, place: Option<ControlPlace>) -> Result<ReloadReport> {
         let found = self.find(&request.model)?;
         let entry = self.entry(&found.name);
         entry.set_versions(found.versions.iter().map(|files| files.version).collect());
@@ -169,14 +173,14 @@ impl Manager {
         if request.validate_only {
             return self.validate(&entry, files, request.expected_sha256).await;
         }
-        self.carry_out(&entry, files, request.expected_sha256).await
+        self.carry_out(&entry, files, request.expected_sha256, place).await
     }
 
     /// Goes back to the version that was live before, if its archive is still the same.
     ///
     /// # Errors
     /// There is none, or as for [`Manager::reload`].
-    pub async fn rollback(&self, model: &str) -> Result<ReloadReport> {
+    pub async fn rollback(&self, model: &str, place: Option<ControlPlace>) -> Result<ReloadReport> {
         let entry = self.known(model)?;
         let Past { files, sha256 } = entry.previous().ok_or_else(|| {
             Error::new(
@@ -184,14 +188,15 @@ impl Manager {
                 format!("model '{model}' has no earlier version to go back to"),
             )
         })?;
-        self.carry_out(&entry, files, Some(sha256)).await
+        self.carry_out(&entry, files, Some(sha256), place).await
     }
 
     /// Stops serving a model. Requests in flight end.
     ///
     /// # Errors
     /// Unknown model, or nothing was live.
-    pub async fn unload(&self, model: &str) -> Result<(Version, Generation)> {
+    pub async fn unload(&self, model: &str, place: Option<ControlPlace>) -> Result<(Version, Generation)> {
+        self.refresh().await;
         let entry = self.known(model)?;
         let nothing_live = || {
             let message = format!("model '{}' has no version live", entry.name());
@@ -202,19 +207,20 @@ impl Manager {
             return Err(nothing_live());
         }
         let generation = entry.begin();
-        let _turn = entry.turn(generation).await?;
+        let turn = entry.turn(generation).await?;
         let old = entry.slot.swap(None).ok_or_else(nothing_live)?;
         entry.went_away(generation);
         self.announce(&entry, Change::Unloaded, None);
         let version = old.version;
+        drop((turn, place));
         self.drain(old).await;
         Ok((version, generation))
     }
 
-    /// Takes note of the models and versions that are on disk now. Looks at most once a second.
+    /// Takes note of the models and versions that are on disk now. A look is at most [`LOOK_AGAIN`] old.
     pub async fn refresh(&self) {
         let mut looked = self.looked.lock().await;
-        if looked.is_some_and(|at| at.elapsed() < Duration::from_secs(1)) {
+        if looked.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
             return;
         }
         let repositories = self.config.repositories.clone();
@@ -299,26 +305,45 @@ impl Manager {
         entry: &Arc<Entry>,
         files: VersionFiles,
         expected_sha256: Option<String>,
+        place: Option<ControlPlace>,
     ) -> Result<ReloadReport> {
         let generation = entry.begin();
         let started = Instant::now();
-        let _turn = entry.turn(generation).await?;
+        let turn = entry.turn(generation).await?;
         let had_version = entry.slot.lease().is_some();
         entry.set_busy(true);
         self.announce(entry, if had_version { Change::Reloading } else { Change::Loading }, None);
         let outcome = self.replace(entry, files, expected_sha256, generation, started).await;
         entry.set_busy(false);
-        match &outcome {
-            Ok(report) => {
+        let (mut report, old) = match outcome {
+            Ok((report, old)) => {
                 entry.set_phases(report.phases);
                 self.announce(entry, if had_version { Change::Reloaded } else { Change::Ready }, None);
+                (report, old)
+            }
+            Err(error) if matches!(error.reason(), Reason::Superseded | Reason::ShuttingDown) => {
+                // No fault of the model.
+                self.announce(entry, Change::Abandoned, Some(error.to_string()));
+                return Err(error);
             }
             Err(error) => {
                 entry.failed(error.to_string());
                 self.announce(entry, Change::Failed, Some(error.to_string()));
+                return Err(error);
             }
+        };
+        // The change is made: others need not wait until the last request on the old version has ended.
+        drop((turn, place));
+        let draining = Instant::now();
+        if let Some(old) = old {
+            self.drain(old).await;
         }
-        outcome
+        report.phases.drain = draining.elapsed();
+        report.phases.total = started.elapsed();
+        if entry.is_newest(generation) {
+            entry.set_phases(report.phases);
+        }
+        Ok(report)
     }
 
     /// All of a reload but the swap. It changes nothing: it waits for no other change, makes none out of date, and is
@@ -371,6 +396,7 @@ impl Manager {
         Ok(prepared?)
     }
 
+    /// Prepares a version and swaps it in. What stood there before is to be drained.
     async fn replace(
         &self,
         entry: &Arc<Entry>,
@@ -378,7 +404,7 @@ impl Manager {
         expected_sha256: Option<String>,
         generation: Generation,
         started: Instant,
-    ) -> Result<ReloadReport> {
+    ) -> Result<(ReloadReport, Option<Arc<Servable>>)> {
         let Prepared { servable, mut phases, warmup, measured } =
             self.prepare(entry, files.clone(), expected_sha256).await?;
         if !entry.is_newest(generation) {
@@ -389,8 +415,9 @@ impl Manager {
         let swapping = Instant::now();
         let old = entry.slot.swap(Some(servable.clone()));
         phases.swap = swapping.elapsed();
+        phases.total = started.elapsed();
         entry.went_live(&servable, files, generation);
-        let mut report = ReloadReport {
+        let report = ReloadReport {
             model: entry.name().clone(),
             previous: old.as_ref().map(|old| old.version),
             live: Some(servable.version),
@@ -401,14 +428,7 @@ impl Manager {
             warmup,
             validated_only: false,
         };
-        drop(servable);
-        let draining = Instant::now();
-        if let Some(old) = old {
-            self.drain(old).await;
-        }
-        report.phases.drain = draining.elapsed();
-        report.phases.total = started.elapsed();
-        Ok(report)
+        Ok((report, old))
     }
 
     /// Waits until nobody else holds `old`, then drops it on a loader thread. Nobody can get hold of it any more, so
@@ -434,6 +454,9 @@ impl Manager {
         let event = ModelEvent { at: SystemTime::now(), model: entry.status(), change, error };
         let version = event.model.live.as_ref().map(|live| live.version.0);
         match &event.error {
+            Some(error) if change == Change::Abandoned => {
+                tracing::info!(target: "torchlane::models", model = %entry.name(), change = change.as_str(), live = version, "{error}")
+            }
             Some(error) => {
                 tracing::error!(target: "torchlane::models", model = %entry.name(), change = change.as_str(), live = version, "{error}")
             }

@@ -108,8 +108,11 @@ pub fn prepare(
     let manifest = match &files.manifest {
         None => ModelManifest::default(),
         Some(path) => {
-            let text =
-                std::fs::read_to_string(path).map_err(|e| verify(&format!("{}: {e}", path.display())))?;
+            let wrong = |error: std::io::Error| verify(&format!("{}: {error}", path.display()));
+            if !std::fs::metadata(path).map_err(wrong)?.is_file() {
+                return Err(verify(&format!("{} is not a file", path.display())));
+            }
+            let text = std::fs::read_to_string(path).map_err(wrong)?;
             ModelManifest::parse(&text).map_err(|error| verify(&error))?
         }
     };

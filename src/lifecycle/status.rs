@@ -127,7 +127,7 @@ pub struct ModelEvent {
     pub model: ModelStatus,
     /// What happened.
     pub change: Change,
-    /// With [`Change::Failed`]: phase and cause.
+    /// With [`Change::Failed`] and [`Change::Abandoned`]: why.
     pub error: Option<String>,
 }
 
@@ -146,6 +146,8 @@ pub enum Change {
     Reloaded,
     /// A load or reload failed.
     Failed,
+    /// A load or reload gave way to a newer change, or to the server's end.
+    Abandoned,
     /// It was unloaded.
     Unloaded,
 }
@@ -160,6 +162,7 @@ impl Change {
             Self::Reloading => "reloading",
             Self::Reloaded => "reloaded",
             Self::Failed => "failed",
+            Self::Abandoned => "abandoned",
             Self::Unloaded => "unloaded",
         }
     }

@@ -108,7 +108,7 @@ impl LoaderPool {
 }
 
 /// A load cannot be broken off. One that takes longer than this is left to the end of the process.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_millis(500);
 
 impl Drop for LoaderPool {
     fn drop(&mut self) {

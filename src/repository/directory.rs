@@ -124,7 +124,14 @@ impl Directory {
     /// The directory cannot be listed.
     pub fn find(&self, name: &ModelName) -> Result<Option<Found>, RepositoryError> {
         let directory = self.root.join(name.as_str());
-        if directory.is_dir() {
+        // What cannot be looked at is not the same as what is not there.
+        let looked = fs::metadata(&directory);
+        if let Err(source) = &looked
+            && source.kind() != io::ErrorKind::NotFound
+        {
+            return Err(RepositoryError::Io { path: directory, source: io::Error::from(source.kind()) });
+        }
+        if looked.is_ok_and(|meta| meta.is_dir()) {
             let versions = self.versions(&directory)?;
             if !versions.is_empty() || is_meant_as_model(&directory) {
                 return Ok(Some(Found { name: name.clone(), versions }));
@@ -138,13 +145,16 @@ impl Directory {
     }
 
     fn versions(&self, model: &Path) -> Result<Vec<VersionFiles>, RepositoryError> {
-        let manifest = Some(model.join(MANIFEST)).filter(|path| path.is_file());
+        // Whatever it is: one that is no file must fail when it is read, not be taken for none.
+        let manifest = Some(model.join(MANIFEST)).filter(|path| path.symlink_metadata().is_ok());
         let mut versions: Vec<_> = self
             .list(model)?
             .iter()
             .filter_map(|entry| {
                 let version: Version = entry.file_name().to_str()?.parse().ok()?;
-                entry.path().is_dir().then(|| VersionFiles {
+                // By the directory's own word where it has one: the entry itself may not be open to us.
+                let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir()) || entry.path().is_dir();
+                is_dir.then(|| VersionFiles {
                     version,
                     archive: entry.path().join(ARCHIVE),
                     manifest: manifest.clone(),

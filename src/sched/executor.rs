@@ -158,7 +158,7 @@ impl Scheduler {
 }
 
 /// Running batches had the server's grace time before.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Drop for Scheduler {
     /// Jobs that still wait are told that the server stops. Running batches cannot be broken off: those that take longer

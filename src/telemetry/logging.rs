@@ -17,6 +17,14 @@ pub enum LogFormat {
     Json,
 }
 
+/// Reads a filter.
+///
+/// # Errors
+/// The filter, and what is wrong with it.
+pub(crate) fn filter(level: &str) -> Result<EnvFilter, String> {
+    EnvFilter::try_new(level).map_err(|error| format!("'{level}' ({error})"))
+}
+
 /// Lines that may wait for standard error to take them. Beyond, lines are lost: nobody waits for a reader of logs.
 const BACKLOG: usize = 16 * 1024;
 
@@ -26,7 +34,7 @@ const BACKLOG: usize = 16 * 1024;
 /// # Errors
 /// The filter cannot be read, or logging was started already.
 pub fn init_logging(format: LogFormat, level: &str) -> Result<WorkerGuard, String> {
-    let filter = EnvFilter::try_new(level).map_err(|error| format!("log.level = '{level}': {error}"))?;
+    let filter = filter(level)?;
     let (writer, guard) = NonBlockingBuilder::default()
         .lossy(true)
         .buffered_lines_limit(BACKLOG)

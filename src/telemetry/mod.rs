@@ -6,6 +6,7 @@ mod metrics;
 mod record;
 
 pub use access::{AccessLog, AccessPolicy};
+pub(crate) use logging::filter;
 pub use logging::{LogFormat, init_logging};
 pub use metrics::{CATALOGUE, Metrics, Sources};
 pub use record::{Record, RecordLayer};

@@ -93,6 +93,108 @@ async fn an_open_stream_counts_as_a_request() {
 }
 
 #[tokio::test]
+async fn who_does_not_read_answers_holds_nobody_up() {
+    let dir = repository(&[("m", "delay_ms = 1"), ("other", "")]);
+    let server = Server::fake(dir.path(), |settings| {
+        settings.admission.max_in_flight = 8;
+        settings.server.grace = Duration::from_secs(1);
+    });
+    let mut client = server.ready().await;
+    // More than the flow control of a connection lets through: the server cannot send, and nobody takes.
+    let large = || request("m", vec![f32s("x", &[65536], &vec![1.0; 65536])]);
+    let mut unread = Vec::new();
+    for _ in 0..2 {
+        let mut own = Client::new(server.channel().await);
+        let messages = stream::iter((0..100).map(move |_| large())).chain(stream::pending());
+        unread.push((own.infer_stream(messages).await.unwrap(), own));
+    }
+    until(async || {
+        let (_, metrics) = server.get("/metrics").await;
+        let mut ran =
+            metrics.lines().filter(|line| line.starts_with("torchlane_batch_size_count{model=\"m\"}"));
+        ran.any(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap() >= 128)
+    })
+    .await;
+    for _ in 0..20 {
+        let mut request = Request::new(one("other"));
+        request.set_timeout(Duration::from_secs(5));
+        client.infer(request).await.unwrap();
+    }
+    let (_, metrics) = server.get("/metrics").await;
+    let held =
+        metrics.lines().filter(|line| line.starts_with("torchlane_in_flight{") && !line.ends_with(" 0"));
+    assert_eq!(held.collect::<Vec<_>>(), Vec::<&str>::new());
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_long_fails_alone_in_a_stream() {
+    let dir = repository(&[("m", "")]);
+    let server = Server::fake(dir.path(), |settings| {
+        settings.server.max_message_bytes = bytesize::ByteSize::b(8192);
+    });
+    let mut client = server.ready().await;
+    let mut long = request("m", vec![f32s("x", &[2000], &[0.5; 2000])]);
+    long.request_id = "i".repeat(8192 - long.encoded_len() - 3);
+    let answers = client.infer_stream(stream::iter([one("m"), long, one("m")])).await.unwrap().into_inner();
+    let answers: Vec<_> = answers.map(Result::unwrap).collect().await;
+    let errors: Vec<_> = answers
+        .iter()
+        .filter_map(|answer| match answer.result.as_ref().unwrap() {
+            infer_stream_response::Result::Error(error) => {
+                Some((error.code, answer.request_id.get(..1).unwrap()))
+            }
+            infer_stream_response::Result::Response(_) => None,
+        })
+        .collect();
+    assert_eq!((answers.len(), errors), (3, vec![(Code::ResourceExhausted as i32, "i")]));
+}
+
+#[tokio::test]
+async fn an_unloaded_model_has_not_failed_and_can_be_rolled_back_to() {
+    let dir = repository(&[("m", "")]);
+    let server = Server::fake(dir.path(), |_| {});
+    let mut client = server.ready().await;
+    version(dir.path(), "m", 2, "load_error = 'broken'");
+    client.reload_model(reload("m", 2)).await.unwrap_err();
+    client.unload_model(proto::UnloadModelRequest { model: "m".into() }).await.unwrap();
+    assert_eq!(state(&mut client, "m").await, ModelState::Unloaded);
+    version(dir.path(), "m", 3, "");
+    client.reload_model(reload("m", 3)).await.unwrap();
+    let back = client.rollback_model(proto::RollbackModelRequest { model: "m".into() }).await.unwrap();
+    assert_eq!(back.into_inner().live_version, "1");
+    // A load that gives way is not the model's fault either.
+    version(dir.path(), "m", 4, "load_delay_ms = 500");
+    let mut admin = client.clone();
+    let slow = tokio::spawn(async move { admin.reload_model(reload("m", 4)).await });
+    until(async || state(&mut client.clone(), "m").await == ModelState::Reloading).await;
+    client.unload_model(proto::UnloadModelRequest { model: "m".into() }).await.unwrap();
+    assert_eq!(reason(&slow.await.unwrap().unwrap_err()), "SUPERSEDED");
+    assert_eq!(state(&mut client, "m").await, ModelState::Unloaded);
+}
+
+#[tokio::test]
+async fn a_reload_that_waits_for_old_requests_holds_up_no_other() {
+    let dir = repository(&[("busy", "delay_ms = 3000"), ("m", "")]);
+    version(dir.path(), "m", 2, "");
+    let server = Server::fake(dir.path(), |settings| settings.admission.control_in_flight = 1);
+    let mut client = server.ready().await;
+    let mut caller = client.clone();
+    let running = tokio::spawn(async move { caller.infer(one("busy")).await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let mut admin = client.clone();
+    let draining = tokio::spawn(async move { admin.reload_model(reload("busy", 1)).await });
+    until(async || {
+        let get = proto::GetModelRequest { model: "busy".into() };
+        client.clone().get_model(get).await.unwrap().into_inner().generation == 2
+    })
+    .await;
+    client.reload_model(reload("m", 1)).await.unwrap();
+    assert!(!running.is_finished() && !draining.is_finished());
+    running.await.unwrap().unwrap();
+    assert!(draining.await.unwrap().unwrap().into_inner().phases.unwrap().drain.unwrap().seconds >= 1);
+}
+
+#[tokio::test]
 async fn the_end_waits_for_a_reload_and_tells_streams() {
     let dir = repository(&[("m", "")]);
     version(dir.path(), "m", 2, "load_delay_ms = 1500");

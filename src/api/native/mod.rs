@@ -3,5 +3,6 @@
 mod convert;
 mod models;
 mod service;
+mod stream;
 
 pub use service::ModelServerService;

@@ -1,13 +1,10 @@
 //! The tonic service.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc};
 
-use futures::{Stream, StreamExt as _, stream};
-use tokio::{
-    sync::{broadcast, oneshot},
-    time::Instant,
-};
-use tokio_util::sync::CancellationToken;
+use futures::{Stream, StreamExt as _, stream, stream::BoxStream};
+use tokio::{sync::broadcast, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 use tower::{Service, ServiceExt as _};
 
@@ -16,7 +13,7 @@ use super::{
     models,
 };
 use crate::{
-    admission::ControlLane,
+    admission::{ControlLane, ControlPlace},
     api::status,
     call::{InferCall, InferReply},
     error::{Error, Reason, Result, shown},
@@ -26,11 +23,8 @@ use crate::{
     proto::{self, model_server_server::ModelServer},
 };
 
-/// Requests of one `InferStream` that run at once; beyond, reading waits.
-const STREAM_CONCURRENCY: usize = 64;
-
 type Events = Pin<Box<dyn Stream<Item = Result<proto::ModelEvent, Status>> + Send>>;
-type Answers = Pin<Box<dyn Stream<Item = Result<proto::InferStreamResponse, Status>> + Send>>;
+type Answers = BoxStream<'static, Result<proto::InferStreamResponse, Status>>;
 
 /// `torchlane.v1.ModelServer` over a stack that infers and a manager that changes models.
 #[derive(Debug, Clone)]
@@ -38,13 +32,22 @@ pub struct ModelServerService<S> {
     infer: S,
     manager: Arc<Manager>,
     control: ControlLane,
+    /// Most bytes of an answer.
+    longest: usize,
     shutdown: CancellationToken,
+    streams: TaskTracker,
 }
 
 impl<S> ModelServerService<S> {
-    /// `shutdown` ends watches, which would otherwise never end.
-    pub fn new(infer: S, manager: Arc<Manager>, control: ControlLane, shutdown: CancellationToken) -> Self {
-        Self { infer, manager, control, shutdown }
+    /// Answers have at most `longest` bytes; `shutdown` ends streams, which would otherwise never end.
+    pub fn new(
+        infer: S,
+        manager: Arc<Manager>,
+        control: ControlLane,
+        longest: usize,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self { infer, manager, control, longest, shutdown, streams: TaskTracker::new() }
     }
 }
 
@@ -73,16 +76,20 @@ where
     async fn controlled<T, W>(
         &self,
         deadline: Option<Instant>,
-        work: impl FnOnce(Arc<Manager>) -> W,
+        late: &'static str,
+        work: impl FnOnce(Arc<Manager>, ControlPlace) -> W,
     ) -> Result<T, Status>
     where
         T: Send + 'static,
         W: Future<Output = Result<T>> + Send + 'static,
     {
-        let work = work(self.manager.clone());
-        self.control.run(deadline, work).await.map_err(|error| status(&error))
+        let manager = self.manager.clone();
+        self.control.run(deadline, late, |place| work(manager, place)).await.map_err(|error| status(&error))
     }
 }
+
+const GOES_ON: &str = "the deadline passed; the change goes on: see GetModel or WatchModels";
+const VALIDATES: &str = "the deadline passed before the version was validated; nothing is changed";
 
 fn reload_request(request: proto::ReloadModelRequest) -> Result<ReloadRequest> {
     let version = match request.version.as_str() {
@@ -132,30 +139,13 @@ where
         let deadline = deadline(&request);
         let (metadata, _, requests) = request.into_parts();
         let (infer, metadata) = (self.infer.clone(), Arc::new(metadata));
-        let (fatal, end) = oneshot::channel();
-        let answers = messages(requests, self.shutdown.clone(), fatal)
-            .map(move |message| {
-                let (infer, metadata) = (infer.clone(), metadata.clone());
-                async move {
-                    let request_id = message.request_id.clone();
-                    let result = match Self::answer(infer, message, &metadata, deadline).await {
-                        Ok(response) => proto::infer_stream_response::Result::Response(response),
-                        Err(error) => {
-                            let status = status(&error);
-                            proto::infer_stream_response::Result::Error(proto::Status {
-                                code: status.code().into(),
-                                message: status.message().to_owned(),
-                                details: details(&status),
-                            })
-                        }
-                    };
-                    Ok(proto::InferStreamResponse { request_id, result: Some(result) })
-                }
-            })
-            .buffer_unordered(STREAM_CONCURRENCY);
-        // What ends the stream comes after the answers to what was read before it.
-        let end = stream::once(end).filter_map(async |fatal| fatal.ok().map(Err));
-        Ok(Response::new(Box::pin(answers.chain(end))))
+        let answer = move |message| {
+            let (infer, metadata) = (infer.clone(), metadata.clone());
+            async move { Self::answer(infer, message, &metadata, deadline).await }
+        };
+        let answers =
+            super::stream::serve(requests, answer, self.longest, self.shutdown.clone(), &self.streams);
+        Ok(Response::new(answers))
     }
 
     async fn reload_model(
@@ -164,7 +154,12 @@ where
     ) -> Result<Response<proto::ReloadModelResponse>, Status> {
         let deadline = deadline(&request);
         let request = reload_request(request.into_inner()).map_err(|error| status(&error))?;
-        let report = self.controlled(deadline, async move |manager| manager.reload(request).await).await?;
+        let late = if request.validate_only { VALIDATES } else { GOES_ON };
+        let report = self
+            .controlled(deadline, late, async move |manager: Arc<Manager>, place| {
+                manager.reload(request, Some(place)).await
+            })
+            .await?;
         Ok(Response::new(models::reload_response(report)))
     }
 
@@ -193,8 +188,8 @@ where
     ) -> Result<Response<proto::UnloadModelResponse>, Status> {
         let (deadline, request) = (deadline(&request), request.into_inner());
         let model = request.model.clone();
-        let unload = async move |manager: Arc<Manager>| manager.unload(&model).await;
-        let (version, generation) = self.controlled(deadline, unload).await?;
+        let unload = async move |manager: Arc<Manager>, place| manager.unload(&model, Some(place)).await;
+        let (version, generation) = self.controlled(deadline, GOES_ON, unload).await?;
         Ok(Response::new(proto::UnloadModelResponse {
             model: request.model,
             unloaded_version: version.to_string(),
@@ -207,8 +202,9 @@ where
         request: Request<proto::RollbackModelRequest>,
     ) -> Result<Response<proto::ReloadModelResponse>, Status> {
         let (deadline, request) = (deadline(&request), request.into_inner());
-        let rollback = async move |manager: Arc<Manager>| manager.rollback(&request.model).await;
-        let report = self.controlled(deadline, rollback).await?;
+        let rollback =
+            async move |manager: Arc<Manager>, place| manager.rollback(&request.model, Some(place)).await;
+        let report = self.controlled(deadline, GOES_ON, rollback).await?;
         Ok(Response::new(models::reload_response(report)))
     }
 
@@ -220,6 +216,7 @@ where
     ) -> Result<Response<Events>, Status> {
         let only = request.into_inner().model;
         if !only.is_empty() {
+            self.manager.refresh().await;
             self.manager.get(&only).map_err(|error| status(&error))?;
         }
         let wanted = move |event: &proto::ModelEvent| {
@@ -248,40 +245,4 @@ where
             .take_until(self.shutdown.clone().cancelled_owned());
         Ok(Response::new(Box::pin(events)))
     }
-}
-
-/// The messages of a stream until it ends, cannot be read any further, or the server stops; in the latter cases `fatal` is
-/// told why.
-fn messages(
-    requests: Streaming<proto::InferRequest>,
-    shutdown: CancellationToken,
-    fatal: oneshot::Sender<Status>,
-) -> impl Stream<Item = proto::InferRequest> {
-    stream::unfold((requests, shutdown, fatal), async |(mut requests, shutdown, fatal)| {
-        let next = tokio::select! {
-            biased;
-            () = shutdown.cancelled() => {
-                let message = "the server is stopping: send what has no answer on a new stream";
-                Some(Err(status(&Error::new(Reason::ShuttingDown, message).with_retry_after(Duration::ZERO))))
-            }
-            next = requests.next() => next,
-        };
-        match next? {
-            Ok(message) => Some((message, (requests, shutdown, fatal))),
-            Err(status) => {
-                let _caller_left = fatal.send(status);
-                None
-            }
-        }
-    })
-}
-
-/// The google.rpc details that a status carries, for answers inside a stream.
-fn details(status: &Status) -> Vec<prost_types::Any> {
-    #[derive(Clone, PartialEq, prost::Message)]
-    struct RpcStatus {
-        #[prost(message, repeated, tag = "3")]
-        details: Vec<prost_types::Any>,
-    }
-    <RpcStatus as prost::Message>::decode(status.details()).map(|status| status.details).unwrap_or_default()
 }
