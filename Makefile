@@ -12,7 +12,7 @@ export CARGO_TARGET_DIR := $(CURDIR)/target
 
 ARGS ?=
 
-.PHONY: help setup libtorch build run test lint models bench bench-reload bench-models clean
+.PHONY: help setup libtorch build run test lint models bench bench-isolation bench-reload bench-models clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -41,6 +41,9 @@ lint: ## formatting and clippy alone
 
 bench: bench-models libtorch ## throughput, latency, CPU time and memory beside an echo and a plain loop (ten minutes)
 	cargo bench --locked --bench bench -- serving $(ARGS)
+
+bench-isolation: bench-models libtorch ## priorities, tenants, deadlines and batch sizes under floods (ten minutes)
+	cargo bench --locked --bench bench -- isolation $(ARGS)
 
 bench-reload: libtorch ## 100 reloads under load: every answer checked
 	cargo bench --locked --bench bench -- reload $(ARGS)

@@ -13,6 +13,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(out.join("descriptors.bin"), files.encode_to_vec())?;
     // `bytes::Bytes` for payloads: a tensor's bytes stay where HTTP/2 put them.
     tonic_prost_build::configure().bytes(".torchlane.v1").compile_fds(files)?;
+    // `torchlane bench` speaks the Open Inference Protocol to whatever server does.
+    let inference = protox::compile(["inference/grpc_service.proto"], ["proto"])?;
+    tonic_prost_build::configure().bytes(".inference").build_server(false).compile_fds(inference)?;
 
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     if let (Some(_), Some(libtorch)) = (env::var_os("CARGO_FEATURE_TORCH"), env::var_os("LIBTORCH")) {

@@ -17,6 +17,7 @@ pub mod config;
 pub mod error;
 pub mod layers;
 pub mod lifecycle;
+pub mod load;
 pub mod loader;
 pub mod model;
 pub mod proto;

@@ -1,4 +1,4 @@
-//! torchlane measured: `make bench` and `make bench-reload`.
+//! torchlane measured: `make bench`, `make bench-isolation` and `make bench-reload`.
 //!
 //! Everything runs on this machine and over loopback. The subjects are processes of their own (the shipped binary, a
 //! tonic echo, a plain libtorch loop), so that their CPU time and memory can be told from the load generator's.
@@ -15,6 +15,7 @@
 )]
 
 mod echo;
+mod isolation;
 mod load;
 mod models;
 mod plain;
@@ -27,7 +28,8 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+pub type Result<T> = std::result::Result<T, Error>;
 
 #[derive(Debug, Parser)]
 #[command(about = "Measures torchlane on this machine")]
@@ -64,6 +66,25 @@ enum What {
         #[arg(long, default_value = "target/bench/serving.json")]
         json: PathBuf,
     },
+    /// Priorities, tenants, deadlines and batch sizes under floods
+    Isolation {
+        /// Repository that tools/models/bench_models.py made
+        #[arg(long, default_value = "bench-models")]
+        repository: PathBuf,
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+        /// Length of each measurement, in seconds
+        #[arg(long, default_value_t = 4.0)]
+        seconds: f64,
+        /// Only these scenarios: same, other, tenants, deadlines, batches
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+        #[arg(long, default_value = "target/bench/isolation.json")]
+        json: PathBuf,
+        /// Where the picture goes
+        #[arg(long, default_value = "target/bench/isolation.svg")]
+        svg: PathBuf,
+    },
     /// Reloads between two versions while clients send without pause: every answer checked, memory watched
     Reload {
         #[arg(long, default_value_t = 100)]
@@ -89,6 +110,9 @@ fn main() -> Result<()> {
     match Args::parse().what {
         What::Serving { repository, rounds, seconds, models, callers, set, json } => {
             serving::run(&serving::Plan { repository, rounds, seconds, models, callers, set, json })
+        }
+        What::Isolation { repository, rounds, seconds, only, json, svg } => {
+            isolation::run(&isolation::Plan { repository, rounds, seconds, only, json, svg })
         }
         What::Reload { reloads, callers, json } => reload::run(reloads, callers, &json),
         What::Echo => echo::serve(),

@@ -36,6 +36,19 @@ impl Process {
     }
 }
 
+impl Server {
+    /// The metrics whose line begins like that, summed.
+    pub fn metric(&self, beginning: &str) -> Result<f64> {
+        use std::io::Read as _;
+        let mut stream = std::net::TcpStream::connect(self.http.ok_or("it has no metrics")?)?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let values = text.lines().filter(|line| line.starts_with(beginning));
+        Ok(values.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    }
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         let _gone = self.child.kill();
@@ -47,6 +60,8 @@ impl Drop for Process {
 pub struct Server {
     pub process: Process,
     pub grpc: SocketAddr,
+    /// Where metrics are; the echo has none.
+    pub http: Option<SocketAddr>,
     /// From the start of the process to its first SERVING.
     pub ready: Duration,
 }
@@ -73,15 +88,15 @@ pub async fn torchlane(repository: &Path, settings: &[String]) -> Result<Server>
     let process = Process { child };
     let mut lines = log.lines();
     let mut said = Vec::new();
-    let grpc = loop {
+    let (grpc, http) = loop {
         let Some(line) = lines.next() else {
             return Err(format!("the server ended: {}", said.join("\n")).into());
         };
         let line = line?;
         let value: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-        let address = value.get("grpc").or_else(|| value.get("fields")?.get("grpc"));
-        if let Some(address) = address.and_then(|a| a.as_str()) {
-            break address.parse()?;
+        let address = |key| value.get(key).and_then(serde_json::Value::as_str);
+        if let (Some(grpc), Some(http)) = (address("grpc"), address("http")) {
+            break (grpc.parse()?, http.parse()?);
         }
         said.push(line);
     };
@@ -93,7 +108,7 @@ pub async fn torchlane(repository: &Path, settings: &[String]) -> Result<Server>
     while began.elapsed() < Duration::from_secs(60) {
         let answer = health.check(HealthCheckRequest::default()).await?;
         if answer.into_inner().status == 1 {
-            return Ok(Server { process, grpc, ready: began.elapsed() });
+            return Ok(Server { process, grpc, http: Some(http), ready: began.elapsed() });
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
@@ -116,7 +131,7 @@ pub fn echo() -> Result<Server> {
     let (process, _, mut stdout) = role(&["echo"])?;
     let mut line = String::new();
     stdout.read_line(&mut line)?;
-    Ok(Server { process, grpc: line.trim().parse()?, ready: Duration::ZERO })
+    Ok(Server { process, grpc: line.trim().parse()?, http: None, ready: Duration::ZERO })
 }
 
 /// The plain loop, which does one line of orders at a time.

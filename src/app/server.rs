@@ -105,6 +105,7 @@ async fn run(
         queue: QueueConfig {
             min_share: settings.admission.min_share,
             max_block: settings.executors.max_block,
+            learned: settings.executors.learned_batches,
             low_executors: plan.executors.saturating_sub(settings.executors.kept_from_low),
         },
     };

@@ -7,6 +7,7 @@ macro_rules! println {
     ($($part:tt)*) => { $crate::cli::print_line(format_args!($($part)*)) };
 }
 
+mod bench;
 mod check;
 mod client;
 mod infer;
@@ -61,6 +62,8 @@ enum Command {
     Reload(reload::Args),
     /// List models, or show one
     Models(models::Args),
+    /// Send load and show how long answers take
+    Bench(bench::Args),
     /// Print what an archive holds, without running it
     Inspect(inspect::Args),
     /// Print a completion script for a shell
@@ -78,6 +81,7 @@ pub fn main() -> ExitCode {
         Command::Infer(args) => infer::run(&args),
         Command::Reload(args) => reload::run(&args),
         Command::Models(args) => models::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -154,13 +154,21 @@ pub struct Executors {
     /// wait for it. A single request may take longer.
     #[serde(with = "human_duration")]
     pub max_block: Duration,
+    /// Choose the size of a batch by the learned latency profile. Otherwise all that waits is taken, up to `max_batch`.
+    pub learned_batches: bool,
     /// Executors that never run LOW work. One executor may always.
     pub kept_from_low: usize,
 }
 
 impl Default for Executors {
     fn default() -> Self {
-        Self { threads: 0, intra_op_threads: 0, max_block: Duration::from_millis(25), kept_from_low: 0 }
+        Self {
+            threads: 0,
+            intra_op_threads: 0,
+            max_block: Duration::from_millis(25),
+            learned_batches: true,
+            kept_from_low: 0,
+        }
     }
 }
 

@@ -44,6 +44,8 @@ pub struct QueueConfig {
     pub min_share: f64,
     /// Longest pass that is planned: whoever comes after it began waits that long. A single job may take longer.
     pub max_block: Duration,
+    /// Choose sizes of batches by the profile; otherwise all that waits is taken.
+    pub learned: bool,
     /// Executors that may run batches led by LOW at once.
     pub low_executors: usize,
 }
@@ -120,6 +122,7 @@ pub struct RunQueue<J> {
     slots: HashMap<SlotId, SlotRun>,
     shares: Shares,
     max_block: Duration,
+    learned: bool,
     low_running: usize,
     low_executors: usize,
     arrivals: u64,
@@ -137,6 +140,7 @@ impl<J: Schedulable> RunQueue<J> {
             slots: HashMap::new(),
             shares: Shares::new(config.min_share),
             max_block: config.max_block,
+            learned: config.learned,
             low_running: 0,
             low_executors: config.low_executors.max(1),
             arrivals: 0,
@@ -251,7 +255,7 @@ impl<J: Schedulable> RunQueue<J> {
                 max_batch: first.max_batch(),
                 waiting_rows: group.rows + rows,
                 idle_executors,
-                profile: first.profile(),
+                profile: first.profile().filter(|_| self.learned),
                 within: first.deadline().map_or(self.max_block, |deadline| {
                     self.max_block.min(deadline.saturating_duration_since(now))
                 }),

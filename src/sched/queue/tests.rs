@@ -48,7 +48,12 @@ impl Schedulable for TestJob {
 }
 
 fn queue(min_share: f64) -> RunQueue<TestJob> {
-    RunQueue::new(QueueConfig { min_share, max_block: Duration::from_millis(25), low_executors: 64 })
+    RunQueue::new(QueueConfig {
+        min_share,
+        max_block: Duration::from_millis(25),
+        learned: true,
+        low_executors: 64,
+    })
 }
 
 fn key() -> BatchKey {
@@ -285,7 +290,8 @@ fn what_cannot_be_in_time_is_not_run() {
 fn low_work_leaves_executors_free() {
     let (now, s) = (Instant::now(), slots(2));
     let max_block = Duration::from_millis(25);
-    let mut queue = RunQueue::new(QueueConfig { min_share: 0.05, max_block, low_executors: 1 });
+    let mut queue =
+        RunQueue::new(QueueConfig { min_share: 0.05, max_block, learned: true, low_executors: 1 });
     let alone = |id, lane, slot| TestJob { alone: true, ..job(id, lane, slot) };
     queue.push(alone(0, Lane::Low, s[0]));
     queue.push(alone(1, Lane::Low, s[1]));

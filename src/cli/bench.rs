@@ -1,0 +1,150 @@
+//! `torchlane bench`
+
+use std::{io::IsTerminal as _, path::PathBuf, time::Duration};
+
+use super::{Failure, client::block_on, print_table};
+use crate::{
+    load::{self, LoadSpec, Pace, Protocol, Report, RunConfig},
+    model::Lane,
+};
+
+/// Sends load to a server and shows how long answers take. With a rate, requests go out by plan whatever the server does
+/// and time counts from when they were due; with callers, each sends its next request when it has its answer.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  torchlane bench digits --rate 200 --duration 10s\n  torchlane bench digits --callers 32\n  torchlane bench --load model=digits,rate=25,priority=critical,timeout=50ms --load model=digits,callers=64,priority=low\n  torchlane bench simple --protocol oip --addr 127.0.0.1:8001 --rate 100 --json out.json --svg out.svg"
+)]
+pub(super) struct Args {
+    /// The model, for a single load; several are given with --load
+    #[arg(required_unless_present = "load", conflicts_with = "load")]
+    model: Option<String>,
+    /// Address of the gRPC server
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051", env = "TORCHLANE_ADDR")]
+    addr: String,
+    /// What the server speaks
+    #[arg(long, value_enum, default_value_t)]
+    protocol: Protocol,
+    /// Open loop: requests a second
+    #[arg(long, conflicts_with = "callers")]
+    rate: Option<f64>,
+    /// Closed loop: callers that each wait for their answers [default: 1]
+    #[arg(long)]
+    callers: Option<usize>,
+    /// Rows in each request
+    #[arg(long, default_value_t = 1)]
+    rows: usize,
+    /// critical, high, normal or low
+    #[arg(long)]
+    priority: Option<Lane>,
+    /// Deadline of each request, as in 50ms
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    timeout: Option<Duration>,
+    /// A load as key=value,...; may be given several times: all run at once
+    #[arg(long, value_name = "SPEC", value_parser = clap::value_parser!(LoadSpec))]
+    load: Vec<LoadSpec>,
+    /// Time that is counted
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    duration: Duration,
+    /// Time before that
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration)]
+    warm_up: Duration,
+    /// Connections for each load
+    #[arg(long, default_value_t = 1)]
+    connections: usize,
+    /// Makes arrivals and tensors the same again
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Write everything as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write latency by percentile as a picture
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+}
+
+impl Args {
+    fn loads(&self) -> Result<Vec<LoadSpec>, Failure> {
+        let Some(model) = &self.model else { return Ok(self.load.clone()) };
+        // One way in: what holds for --load holds here.
+        let mut text = format!("model={model},rows={}", self.rows);
+        if let Some(rate) = self.rate {
+            text.push_str(&format!(",rate={rate}"));
+        }
+        if let Some(callers) = self.callers {
+            text.push_str(&format!(",callers={callers}"));
+        }
+        let spec: LoadSpec = text.parse().map_err(Failure::Usage)?;
+        Ok(vec![LoadSpec { priority: self.priority, timeout: self.timeout, ..spec }])
+    }
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let loads = args.loads()?;
+    if args.duration.is_zero() {
+        return Err(Failure::Usage("--duration 0s: nothing would be counted".to_owned()));
+    }
+    let config = RunConfig {
+        addr: args.addr.clone(),
+        protocol: args.protocol,
+        warm_up: args.warm_up,
+        duration: args.duration,
+        connections: args.connections,
+        seed: args.seed,
+    };
+    let report = block_on(async {
+        let bar = indicatif::ProgressBar::new(1000);
+        let style =
+            indicatif::ProgressStyle::with_template("{bar:40} {percent:>3} %  {elapsed} of about {msg}");
+        bar.set_style(style.unwrap_or_else(|_| indicatif::ProgressStyle::default_bar()));
+        bar.set_message(humantime::format_duration(args.warm_up + args.duration).to_string());
+        if !std::io::stderr().is_terminal() {
+            bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
+        }
+        let outcome = load::run(&config, &loads, |part| bar.set_position((part * 1000.0) as u64)).await;
+        bar.finish_and_clear();
+        outcome.map_err(Failure::failed)
+    })?;
+    show(&report, &loads);
+    let write = |path: &PathBuf, text: String| {
+        std::fs::write(path, text).map_err(|error| Failure::Failed(format!("{}: {error}", path.display())))
+    };
+    if let Some(path) = &args.json {
+        write(path, serde_json::to_string_pretty(&report).map_err(Failure::failed)?)?;
+    }
+    if let Some(path) = &args.svg {
+        write(path, load::svg(&format!("torchlane bench, {} s", report.seconds), &report))?;
+    }
+    Ok(())
+}
+
+fn show(report: &Report, loads: &[LoadSpec]) {
+    let ms = |value: f64| if value < 10.0 { format!("{value:.2}") } else { format!("{value:.1}") };
+    let rows: Vec<_> = report
+        .loads
+        .iter()
+        .map(|load| {
+            let l = &load.latency;
+            let mut row =
+                vec![load.name.clone(), load.pace.clone(), load.ok.to_string(), format!("{:.0}", load.rate)];
+            row.extend([l.p50, l.p90, l.p99, l.p999, l.max].map(ms));
+            row.push(load.errors_in_words());
+            row
+        })
+        .collect();
+    print_table(&["LOAD", "SENT AS", "OK", "OK/S", "P50 MS", "P90", "P99", "P99.9", "MAX", "NOT OK"], &rows);
+    let plot = load::percentiles(report, 64, 14);
+    if !plot.is_empty() {
+        println!("\n{}", plot.trim_end());
+    }
+    for (load, spec) in report.loads.iter().zip(loads) {
+        if matches!(spec.pace, Pace::Open { .. })
+            && load.generator_lag_p99_ms > 0.2 * load.latency.p99.max(1.0)
+        {
+            println!(
+                "\nnote: for '{}' the generator itself was late by {} ms at p99, which is part of its latencies",
+                load.name,
+                ms(load.generator_lag_p99_ms)
+            );
+        }
+    }
+}
