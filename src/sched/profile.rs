@@ -14,6 +14,8 @@ const NEW: f64 = 1.0 / 8.0;
 const PRIOR: u32 = 2;
 /// Different numbers of rows that are kept for one size of row.
 const MAX_POINTS: usize = 96;
+/// Times further off than this many deviations count as that far.
+const FAR: f64 = 3.0;
 /// A batch must be faster by this much to be worth being larger.
 const WORTH_IT: f64 = 0.015;
 
@@ -102,7 +104,9 @@ impl Curve {
             passes: 0,
         });
         let new = NEW.max(1.0 / f64::from(point.weight + 1));
-        let off = took - point.mean;
+        // A pass that was interrupted says little about the next one; a model that has become slow still gets there.
+        let most = if point.weight > 2 { FAR * point.deviation.max(point.mean / 16.0) } else { f64::MAX };
+        let off = (took - point.mean).min(most);
         if point.weight > 0 {
             point.deviation += new * (off.abs() - point.deviation);
         }
@@ -131,19 +135,19 @@ impl Curve {
         }
     }
 
-    fn speed(&self, rows: usize) -> Option<f64> {
-        self.time(rows).map(|(mean, _)| rows as f64 / mean.max(1e-9))
-    }
-
-    /// Sizes worth comparing: those known, the most there can be, and twice the largest known.
-    fn candidates(&self, most: usize) -> impl Iterator<Item = usize> + '_ {
+    /// Sizes worth comparing, with the mean time of a pass: those known, and between or beyond them the most there can be and
+    /// twice the largest known. Smallest first, but for the last two.
+    fn candidates(&self, most: usize) -> impl Iterator<Item = (usize, f64)> + '_ {
         let beyond = self.points.last_key_value().map_or(1, |(largest, _)| largest * 2).min(most);
-        self.points.range(..=most).map(|(rows, _)| *rows).chain([beyond, most])
+        let known = self.points.range(..=most).map(|(rows, point)| (*rows, point.mean));
+        known.chain([beyond, most].into_iter().filter_map(|rows| Some((rows, self.time(rows)?.0))))
     }
 
     fn best(&self, most: usize, within: f64) -> usize {
-        let fits = |rows: &usize| self.time(*rows).is_none_or(|(mean, _)| mean <= within);
-        let speeds = || self.candidates(most).filter(fits).filter_map(|rows| Some((rows, self.speed(rows)?)));
+        let speeds = || {
+            let fit = self.candidates(most).filter(|(_, mean)| *mean <= within);
+            fit.map(|(rows, mean)| (rows, rows as f64 / mean.max(1e-9)))
+        };
         let Some(fastest) = speeds().map(|(_, speed)| speed).max_by(f64::total_cmp) else { return 1 };
         // The smallest that is as good: it ends sooner.
         let good = fastest * (1.0 - WORTH_IT);
@@ -203,10 +207,8 @@ impl Profile {
         curve.plans = curve.plans.wrapping_add(1);
         let within = within.as_secs_f64();
         if curve.plans.is_multiple_of(EXPLORE) {
-            let sizes: Vec<usize> = curve
-                .candidates(most)
-                .filter(|rows| curve.time(*rows).is_none_or(|(mean, _)| mean <= within))
-                .collect();
+            let fit = curve.candidates(most).filter(|(_, mean)| *mean <= within);
+            let sizes: Vec<usize> = fit.map(|(rows, _)| rows).collect();
             let turn = (curve.plans / EXPLORE) as usize % sizes.len().max(1);
             if let Some(rows) = sizes.get(turn) {
                 return *rows;
@@ -324,13 +326,22 @@ mod tests {
     }
 
     #[test]
+    fn one_interrupted_pass_changes_little_and_many_slow_ones_much() {
+        let profile = known(&[(1, 100); 50]);
+        profile.record(CLASS, 1, us(50_000));
+        assert!(profile.time(CLASS, 1).unwrap().mean < us(110), "{:?}", profile.time(CLASS, 1));
+        (0..60).for_each(|_| profile.record(CLASS, 1, us(1000)));
+        assert!(profile.time(CLASS, 1).unwrap().mean > us(900), "{:?}", profile.time(CLASS, 1));
+    }
+
+    #[test]
     fn a_new_version_soon_speaks_for_itself() {
         let profile = known(&[(1, 100); 50]);
         profile.renew(&[(CLASS, 1, us(500)), (CLASS, 2, us(600))]);
         assert_eq!(profile.time(CLASS, 1).unwrap().mean, us(100), "the warm-up was disturbed");
         assert_eq!(profile.time(CLASS, 2).unwrap().mean, us(600), "but better than nothing");
-        (0..8).for_each(|_| profile.record(CLASS, 1, us(500)));
-        assert!(profile.time(CLASS, 1).unwrap().mean > us(350));
+        (0..12).for_each(|_| profile.record(CLASS, 1, us(500)));
+        assert!(profile.time(CLASS, 1).unwrap().mean > us(350), "{:?}", profile.time(CLASS, 1));
     }
 
     #[test]
