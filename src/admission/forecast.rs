@@ -29,7 +29,7 @@ const MAY_BE_WRONG: f64 = 0.03;
 /// How fast the margin follows.
 const STEP: f64 = 0.05;
 /// Bounds of what estimates are multiplied by.
-const MARGINS: std::ops::RangeInclusive<f64> = 0.8..=8.0;
+const MARGINS: std::ops::RangeInclusive<f64> = 0.3..=8.0;
 /// Shorter estimates say more about the machine's moods than about the queue.
 const TELLING: Duration = Duration::from_millis(2);
 

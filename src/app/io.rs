@@ -19,11 +19,19 @@ use crate::sched;
 
 /// Connections that an I/O thread may have been dealt and not yet taken up.
 const DEALT: usize = 1024;
-/// Requests on one connection at once; a client that wants more opens another.
-const STREAMS: u32 = 1024;
 /// Bytes that a client may send ahead, on a stream and on a connection: a few large tensors.
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
+
+/// How much of the wire there is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Threads.
+    pub(super) threads: usize,
+    /// Requests on one connection at once. Those of all connections are served in turn, so a flood on one keeps others
+    /// waiting for so many at most.
+    pub(super) streams: u32,
+}
 
 /// Time for a client to open the conversation.
 pub(super) const HELLO: Duration = Duration::from_secs(10);
@@ -36,13 +44,13 @@ pub(super) struct IoThreads {
 }
 
 impl IoThreads {
-    /// Starts `count` threads that serve `service` until `stop`, and then until the open calls have ended or `kill`.
+    /// Starts `limits.threads` threads that serve `service` until `stop`, and then until the open calls have ended or `kill`.
     ///
     /// What `enter` gives lives as long as its thread: the wire runs quick passes itself.
     pub(super) fn start<S>(
-        count: usize,
         service: S,
         enter: impl Fn() -> Box<dyn std::any::Any> + Clone + Send + 'static,
+        limits: Limits,
         activity: &Arc<Activity>,
         stop: &CancellationToken,
         kill: &CancellationToken,
@@ -56,7 +64,7 @@ impl IoThreads {
         S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let mut io = Self { threads: Vec::new(), deal: Vec::new() };
-        for index in 0..count.max(1) {
+        for index in 0..limits.threads.max(1) {
             let (deal, mut dealt) = mpsc::channel::<std::net::TcpStream>(DEALT);
             let (service, stop, kill, enter) = (service.clone(), stop.clone(), kill.clone(), enter.clone());
             let activity = activity.clone();
@@ -71,7 +79,14 @@ impl IoThreads {
                     while let Some(stream) = dealt.recv().await {
                         let Ok(stream) = TcpStream::from_std(stream) else { continue };
                         let (service, activity) = (service.clone(), activity.clone());
-                        connections.spawn(connection(stream, service, activity, stop.clone(), kill.clone()));
+                        connections.spawn(connection(
+                            stream,
+                            service,
+                            limits,
+                            activity,
+                            stop.clone(),
+                            kill.clone(),
+                        ));
                     }
                     connections.close();
                     connections.wait().await;
@@ -134,6 +149,7 @@ async fn greeted(mut stream: TcpStream, activity: Arc<Activity>) -> Option<impl 
 async fn connection<S>(
     stream: TcpStream,
     service: S,
+    limits: Limits,
     activity: Arc<Activity>,
     stop: CancellationToken,
     kill: CancellationToken,
@@ -148,7 +164,7 @@ async fn connection<S>(
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS)
+        .max_concurrent_streams(limits.streams)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(16 * 1024)

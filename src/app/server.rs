@@ -174,7 +174,8 @@ async fn run(
     let service = Guard::new(Shed::new(End::new(read, closing.clone()), cap.clone()));
     let enter = move || backend.enter_thread(ThreadRole::Executor { intra_op: 1 });
     let activity = Activity::new();
-    let io = io::IoThreads::start(plan.io, service, enter, &activity, &closing, &killed)?;
+    let limits = io::Limits { threads: plan.io, streams: settings.server.max_streams };
+    let io = io::IoThreads::start(service, enter, limits, &activity, &closing, &killed)?;
     let accepting = tasks.spawn(io.accept(grpc, closing.clone()));
     let web_closing = killed.clone();
     let router = http::router(health.clone(), metrics.clone());

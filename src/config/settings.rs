@@ -82,6 +82,8 @@ pub struct Server {
     pub drain_delay: Duration,
     /// Threads that read and write the wire. 0: one for each four CPUs.
     pub io_threads: usize,
+    /// Requests on one connection at once; a client waits before it sends more.
+    pub max_streams: u32,
     /// Inference requests in the process, waiting ones included; over it calls are refused unread.
     pub max_requests: usize,
 }
@@ -96,6 +98,7 @@ impl Default for Server {
             grace: Duration::from_secs(30),
             drain_delay: Duration::ZERO,
             io_threads: 0,
+            max_streams: 128,
             max_requests: 4096,
         }
     }
@@ -216,6 +219,7 @@ impl Settings {
             ("admission.queue_depth", a.queue_depth, 0, 1 << 20, "0 to 1048576"),
             ("admission.control_in_flight", a.control_in_flight, 1, 1024, "1 to 1024"),
             ("admission.control_queue", a.control_queue, 0, 1 << 20, "0 to 1048576"),
+            ("server.max_streams", self.server.max_streams as usize, 1, 1 << 20, "1 to 1048576"),
             ("server.max_requests", self.server.max_requests, 1, 1 << 24, "1 to 16777216"),
             ("loader.threads", self.loader.threads, 1, 64, "1 to 64"),
             ("executors.threads", self.executors.threads, 0, 1024, "0 to 1024"),
