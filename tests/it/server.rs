@@ -26,6 +26,8 @@ impl Server {
             Settings { repositories: vec![repository.to_owned()], backend, ..Settings::default() };
         settings.server.grpc_addr = ([127, 0, 0, 1], 0).into();
         settings.server.http_addr = ([127, 0, 0, 1], 0).into();
+        // Tests end servers while their own clients, on the same thread, cannot answer.
+        settings.server.grace = Duration::from_secs(5);
         change(&mut settings);
         let stop = CancellationToken::new();
         let (started, addresses) = mpsc::channel();
