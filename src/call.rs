@@ -9,6 +9,7 @@ use crate::{
     admission::{Ahead, Tenant, TenantPlace, Ticket},
     model::{Binding, Lane, NamedTensor, Version, VersionSelector},
     registry::ModelSlot,
+    sched::RowClass,
 };
 
 /// A request for one forward pass, decoded and not yet looked up.
@@ -52,6 +53,8 @@ pub struct BoundCall {
     pub slot: Arc<ModelSlot>,
     /// Which tensor goes where.
     pub binding: Binding,
+    /// How large its rows are, for the latency profile.
+    pub class: RowClass,
     /// The lane, after defaults and caps.
     pub lane: Lane,
     /// Whose it is.

@@ -194,9 +194,7 @@ fn flooded(plan: &Plan, victim: &str, flood: &str, curves: &mut Vec<load::LoadRe
 
 fn tenants(plan: &Plan) -> Result<Value> {
     println!("\nTwo tenants of equal weight, one sending ten times what the other does (transformer):");
-    let server = start(&plan.repository, &[])?;
     // Both named, so that each has a metric of its own.
-    drop(server);
     let settings = ["tenants.a.weight=1", "tenants.b.weight=1"].map(String::from);
     let server = start(&plan.repository, &settings)?;
     let (mut share, mut ok) = (Rounds::default(), Rounds::default());

@@ -21,7 +21,6 @@ use crate::{
     call::BoundCall,
     error::{Error, Reason},
     model::{Lane, TenantId},
-    sched::RowClass,
 };
 
 /// Part of the calls let in that may take longer than estimated.
@@ -166,9 +165,8 @@ impl Forecaster {
     /// Counts the call among what is ahead of others, or refuses it. The estimate is `None` for a model that has not run.
     fn enter(self: &Arc<Self>, call: &BoundCall) -> Result<(Option<Ahead>, Option<Duration>), Error> {
         let rows = call.binding.rows.max(1);
-        let class = RowClass::of(call.call.input_bytes(), rows);
         let max_batch = call.slot.lease().map_or(1, |lease| lease.max_batch);
-        let Some(cost) = call.slot.profile().cost(class, rows, max_batch, self.max_block) else {
+        let Some(cost) = call.slot.profile().cost(call.class, rows, max_batch, self.max_block) else {
             return Ok((None, None));
         };
         let due = call.call.deadline.map_or(u64::MAX, |deadline| {

@@ -14,6 +14,7 @@ use crate::{
     error::{Error, Reason, Result, shown},
     model::{Binding, VersionSelector},
     registry::Registry,
+    sched::RowClass,
 };
 
 /// Puts a [`Resolve`] around a service.
@@ -98,7 +99,8 @@ fn resolve(to: &ResolveLayer, call: InferCall) -> Result<BoundCall> {
     }
     let lane = tenant.lane(call.lane.unwrap_or(lease.manifest.scheduling.default_lane));
     drop(lease);
-    Ok(BoundCall { call, slot, binding, lane, tenant, place, ahead: None })
+    let class = RowClass::of(call.input_bytes(), binding.rows);
+    Ok(BoundCall { call, slot, binding, class, lane, tenant, place, ahead: None })
 }
 
 fn unknown_model(name: &str, registry: &Registry) -> Error {

@@ -10,11 +10,10 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use http::{Request, Response};
-use hyper::body::{Frame, SizeHint};
+use http_body_util::BodyExt as _;
 use pin_project_lite::pin_project;
-use tonic::{Status, body::Body};
+use tonic::body::Body;
 use tower::Service;
 
 use super::{INFER_STREAM, INFERENCE};
@@ -115,9 +114,13 @@ where
                 let counted = this.counted.take().filter(|_| *this.streams);
                 Poll::Ready(response.map(|response| match counted {
                     None => response,
-                    Some(counted) => {
-                        response.map(|body| Body::new(CountedBody { inner: body, _counted: counted }))
-                    }
+                    Some(counted) => response.map(|body| {
+                        Body::new(body.map_frame(move |frame| {
+                            // Held by the body, and freed with it.
+                            let _counted = &counted;
+                            frame
+                        }))
+                    }),
                 }))
             }
             None => {
@@ -127,31 +130,6 @@ where
                 Poll::Ready(Ok(api::status(&error).into_http()))
             }
         }
-    }
-}
-
-struct CountedBody {
-    inner: Body,
-    _counted: Counted,
-}
-
-impl hyper::body::Body for CountedBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.inner).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
     }
 }
 

@@ -1,13 +1,9 @@
 //! tonic's own refusals in our words: with a stable reason, and with what to do.
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
-};
-
 use bytes::Bytes;
 use http::{HeaderMap, Response};
-use hyper::body::{Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::body::Frame;
 use tonic::{Code, Status, body::Body};
 
 use crate::{
@@ -23,7 +19,11 @@ pub(super) fn translate(response: Response<Body>) -> Response<Body> {
             None => response,
         };
     }
-    response.map(|body| Body::new(Translated(body)))
+    let in_trailers = |frame: Frame<Bytes>| match frame.trailers_ref().and_then(in_our_words) {
+        None => frame,
+        Some(error) => Frame::trailers(api::status(&error).into_http::<()>().into_parts().0.headers),
+    };
+    response.map(|body| Body::new(body.map_frame(in_trailers)))
 }
 
 fn in_our_words(said: &HeaderMap) -> Option<Error> {
@@ -61,34 +61,6 @@ fn in_our_words(said: &HeaderMap) -> Option<Error> {
         }
         Code::Internal => Some(Error::new(Reason::Internal, said.to_owned())),
         _ => None,
-    }
-}
-
-/// A body whose trailers are translated.
-struct Translated(Body);
-
-impl hyper::body::Body for Translated {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.0).poll_frame(cx).map_ok(|frame| {
-            match frame.trailers_ref().and_then(in_our_words) {
-                None => frame,
-                Some(error) => Frame::trailers(api::status(&error).into_http::<()>().into_parts().0.headers),
-            }
-        })
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.0.size_hint()
     }
 }
 

@@ -28,7 +28,6 @@ pub struct Job {
     pub submitted: Instant,
     pub(super) max_batch: usize,
     pub(super) max_concurrency: usize,
-    pub(super) class: RowClass,
     reply: oneshot::Sender<Result<InferReply>>,
     _ticket: Option<Ticket>,
 }
@@ -44,11 +43,7 @@ impl Job {
         let (reply, receiver) = oneshot::channel();
         let (max_batch, max_concurrency) = limits;
         let submitted = Instant::now();
-        let class = RowClass::of(bound.call.input_bytes(), bound.binding.rows);
-        (
-            Self { bound, queued, submitted, max_batch, max_concurrency, class, reply, _ticket: ticket },
-            receiver,
-        )
+        (Self { bound, queued, submitted, max_batch, max_concurrency, reply, _ticket: ticket }, receiver)
     }
 
     /// Answers. A caller that has left does not hear it.
@@ -91,7 +86,7 @@ impl Schedulable for Job {
     }
 
     fn profile(&self) -> Option<(&Profile, RowClass)> {
-        Some((self.bound.slot.profile(), self.class))
+        Some((self.bound.slot.profile(), self.bound.class))
     }
 }
 

@@ -54,13 +54,6 @@ pub struct PassTime {
     pub passes: u64,
 }
 
-impl PassTime {
-    /// A time that few passes exceed.
-    pub fn cautious(&self) -> Duration {
-        self.mean + 2 * self.deviation
-    }
-}
-
 /// One row of a profile, for people.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ProfilePoint {

@@ -261,6 +261,10 @@ impl<J: Schedulable> RunQueue<J> {
                 }),
             }),
         };
+        if rows >= limit {
+            popped.jobs.push(first);
+            return;
+        }
         let row_cost = first.profile().and_then(|(profile, class)| profile.time(class, 1));
         let row_cost = row_cost.map_or(1e-3, |time| time.mean.as_secs_f64());
         let (own_lane, (own_tenant, own_weight)) = (first.lane(), first.tenant());

@@ -78,7 +78,7 @@ fn run_together(jobs: Vec<Job>, servable: &Servable) {
             }
             let batch_size = jobs.iter().map(|job| job.bound.binding.rows).sum();
             if let Some(job) = jobs.first() {
-                job.bound.slot.profile().record(job.class, batch_size, compute);
+                job.bound.slot.profile().record(job.bound.class, batch_size, compute);
             }
             for (job, outputs) in jobs.into_iter().zip(answers) {
                 let timing = timing(&job, started, compute, batch_size);

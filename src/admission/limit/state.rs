@@ -146,20 +146,19 @@ impl Limiter {
         let depth = state.waiting.len(lane);
         let mut evicted = None;
         if depth >= self.queue_depth {
-            let retry = state.rate.time_for(depth);
-            evicted = state.evict_for(lane, tenant);
-            if evicted.is_none() {
-                return Err(full(lane, depth, retry));
+            let error = full(lane, depth, state.rate.time_for(depth));
+            match state.evict_for(lane, tenant) {
+                Some(waiter) => evicted = Some((waiter, error)),
+                None => return Err(error),
             }
         }
         state.arrivals += 1;
         let place = Place::new(deadline, state.arrivals);
         let (sender, granted) = oneshot::channel();
         state.waiting.push(lane, tenant.id(), place, Waiter { tenant: tenant.clone(), granted: sender });
-        let retry = state.rate.time_for(depth);
         drop(state);
-        if let Some(waiter) = evicted {
-            let _caller_left = waiter.granted.send(Err(full(lane, depth, retry)));
+        if let Some((waiter, error)) = evicted {
+            let _caller_left = waiter.granted.send(Err(error));
         }
         Ok(Entry::Queued(Waiting { limiter: self.clone(), lane, tenant: tenant.id(), place, granted }))
     }
