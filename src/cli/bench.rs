@@ -2,7 +2,11 @@
 
 use std::{io::IsTerminal as _, path::PathBuf, time::Duration};
 
-use super::{Failure, client::block_on, print_table};
+use super::{
+    Failure,
+    client::{ServerArgs, block_on},
+    print_table,
+};
 use crate::{
     load::{self, LoadSpec, Pace, Protocol, Report, RunConfig},
     model::Lane,
@@ -18,9 +22,8 @@ pub(super) struct Args {
     /// The model, for a single load; several are given with --load
     #[arg(required_unless_present = "load", conflicts_with = "load")]
     model: Option<String>,
-    /// Address of the gRPC server
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051", env = "TORCHLANE_ADDR")]
-    addr: String,
+    #[command(flatten)]
+    server: ServerArgs,
     /// What the server speaks
     #[arg(long, value_enum, default_value_t)]
     protocol: Protocol,
@@ -84,7 +87,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         return Err(Failure::Usage("--duration 0s: nothing would be counted".to_owned()));
     }
     let config = RunConfig {
-        addr: args.addr.clone(),
+        addr: args.server.checked()?.to_owned(),
         protocol: args.protocol,
         warm_up: args.warm_up,
         duration: args.duration,

@@ -19,13 +19,19 @@ pub(super) struct ServerArgs {
 }
 
 impl ServerArgs {
-    pub(super) async fn connect(&self) -> Result<ModelServerClient<Channel>, Failure> {
+    /// The address as it was given, if it is one that can be spoken to.
+    pub(super) fn checked(&self) -> Result<&str, Failure> {
         let scheme = self.addr.split_once("://").map(|(scheme, _)| scheme);
         if scheme.is_some_and(|scheme| scheme != "http") {
             let message = "torchlane speaks plaintext: write --addr HOST:PORT, and end TLS in a proxy";
             return Err(Failure::Usage(message.to_owned()));
         }
-        let url = if self.addr.contains("://") { self.addr.clone() } else { format!("http://{}", self.addr) };
+        Ok(&self.addr)
+    }
+
+    pub(super) async fn connect(&self) -> Result<ModelServerClient<Channel>, Failure> {
+        let addr = self.checked()?;
+        let url = if addr.contains("://") { addr.to_owned() } else { format!("http://{addr}") };
         let endpoint = Channel::from_shared(url)
             .map_err(|_| Failure::Usage(format!("--addr {}: write it as HOST:PORT", self.addr)))?
             .connect_timeout(Duration::from_secs(5));
