@@ -1,7 +1,14 @@
 //! A server in this process, and what tests ask of it.
 
-use std::{net::SocketAddr, path::Path, sync::mpsc, thread::JoinHandle, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{LazyLock, mpsc},
+    thread::JoinHandle,
+    time::Duration,
+};
 
+use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, transport::Channel};
 use tonic_types::StatusExt as _;
@@ -20,13 +27,20 @@ pub struct Server {
 
 pub type Client = ModelServerClient<Channel>;
 
+/// Where connections live: a test that waits for its server's end keeps its own thread from closing them.
+fn clients() -> &'static Runtime {
+    static CLIENTS: LazyLock<Runtime> = LazyLock::new(|| {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+    });
+    &CLIENTS
+}
+
 impl Server {
     pub fn start(repository: &Path, backend: BackendKind, change: impl FnOnce(&mut Settings)) -> Self {
         let mut settings =
             Settings { repositories: vec![repository.to_owned()], backend, ..Settings::default() };
         settings.server.grpc_addr = ([127, 0, 0, 1], 0).into();
         settings.server.http_addr = ([127, 0, 0, 1], 0).into();
-        // Tests end servers while their own clients, on the same thread, cannot answer.
         settings.server.grace = Duration::from_secs(5);
         change(&mut settings);
         let stop = CancellationToken::new();
@@ -44,7 +58,8 @@ impl Server {
     }
 
     pub async fn channel(&self) -> Channel {
-        Channel::from_shared(format!("http://{}", self.grpc)).unwrap().connect().await.unwrap()
+        let endpoint = Channel::from_shared(format!("http://{}", self.grpc)).unwrap();
+        clients().spawn(async move { endpoint.connect().await.unwrap() }).await.unwrap()
     }
 
     /// A client, once the server says that it is ready.
