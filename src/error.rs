@@ -59,6 +59,8 @@ reasons! {
     UnknownVersion => "UNKNOWN_VERSION", NotFound;
     /// The model exists but nothing serves: still loading, unloaded, or failed.
     ModelNotReady => "MODEL_NOT_READY", Unavailable;
+    /// The version only failed lately: it gets a trial now and then.
+    BreakerOpen => "BREAKER_OPEN", Unavailable;
     /// An input that the model does not have.
     UnknownInput => "UNKNOWN_INPUT", InvalidArgument;
     /// An input that the model needs.

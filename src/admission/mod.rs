@@ -3,6 +3,7 @@
 //! **Invariant**: a ticket is freed exactly once; a caller that leaves frees its waiting place, never a running
 //! one; no lane starves.
 
+mod breaker;
 mod control;
 mod deadline;
 mod forecast;
@@ -10,10 +11,11 @@ mod limit;
 mod resolve;
 mod tenants;
 
+pub use breaker::Breaker;
 pub use control::{ControlLane, ControlPlace};
 pub use deadline::{Deadline, DeadlineLayer};
 pub use forecast::{Ahead, Deadlines, Forecast, ForecastLayer, Forecaster};
 pub use limit::{Headroom, LimitConfig, LimitSnapshot, Limiter, PriorityLimit, PriorityLimitLayer, Ticket};
-pub(crate) use resolve::version_not_live;
 pub use resolve::{Resolve, ResolveLayer};
+pub(crate) use resolve::{breaker_open, version_not_live};
 pub use tenants::{Tenant, TenantPlace, TenantSettings, Tenants};

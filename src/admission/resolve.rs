@@ -6,13 +6,14 @@ use std::{
 };
 
 use futures::future::{Either, Ready, ready};
+use tokio::time::Instant;
 use tower::{Layer, Service};
 
 use super::Tenants;
 use crate::{
     call::{BoundCall, InferCall},
     error::{Error, Reason, Result, shown},
-    model::{Binding, VersionSelector},
+    model::{Binding, Version, VersionSelector},
     registry::Registry,
     sched::RowClass,
 };
@@ -79,6 +80,9 @@ fn resolve(to: &ResolveLayer, call: InferCall) -> Result<BoundCall> {
     if !call.version.admits(lease.version) {
         return Err(version_not_live(slot.name().as_str(), call.version, lease.version));
     }
+    if let Err(wait) = lease.breaker.admit(Instant::now()) {
+        return Err(breaker_open(slot.name().as_str(), lease.version).with_retry_after(wait));
+    }
     // An answer is no longer than what the model returns.
     let mut asked = std::collections::HashSet::new();
     if let Some(twice) = call.outputs.iter().find(|name| !asked.insert(name.as_str())) {
@@ -101,6 +105,14 @@ fn resolve(to: &ResolveLayer, call: InferCall) -> Result<BoundCall> {
     drop(lease);
     let class = RowClass::of(call.input_bytes(), binding.rows);
     Ok(BoundCall { call, slot, binding, class, lane, tenant, place, ahead: None })
+}
+
+/// The refusal of a version whose breaker is open.
+pub(crate) fn breaker_open(model: &str, version: Version) -> Error {
+    let message = format!(
+        "version {version} of model '{model}' has only failed or got stuck lately: it is tried now and then"
+    );
+    Error::new(Reason::BreakerOpen, message)
 }
 
 fn unknown_model(name: &str, registry: &Registry) -> Error {

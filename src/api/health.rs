@@ -42,6 +42,13 @@ impl Health {
         }
     }
 
+    /// Nothing runs in this process: it is to be replaced. Or it runs again after all.
+    pub async fn set_broken(&self, broken: bool) {
+        self.ready.store(!broken, Ordering::SeqCst);
+        self.set("", !broken).await;
+        self.set(API, !broken).await;
+    }
+
     /// The first models are ready.
     pub async fn set_ready(&self) {
         self.ready.store(true, Ordering::SeqCst);

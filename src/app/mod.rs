@@ -7,6 +7,7 @@ mod idle;
 mod io;
 mod server;
 mod stack;
+mod watchdog;
 mod web;
 
 pub use cpu::{CpuPlan, cpu_quota};

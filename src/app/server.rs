@@ -10,7 +10,7 @@ use tonic::service::Routes;
 use super::{
     activity::Activity,
     cpu::{CpuPlan, cpu_quota},
-    drain, idle, io, stack, web,
+    drain, idle, io, stack, watchdog, web,
 };
 use crate::{
     admission::{ControlLane, Forecaster, LimitSnapshot, Tenants},
@@ -102,6 +102,7 @@ async fn run(
     let executors = ExecutorConfig {
         threads: plan.executors,
         intra_op: plan.intra_op,
+        spare: settings.executors.spare,
         queue: QueueConfig {
             min_share: settings.admission.min_share,
             max_block: settings.executors.max_block,
@@ -136,7 +137,7 @@ async fn run(
     let (closing, killed) = (CancellationToken::new(), CancellationToken::new());
     let access = Arc::new(AccessLog::new(settings.log.access));
     let infer = stack::infer(
-        registry,
+        registry.clone(),
         tenants,
         forecaster,
         limiter.clone(),
@@ -208,6 +209,12 @@ async fn run(
         })
     };
     let giving_back = tasks.spawn(idle::give_back(scheduler.clone(), manager.clone()));
+    let watching = tasks.spawn(watchdog::watch(
+        scheduler.clone(),
+        registry,
+        health.clone(),
+        settings.executors.stuck_after,
+    ));
     let why = tokio::select! {
         signal = drain::signal() => signal,
         () = stop.cancelled() => "asked to",
@@ -217,7 +224,8 @@ async fn run(
     health.set_draining().await;
     loading.abort();
     giving_back.abort();
-    let _aborted = giving_back.await;
+    watching.abort();
+    let _aborted = (giving_back.await, watching.await);
     tracing::info!(why, drain_delay = ?settings.server.drain_delay, grace = ?settings.server.grace, "stopping: no longer ready");
     tokio::time::sleep(settings.server.drain_delay).await;
     closing.cancel();

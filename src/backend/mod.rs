@@ -14,6 +14,7 @@ pub use fake::FakeBackend;
 pub use torch::TorchBackend;
 
 use crate::{
+    admission::Breaker,
     model::{Arg, Argument, ModelManifest, NamedTensor, Signature, Version},
     sched::Quick,
     tensor::Joined,
@@ -137,6 +138,8 @@ pub struct Servable {
     pub stateful: bool,
     /// Passes that need no executor.
     pub quick: Quick,
+    /// Refuses requests while it only fails.
+    pub breaker: Breaker,
     /// Most rows in one pass: the manifest's, or 1 where warm-up showed that results do not follow the batch or
     /// the model keeps state.
     pub max_batch: usize,

@@ -159,6 +159,12 @@ pub struct Executors {
     pub max_block: Duration,
     /// Choose the size of a batch by the learned latency profile. Otherwise all that waits is taken, up to `max_batch`.
     pub learned_batches: bool,
+    /// A pass that runs for longer is taken to be stuck: its version's breaker opens and another thread takes the executor's
+    /// place. 0s: never.
+    #[serde(with = "human_duration")]
+    pub stuck_after: Duration,
+    /// Threads that may take the place of stuck ones.
+    pub spare: usize,
     /// Executors that never run LOW work. One executor may always.
     pub kept_from_low: usize,
 }
@@ -170,6 +176,8 @@ impl Default for Executors {
             intra_op_threads: 0,
             max_block: Duration::from_millis(25),
             learned_batches: true,
+            stuck_after: Duration::from_secs(60),
+            spare: 2,
             kept_from_low: 0,
         }
     }
@@ -224,6 +232,7 @@ impl Settings {
             ("loader.threads", self.loader.threads, 1, 64, "1 to 64"),
             ("executors.threads", self.executors.threads, 0, 1024, "0 to 1024"),
             ("executors.intra_op_threads", self.executors.intra_op_threads, 0, 1024, "0 to 1024"),
+            ("executors.spare", self.executors.spare, 0, 64, "0 to 64"),
             ("server.io_threads", self.server.io_threads, 0, 1024, "0 to 1024"),
         ];
         for (key, value, least, most, allowed) in counts {

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::{Phases, WarmupReport, warmup};
 use crate::{
+    admission::Breaker,
     backend::{Backend, Servable},
     error::{Error, Reason},
     loader::{FileIdentity, digest},
@@ -143,6 +144,7 @@ pub fn prepare(
         effect_free: summary.effect_free,
         stateful: summary.stateful,
         quick: Quick::default(),
+        breaker: Breaker::default(),
         max_batch,
         sha256,
         bytes: before.size,

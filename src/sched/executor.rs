@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
     time::Duration,
@@ -20,7 +20,7 @@ use crate::{
     call::{Admitted, BoundCall},
     error::{Error, Reason},
     model::Lane,
-    registry::SlotId,
+    registry::{ModelSlot, SlotId},
     threads,
 };
 
@@ -33,6 +33,8 @@ pub struct ExecutorConfig {
     pub intra_op: usize,
     /// How they are shared out.
     pub queue: QueueConfig,
+    /// Threads that may take the place of stuck ones.
+    pub spare: usize,
 }
 
 /// What waits and what has run.
@@ -48,11 +50,26 @@ pub struct SchedulerSnapshot {
     pub batches: u64,
 }
 
+/// A pass that takes too long to be taken for one.
+#[derive(Debug, Clone)]
+pub struct StuckPass {
+    /// The executor that is held by it.
+    pub executor: usize,
+    /// Its model.
+    pub model: Arc<ModelSlot>,
+    /// How long it has been running.
+    pub running: Duration,
+    /// Another thread took the executor's place.
+    pub replaced: bool,
+}
+
 /// The run queue and its executors.
 #[derive(Debug)]
 pub struct Scheduler {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    backend: Arc<dyn Backend>,
+    intra_op: usize,
 }
 
 #[derive(Debug)]
@@ -61,8 +78,22 @@ pub(super) struct Shared {
     /// One for each executor, so that the one to wake can be chosen.
     work: Vec<Condvar>,
     busy_ns: Vec<AtomicU64>,
+    /// What each runs now.
+    running: Vec<Mutex<Running>>,
+    /// Threads that are there to run batches: not those that were given up.
+    healthy: AtomicUsize,
+    /// As many as there should be.
+    wanted: usize,
     wire_ns: AtomicU64,
     batches: AtomicU64,
+}
+
+/// What an executor does.
+#[derive(Debug, Default)]
+struct Running {
+    pass: Option<(Instant, Arc<ModelSlot>)>,
+    /// Another has taken its place: it ends once its pass does, unless it is needed.
+    given_up: bool,
 }
 
 #[derive(Debug)]
@@ -89,27 +120,72 @@ impl Scheduler {
     /// The system gives no more threads.
     pub fn start(config: ExecutorConfig, backend: &Arc<dyn Backend>) -> std::io::Result<Self> {
         let threads = config.threads.max(1);
+        let most = threads + config.spare;
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 queue: RunQueue::new(config.queue),
-                idle: Vec::with_capacity(threads),
+                idle: Vec::with_capacity(most),
                 closed: false,
             }),
-            work: (0..threads).map(|_| Condvar::new()).collect(),
-            busy_ns: (0..threads).map(|_| AtomicU64::new(0)).collect(),
+            work: (0..most).map(|_| Condvar::new()).collect(),
+            busy_ns: (0..most).map(|_| AtomicU64::new(0)).collect(),
+            running: (0..most).map(|_| Mutex::default()).collect(),
+            healthy: AtomicUsize::new(0),
+            wanted: threads,
             wire_ns: AtomicU64::new(0),
             batches: AtomicU64::new(0),
         });
-        let threads = (0..threads)
-            .map(|index| {
-                let (shared, backend) = (shared.clone(), backend.clone());
-                std::thread::Builder::new().name(format!("exec-{index}")).spawn(move || {
-                    let _guard = backend.enter_thread(ThreadRole::Executor { intra_op: config.intra_op });
-                    shared.work_until_closed(index);
-                })
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Self { shared, threads })
+        let scheduler =
+            Self { shared, threads: Mutex::default(), backend: backend.clone(), intra_op: config.intra_op };
+        for _ in 0..threads {
+            scheduler.add_thread()?;
+        }
+        Ok(scheduler)
+    }
+
+    /// Starts one more executor; false where all there may be have been started.
+    fn add_thread(&self) -> std::io::Result<bool> {
+        let mut threads = self.threads.lock();
+        let index = threads.len();
+        if index >= self.shared.work.len() {
+            return Ok(false);
+        }
+        let (shared, backend, intra_op) = (self.shared.clone(), self.backend.clone(), self.intra_op);
+        threads.push(std::thread::Builder::new().name(format!("exec-{index}")).spawn(move || {
+            let _guard = backend.enter_thread(ThreadRole::Executor { intra_op });
+            shared.work_until_closed(index);
+        })?);
+        self.shared.healthy.fetch_add(1, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// Gives up executors whose pass has been running for longer than `limit`, opens the breaker of what they run, and
+    /// starts others in their place while there are any to spare. Each is named once.
+    pub fn give_up_stuck(&self, limit: Duration) -> Vec<StuckPass> {
+        let mut stuck = Vec::new();
+        for (executor, running) in self.shared.running.iter().enumerate() {
+            let mut running = running.lock();
+            let Some((since, model)) = running.pass.as_ref().filter(|_| !running.given_up) else { continue };
+            let (took, model) = (since.elapsed(), model.clone());
+            if took < limit {
+                continue;
+            }
+            running.given_up = true;
+            drop(running);
+            self.shared.healthy.fetch_sub(1, Ordering::Relaxed);
+            // Before another thread takes the next request for the same version.
+            if let Some(lease) = model.lease() {
+                lease.breaker.trip(Instant::now());
+            }
+            let replaced = self.add_thread().unwrap_or(false);
+            stuck.push(StuckPass { executor, model, running: took, replaced });
+        }
+        stuck
+    }
+
+    /// Executors that are not held by a stuck pass.
+    pub fn healthy(&self) -> usize {
+        self.shared.healthy.load(Ordering::Relaxed)
     }
 
     /// Queues a call for the executors.
@@ -127,7 +203,7 @@ impl Scheduler {
             // Dropping the job closes the channel, which reads as "shutting down".
             return PendingReply { receiver, waiting: None };
         }
-        if quick && state.idle.len() == self.shared.work.len() && state.queue.is_empty() {
+        if quick && state.idle.len() >= self.healthy() && state.queue.is_empty() {
             drop(state);
             self.shared.run_here(job);
             return PendingReply { receiver, waiting: None };
@@ -149,6 +225,7 @@ impl Scheduler {
                 .shared
                 .busy_ns
                 .iter()
+                .take(self.threads.lock().len())
                 .map(|ns| Duration::from_nanos(ns.load(Ordering::Relaxed)))
                 .collect(),
             on_wire: Duration::from_nanos(self.shared.wire_ns.load(Ordering::Relaxed)),
@@ -173,7 +250,7 @@ impl Drop for Scheduler {
         for sleeper in &self.shared.work {
             sleeper.notify_one();
         }
-        if !threads::join(std::mem::take(&mut self.threads), PATIENCE) {
+        if !threads::join(std::mem::take(&mut *self.threads.lock()), PATIENCE) {
             tracing::warn!("a forward pass did not end: it is abandoned");
         }
     }
@@ -188,6 +265,9 @@ impl Shared {
                 let mut state = self.state.lock();
                 if let Some(Ended { slot, lead, costs }) = ended.take() {
                     state.queue.finished(slot, lead, &costs);
+                }
+                if !self.stays(index) {
+                    return;
                 }
                 loop {
                     let idle = state.idle.len();
@@ -228,6 +308,27 @@ impl Shared {
         self.batches.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// False where another thread has taken the executor's place. One that was given up and is needed comes back.
+    fn stays(&self, index: usize) -> bool {
+        let Some(running) = self.running.get(index) else { return false };
+        let mut running = running.lock();
+        if !running.given_up {
+            return true;
+        }
+        if self.healthy.load(Ordering::Relaxed) >= self.wanted {
+            return false;
+        }
+        running.given_up = false;
+        self.healthy.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    fn note(&self, index: usize, pass: Option<(Instant, Arc<ModelSlot>)>) {
+        if let Some(running) = self.running.get(index) {
+            running.lock().pass = pass;
+        }
+    }
+
     fn run(&self, jobs: Vec<Job>, index: usize) -> Option<Ended> {
         let (slot, lead) = jobs.first().map(|job| (job.bound.slot.id(), job.bound.lane))?;
         // Who had how many rows in it.
@@ -240,7 +341,10 @@ impl Shared {
             }
         }
         let started = Instant::now();
+        let pass = jobs.first().map(|job| (started, job.bound.slot.clone()));
+        self.note(index, pass);
         runner::run(jobs);
+        self.note(index, None);
         let took = started.elapsed();
         if let Some(busy) = self.busy_ns.get(index) {
             busy.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);

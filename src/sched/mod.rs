@@ -14,7 +14,7 @@ mod quick;
 mod runner;
 
 pub use dispatch::Dispatch;
-pub use executor::{ExecutorConfig, Scheduler, SchedulerSnapshot};
+pub use executor::{ExecutorConfig, Scheduler, SchedulerSnapshot, StuckPass};
 pub use job::{Job, PendingReply};
 pub use order::{LaneQueue, Place, Shares};
 pub use planner::{PlanInput, rows_to_take};

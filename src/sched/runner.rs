@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::Job;
 use crate::{
-    admission::version_not_live,
+    admission::{breaker_open, version_not_live},
     backend::{BackendError, Pass, Servable},
     call::{InferReply, Timing},
     error::{Error, LOGGED, Reason, Result, shown},
@@ -36,6 +36,10 @@ pub(super) fn run(jobs: Vec<Job>) {
         let wanted = job.bound.call.version;
         if !wanted.admits(lease.version) {
             job.reply(Err(version_not_live(slot.name().as_str(), wanted, lease.version)));
+            continue;
+        }
+        if lease.breaker.opened_after(job.submitted) {
+            job.reply(Err(breaker_open(slot.name().as_str(), lease.version)));
             continue;
         }
         // A reload may have changed what the model takes since the request was bound.
@@ -72,6 +76,7 @@ fn run_together(jobs: Vec<Job>, servable: &Servable) {
     let compute = started.elapsed();
     match outcome {
         Ok(answers) => {
+            servable.breaker.succeeded(started);
             if let Some(job) = jobs.first() {
                 // Only what went well: the next version is warmed up with it.
                 job.bound.slot.served().record(servable, &job.bound.call.inputs);
@@ -97,6 +102,7 @@ fn run_together(jobs: Vec<Job>, servable: &Servable) {
             }
         }
         Err(error) => {
+            servable.breaker.failed(Instant::now());
             for job in jobs {
                 let _in_span = job.bound.call.span.clone().entered();
                 let answer =

@@ -30,6 +30,8 @@ pub const CATALOGUE: &[(&str, &str, &str)] = &[
     ("torchlane_reload_phase_duration_seconds", "gauge", "model, phase"),
     ("torchlane_model_info", "gauge", "model, version, sha256"),
     ("torchlane_executor_busy_seconds_total", "counter", "executor"),
+    ("torchlane_breaker_open", "gauge", "model"),
+    ("torchlane_executors_healthy", "gauge", ""),
     ("torchlane_deadlines_total", "counter", "lane, result"),
     ("torchlane_tenant_compute_seconds_total", "counter", "tenant"),
     ("torchlane_profile_pass_seconds", "gauge", "model, row_bytes, rows"),
@@ -176,6 +178,8 @@ pub struct Metrics {
     /// By model.
     series: RwLock<HashMap<String, Kinds>>,
     live: Mutex<HashMap<String, InfoLabels>>,
+    breakers: Family<ModelLabel, Gauge>,
+    healthy: Gauge,
     deadlines: Family<DeadlineLabels, Counter>,
     tenants: Family<TenantLabel, Counter<f64, std::sync::atomic::AtomicU64>>,
     profile: Family<ProfileLabels, Gauge<f64, std::sync::atomic::AtomicU64>>,
@@ -230,6 +234,8 @@ impl Default for Metrics {
             busy: Family::default(),
             series: RwLock::default(),
             live: Mutex::default(),
+            breakers: Family::default(),
+            healthy: Gauge::default(),
             deadlines: Family::default(),
             tenants: Family::default(),
             profile: Family::default(),
@@ -277,6 +283,16 @@ impl Default for Metrics {
             "Time spent running batches",
             Unit::Seconds,
             metrics.busy.clone(),
+        );
+        r.register(
+            "breaker_open",
+            "1 while a live version only fails and is refused",
+            metrics.breakers.clone(),
+        );
+        r.register(
+            "executors_healthy",
+            "Executors that are not held by a stuck pass",
+            metrics.healthy.clone(),
         );
         r.register("deadlines", "Requests with a deadline by what became of them", metrics.deadlines.clone());
         r.register_with_unit(
@@ -427,8 +443,13 @@ impl Metrics {
             let counter = self.tenants.get_or_create(&TenantLabel { tenant: tenant.to_string() });
             counter.inc_by((compute.as_secs_f64() - counter.get()).max(0.0));
         }
+        self.healthy.set(i64::try_from(scheduler.healthy()).unwrap_or(i64::MAX));
         self.profile.clear();
         for model in models.all() {
+            if let Some(lease) = model.lease() {
+                let label = ModelLabel { model: model.name().to_string() };
+                self.breakers.get_or_create(&label).set(lease.breaker.is_open().into());
+            }
             let mut points = model.profile().points();
             points.sort_by_key(|point| std::cmp::Reverse(point.time.passes));
             for point in points.iter().take(PROFILE_SERIES) {
@@ -466,6 +487,7 @@ mod tests {
         metrics.phases(&model(), Phases::default());
         metrics.info.get_or_create(&InfoLabels { model: model(), version: model(), sha256: model() }).set(1);
         metrics.busy.get_or_create(&ExecutorLabel { executor: model() }).inc_by(1.0);
+        metrics.breakers.get_or_create(&ModelLabel { model: model() }).set(0);
         metrics.deadlines.get_or_create(&DeadlineLabels { lane: "LOW", result: "late" }).inc();
         metrics.tenants.get_or_create(&TenantLabel { tenant: model() }).inc_by(1.0);
         metrics.profile.get_or_create(&ProfileLabels { model: model(), row_bytes: 1, rows: 1 }).set(1.0);

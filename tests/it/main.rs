@@ -16,3 +16,4 @@ mod server;
 mod tidy;
 #[cfg(feature = "torch")]
 mod torch;
+mod trouble;

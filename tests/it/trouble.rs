@@ -1,0 +1,180 @@
+//! Models that fail, get stuck, or are asked for more than they can do.
+
+use std::time::Duration;
+
+use tonic::{Code, Request};
+use tonic_types::StatusExt as _;
+use torchlane::{
+    admission::TenantSettings,
+    model::Lane,
+    proto::{self, Priority},
+};
+
+use super::{
+    fake::repository,
+    server::{Client, HealthClient, Server, f32s, reason, request, serving},
+};
+
+fn one(model: &str, value: f32) -> proto::InferRequest {
+    request(model, vec![f32s("x", &[1], &[value])])
+}
+
+async fn metric(server: &Server, beginning: &str) -> f64 {
+    let (_, text) = server.get("/metrics").await;
+    let line =
+        text.lines().find(|line| line.starts_with(beginning)).unwrap_or_else(|| panic!("no {beginning}"));
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_version_that_only_fails_is_refused_until_a_trial_goes_well() {
+    let dir = repository(&[("m", "fail = 'negative'")]);
+    let server = Server::fake(dir.path(), |_| {});
+    let mut client = server.ready().await;
+    let health = HealthClient::new(server.channel().await);
+    for _ in 0..10 {
+        assert_eq!(reason(&client.infer(one("m", -1.0)).await.unwrap_err()), "FORWARD_FAILED");
+    }
+    let status = client.infer(one("m", 1.0)).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "BREAKER_OPEN"));
+    let wait = status.get_error_details().retry_info().unwrap().retry_delay.unwrap();
+    assert!(wait <= Duration::from_secs(1), "{wait:?}");
+    assert_eq!(metric(&server, "torchlane_breaker_open{model=\"m\"}").await, 1.0);
+    until(async || serving(&mut health.clone(), "m").await == Some(false)).await;
+    // One good answer among trials closes it.
+    until(async || client.clone().infer(one("m", 1.0)).await.is_ok()).await;
+    client.infer(one("m", 1.0)).await.unwrap();
+    until(async || serving(&mut health.clone(), "m").await == Some(true)).await;
+}
+
+#[tokio::test]
+async fn a_stuck_pass_loses_its_executor_and_others_go_on() {
+    let dir = repository(&[("stuck", "delay_ms = 4000"), ("m", "")]);
+    let server = Server::fake(dir.path(), |settings| {
+        settings.executors.threads = 1;
+        settings.executors.spare = 1;
+        settings.executors.stuck_after = Duration::from_millis(200);
+    });
+    let client = server.ready().await;
+    let stuck = |client: &Client| {
+        let mut client = client.clone();
+        tokio::spawn(async move { client.infer(one("stuck", 1.0)).await })
+    };
+    let first = stuck(&client);
+    until(async || metric(&server, "torchlane_in_flight{lane=\"NORMAL\"}").await == 1.0).await;
+    until(async || {
+        let refused =
+            client.clone().infer(one("stuck", 1.0)).await.is_err_and(|s| reason(&s) == "BREAKER_OPEN");
+        if !refused {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        refused
+    })
+    .await;
+    client.clone().infer(one("m", 1.0)).await.unwrap();
+    assert_eq!(metric(&server, "torchlane_executors_healthy").await, 1.0);
+    first.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn health_says_so_when_every_executor_is_stuck() {
+    let dir = repository(&[("stuck", "delay_ms = 3000")]);
+    let server = Server::fake(dir.path(), |settings| {
+        settings.executors.threads = 1;
+        settings.executors.spare = 0;
+        settings.executors.stuck_after = Duration::from_millis(100);
+    });
+    let mut client = server.ready().await;
+    let mut health = HealthClient::new(server.channel().await);
+    let held = tokio::spawn(async move { client.infer(one("stuck", 1.0)).await });
+    until(async || serving(&mut health.clone(), "torchlane.v1.ModelServer").await == Some(false)).await;
+    assert_eq!(serving(&mut health, "").await, Some(false));
+    assert_eq!(server.get("/readyz").await.0, 503);
+    // It ends after all: the executor comes back.
+    held.await.unwrap().unwrap();
+    until(async || serving(&mut health.clone(), "").await == Some(true)).await;
+}
+
+#[tokio::test]
+async fn what_would_be_late_is_refused_at_once() {
+    let dir = repository(&[("m", "delay_ms = 100")]);
+    let server = Server::fake(dir.path(), |settings| settings.executors.threads = 1);
+    let client = server.ready().await;
+    let call = |timeout: Duration, priority: Priority| {
+        let mut client = client.clone();
+        let message = proto::InferRequest { priority: priority.into(), ..one("m", 1.0) };
+        let mut request = Request::new(message);
+        request.set_timeout(timeout);
+        tokio::spawn(async move { client.infer(request).await })
+    };
+    for _ in 0..3 {
+        call(Duration::from_secs(10), Priority::Normal).await.unwrap().unwrap();
+    }
+    // A more urgent lane: within a lane the earlier deadline would go first.
+    let ahead: Vec<_> = (0..5).map(|_| call(Duration::from_secs(10), Priority::High)).collect();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let began = tokio::time::Instant::now();
+    let status = call(Duration::from_millis(300), Priority::Normal).await.unwrap().unwrap_err();
+    assert!(began.elapsed() < Duration::from_millis(200), "at once: {:?}", began.elapsed());
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"));
+    let details = status.get_error_details();
+    let estimate: f64 = details.error_info().unwrap().metadata["estimate_ms"].parse().unwrap();
+    assert!((300.0..3000.0).contains(&estimate), "{estimate}");
+    for call in ahead {
+        call.await.unwrap().unwrap();
+    }
+    assert_eq!(metric(&server, "torchlane_deadlines_total{lane=\"NORMAL\",result=\"refused\"}").await, 1.0);
+    assert_eq!(metric(&server, "torchlane_deadlines_total{lane=\"NORMAL\",result=\"in_time\"}").await, 3.0);
+    assert_eq!(metric(&server, "torchlane_deadlines_total{lane=\"HIGH\",result=\"in_time\"}").await, 5.0);
+}
+
+#[tokio::test]
+async fn tenants_have_rates_lanes_and_equal_time() {
+    let dir = repository(&[("m", "delay_ms = 4")]);
+    let server = Server::fake(dir.path(), |settings| {
+        settings.executors.threads = 1;
+        settings.admission.max_in_flight = 8;
+        let default = TenantSettings::default();
+        settings.tenants.insert("slow".into(), TenantSettings { rate: 0.5, burst: 1, ..default });
+        settings.tenants.insert("batch".into(), TenantSettings { max_lane: Lane::Low, ..default });
+        settings.tenants.insert("many".into(), default);
+        settings.tenants.insert("few".into(), default);
+    });
+    let client = server.ready().await;
+    let call = |tenant: &'static str| {
+        let mut client = client.clone();
+        let mut request = Request::new(one("m", 1.0));
+        request.metadata_mut().insert("x-tenant", tenant.parse().unwrap());
+        async move { client.infer(request).await }
+    };
+    call("slow").await.unwrap();
+    let status = call("slow").await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "RATE_LIMITED"));
+    assert!(status.get_error_details().retry_info().unwrap().retry_delay.unwrap() <= Duration::from_secs(2));
+    // Ten callers of one and three of another, all without pause, for two seconds: half of the time each.
+    let until = tokio::time::Instant::now() + Duration::from_secs(2);
+    let callers = ["many"; 10].into_iter().chain(["few"; 3]).map(|tenant| {
+        let call = &call;
+        async move {
+            while tokio::time::Instant::now() < until {
+                call(tenant).await.unwrap();
+            }
+        }
+    });
+    futures::future::join_all(callers).await;
+    let compute = async |tenant: &str| {
+        metric(&server, &format!("torchlane_tenant_compute_seconds_total{{tenant=\"{tenant}\"}}")).await
+    };
+    let (many, few) = (compute("many").await, compute("few").await);
+    assert!((0.8..1.25).contains(&(few / many)), "{few} s and {many} s");
+}
+
+async fn until(mut so: impl AsyncFnMut() -> bool) {
+    for _ in 0..2000 {
+        if so().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("it did not come to that");
+}
