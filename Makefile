@@ -40,6 +40,7 @@ lint: ## formatting and clippy alone
 	@scripts/test.sh fmt clippy clippy-no-torch
 
 bench: bench-models libtorch ## throughput, latency, CPU time and memory beside an echo and a plain loop (ten minutes)
+	cargo bench --locked --bench bench -- scheduler
 	cargo bench --locked --bench bench -- serving $(ARGS)
 
 bench-isolation: bench-models libtorch ## priorities, tenants, deadlines and batch sizes under floods (ten minutes)

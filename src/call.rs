@@ -1,7 +1,10 @@
 //! The typed calls that the tower stack carries. Every front door makes an [`InferCall`]; everything after it is
 //! shared.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -23,6 +26,8 @@ pub struct InferCall {
     pub version: VersionSelector,
     /// Lane asked for. `None`: the model's default.
     pub lane: Option<Lane>,
+    /// Where the lane that it got is written down once that is decided.
+    pub decided: DecidedLane,
     /// The authenticated principal, or `x-tenant`; empty where neither is there.
     pub tenant: Arc<str>,
     /// When the answer is of no use any more.
@@ -35,6 +40,23 @@ pub struct InferCall {
     pub received: Instant,
     /// The request's span: it crosses to the executor thread and back.
     pub span: tracing::Span,
+}
+
+/// The lane that a request got: what it asked for, or its model's default, but no higher than its tenant may go. Whoever
+/// records the request hands it in without one and reads it afterwards.
+#[derive(Debug, Clone, Default)]
+pub struct DecidedLane(Arc<OnceLock<Lane>>);
+
+impl DecidedLane {
+    /// Writes it down, once.
+    pub fn set(&self, lane: Lane) {
+        let _once = self.0.set(lane);
+    }
+
+    /// `None`: the request was refused before.
+    pub fn get(&self) -> Option<Lane> {
+        self.0.get().copied()
+    }
 }
 
 impl InferCall {

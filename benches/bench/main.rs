@@ -21,6 +21,7 @@ mod models;
 mod plain;
 mod process;
 mod reload;
+mod sched;
 mod serving;
 mod stats;
 
@@ -64,6 +65,13 @@ enum What {
         set: Vec<String>,
         /// Where the JSON goes
         #[arg(long, default_value = "target/bench/serving.json")]
+        json: PathBuf,
+    },
+    /// What the scheduler costs without a model: jobs a second on one CPU, and the run queue at a million jobs
+    Scheduler {
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        #[arg(long, default_value = "target/bench/scheduler.json")]
         json: PathBuf,
     },
     /// Priorities, tenants, deadlines and batch sizes under floods
@@ -111,6 +119,7 @@ fn main() -> Result<()> {
         What::Serving { repository, rounds, seconds, models, callers, set, json } => {
             serving::run(&serving::Plan { repository, rounds, seconds, models, callers, set, json })
         }
+        What::Scheduler { rounds, json } => sched::run(rounds, &json),
         What::Isolation { repository, rounds, seconds, only, json, svg } => {
             isolation::run(&isolation::Plan { repository, rounds, seconds, only, json, svg })
         }

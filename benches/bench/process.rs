@@ -30,10 +30,24 @@ impl Process {
 
     /// Resident memory in bytes.
     pub fn resident(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
-        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+        resident(self.child.id())
     }
+}
+
+/// Resident memory of any process, in bytes.
+pub fn resident(process: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+}
+
+/// From here on this thread and those that it starts share one CPU.
+pub fn pin_to_one_cpu() -> Result<()> {
+    let may = rustix::thread::sched_getaffinity(None)?;
+    let last = (0..rustix::thread::CpuSet::MAX_CPU).rev().find(|cpu| may.is_set(*cpu)).ok_or("no CPU")?;
+    let mut one = rustix::thread::CpuSet::new();
+    one.set(last);
+    Ok(rustix::thread::sched_setaffinity(None, &one)?)
 }
 
 impl Server {

@@ -102,6 +102,7 @@ fn resolve(to: &ResolveLayer, call: InferCall) -> Result<BoundCall> {
         }
     }
     let lane = tenant.lane(call.lane.unwrap_or(lease.manifest.scheduling.default_lane));
+    call.decided.set(lane);
     drop(lease);
     let class = RowClass::of(call.input_bytes(), binding.rows);
     Ok(BoundCall { call, slot, binding, class, lane, tenant, place, ahead: None })

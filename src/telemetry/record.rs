@@ -12,7 +12,7 @@ use tower::{Layer, Service};
 
 use super::{AccessLog, Metrics, metrics::Sample};
 use crate::{
-    call::{InferCall, InferReply, Timing},
+    call::{DecidedLane, InferCall, InferReply, Timing},
     error::{Error, LOGGED, Reason, shown},
     model::{Lane, Version},
 };
@@ -64,7 +64,8 @@ where
             request_id: call.request_id.clone(),
             model: call.model.clone(),
             tenant: call.tenant.clone(),
-            lane: call.lane.unwrap_or(Lane::Normal),
+            asked: call.lane,
+            decided: call.decided.clone(),
             received: call.received,
             version: None,
             outcome: Reason::Cancelled.as_str(),
@@ -116,7 +117,8 @@ struct Entry {
     request_id: String,
     model: String,
     tenant: Arc<str>,
-    lane: Lane,
+    asked: Option<Lane>,
+    decided: DecidedLane,
     received: Instant,
     version: Option<Version>,
     outcome: &'static str,
@@ -127,6 +129,7 @@ struct Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         let total = self.received.elapsed();
+        let lane = self.decided.get().or(self.asked).unwrap_or(Lane::Normal);
         if let Some(suppressed) = self.to.access.admit(self.outcome == "ok") {
             let timing = self.timing.unwrap_or_default();
             tracing::info!(
@@ -134,7 +137,7 @@ impl Drop for Entry {
                 request_id = shown(&self.request_id, LOGGED),
                 model = shown(&self.model, LOGGED),
                 version = self.version.map(|version| version.0),
-                lane = self.lane.as_str(),
+                lane = lane.as_str(),
                 tenant = shown(&self.tenant, LOGGED),
                 outcome = self.outcome,
                 queue_us = micros(timing.queue),
@@ -149,7 +152,7 @@ impl Drop for Entry {
         self.to.metrics.request(Sample {
             model: &self.model,
             version: self.version,
-            lane: self.lane,
+            lane,
             outcome: self.outcome,
             total,
             ran: self.timing,

@@ -151,6 +151,10 @@ async fn tenants_have_rates_lanes_and_equal_time() {
     let status = call("slow").await.unwrap_err();
     assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "RATE_LIMITED"));
     assert!(status.get_error_details().retry_info().unwrap().retry_delay.unwrap() <= Duration::from_secs(2));
+    // It asked for no lane, its model's is NORMAL, and it may not go above LOW.
+    call("batch").await.unwrap();
+    let low = r#"torchlane_requests_total{model="m",version="1",lane="LOW",outcome="ok"}"#;
+    assert_eq!(metric(&server, low).await, 1.0);
     // Ten callers of one and three of another, all without pause, for two seconds: half of the time each.
     let until = tokio::time::Instant::now() + Duration::from_secs(2);
     let callers = ["many"; 10].into_iter().chain(["few"; 3]).map(|tenant| {

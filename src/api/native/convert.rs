@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
 use crate::{
-    call::{InferCall, InferReply},
+    call::{DecidedLane, InferCall, InferReply},
     error::{Error, LOGGED, Reason, Result, shown},
     model::{Lane, NamedTensor, VersionSelector},
     proto,
@@ -67,6 +67,7 @@ pub(super) fn infer_call(
         model: request.model,
         version,
         lane,
+        decided: DecidedLane::default(),
         tenant,
         deadline,
         inputs,
