@@ -3,6 +3,7 @@
 //! **Invariant**: a ticket is freed exactly once; a caller that leaves frees its waiting place, never a running
 //! one; no lane starves.
 
+mod backlog;
 mod breaker;
 mod control;
 mod deadline;
@@ -14,7 +15,7 @@ mod tenants;
 pub use breaker::Breaker;
 pub use control::{ControlLane, ControlPlace};
 pub use deadline::{Deadline, DeadlineLayer};
-pub use forecast::{Ahead, Deadlines, Forecast, ForecastLayer, Forecaster};
+pub use forecast::{Ahead, Deadlines, Forecast, ForecastLayer, Forecaster, Underway};
 pub use limit::{Headroom, LimitConfig, LimitSnapshot, Limiter, PriorityLimit, PriorityLimitLayer, Ticket};
 pub use resolve::{Resolve, ResolveLayer};
 pub(crate) use resolve::{breaker_open, version_not_live};

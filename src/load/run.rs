@@ -42,8 +42,9 @@ impl Default for RunConfig {
     }
 }
 
-/// Requests of one open loop that may be unanswered; beyond, requests are counted as not sent.
-const OUTSTANDING: usize = 20_000;
+/// Requests that are due within so long of each other go out together: at high rates a wake-up for each takes longer than
+/// sending it.
+const TOGETHER: Duration = Duration::from_micros(100);
 /// After the last request: how long answers are waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -175,7 +176,7 @@ pub async fn run(
         }
     }
     let mut open: Vec<(Arc<tokio::sync::Semaphore>, usize)> =
-        loads.iter().map(|_| (Arc::new(tokio::sync::Semaphore::new(OUTSTANDING)), 0)).collect();
+        loads.iter().map(|load| (Arc::new(tokio::sync::Semaphore::new(load.spec.outstanding)), 0)).collect();
     let mut tick = tokio::time::interval(Duration::from_millis(100));
     let whole = (until - start).as_secs_f64().max(1e-9);
     loop {
@@ -235,7 +236,7 @@ fn pace(
         let Some((index, at)) = first.filter(|(_, at)| *at < until) else { return };
         let wait = at.saturating_duration_since(Instant::now());
         if !wait.is_zero() {
-            std::thread::sleep(wait);
+            std::thread::sleep(wait.max(TOGETHER));
         }
         if due.send((index, at)).is_err() {
             return;

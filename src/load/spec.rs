@@ -40,6 +40,8 @@ pub struct LoadSpec {
     pub model: String,
     /// When.
     pub pace: Pace,
+    /// Open loop: requests that may be unanswered at once; those that are due beyond are counted as not sent.
+    pub outstanding: usize,
     /// Lane asked for.
     pub priority: Option<Lane>,
     /// Each request's deadline.
@@ -58,6 +60,7 @@ impl Default for LoadSpec {
             name: String::new(),
             model: String::new(),
             pace: Pace::Closed { callers: 1 },
+            outstanding: 20_000,
             priority: None,
             timeout: None,
             tenant: None,
@@ -67,7 +70,8 @@ impl Default for LoadSpec {
     }
 }
 
-const KEYS: &str = "model, name, rate, callers, arrivals, priority, timeout, tenant, rows, input.NAME";
+const KEYS: &str =
+    "model, name, rate, callers, arrivals, outstanding, priority, timeout, tenant, rows, input.NAME";
 
 impl FromStr for LoadSpec {
     type Err = String;
@@ -89,6 +93,10 @@ impl FromStr for LoadSpec {
                 "callers" => {
                     let parsed = value.parse().ok().filter(|n| (1..=100_000).contains(n));
                     callers = Some(parsed.ok_or_else(|| wrong("write a number from 1 to 100000"))?);
+                }
+                "outstanding" => {
+                    let parsed = value.parse().ok().filter(|n| (1..=1_000_000).contains(n));
+                    spec.outstanding = parsed.ok_or_else(|| wrong("write a number from 1 to 1000000"))?;
                 }
                 "arrivals" => {
                     arrivals = match value {

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::{Charge, Handle, Job, PendingReply, QueueConfig, RunQueue, quick, runner};
 use crate::{
-    admission::Tenant,
+    admission::{Tenant, Underway},
     backend::{Backend, ThreadRole},
     call::{Admitted, BoundCall},
     error::{Error, Reason},
@@ -329,7 +329,7 @@ impl Shared {
         }
     }
 
-    fn run(&self, jobs: Vec<Job>, index: usize) -> Option<Ended> {
+    fn run(&self, mut jobs: Vec<Job>, index: usize) -> Option<Ended> {
         let (slot, lead) = jobs.first().map(|job| (job.bound.slot.id(), job.bound.lane))?;
         // Who had how many rows in it.
         let mut parts: SmallVec<[Part; 2]> = SmallVec::new();
@@ -340,19 +340,23 @@ impl Shared {
                 None => parts.push(Part { lane: *lane, tenant: tenant.clone(), rows, requests: 1 }),
             }
         }
+        let rows: usize = parts.iter().map(|part| part.rows).sum();
+        let takes = jobs.first().and_then(|job| job.bound.slot.profile().time(job.bound.class, rows));
+        let aheads = jobs.iter_mut().filter_map(|job| job.bound.ahead.take());
+        let underway = Underway::begin(aheads, takes.map_or(Duration::ZERO, |time| time.mean));
         let started = Instant::now();
         let pass = jobs.first().map(|job| (started, job.bound.slot.clone()));
         self.note(index, pass);
         runner::run(jobs);
         self.note(index, None);
+        drop(underway);
         let took = started.elapsed();
         if let Some(busy) = self.busy_ns.get(index) {
             busy.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         }
         self.batches.fetch_add(1, Ordering::Relaxed);
-        let total: usize = parts.iter().map(|part| part.rows).sum();
-        let costs = parts.into_iter().map(|Part { lane, tenant, rows, requests }| {
-            let cost = took.mul_f64(rows as f64 / total as f64);
+        let costs = parts.into_iter().map(|Part { lane, tenant, rows: own, requests }| {
+            let cost = took.mul_f64(own as f64 / rows as f64);
             tenant.charge(cost / requests, requests);
             Charge { lane, tenant: tenant.id(), weight: tenant.weight(), cost }
         });

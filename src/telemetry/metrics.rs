@@ -431,9 +431,13 @@ impl Metrics {
             counter.inc_by((busy.as_secs_f64() - counter.get()).max(0.0));
         }
         let deadlines = forecaster.deadlines();
-        for (result, by_lane) in
-            [("refused", deadlines.refused), ("in_time", deadlines.in_time), ("late", deadlines.late)]
-        {
+        for (result, by_lane) in [
+            ("refused", deadlines.refused),
+            ("in_time", deadlines.in_time),
+            ("late", deadlines.late),
+            ("trial_in_time", deadlines.trial_in_time),
+            ("trial_late", deadlines.trial_late),
+        ] {
             for (lane, count) in Lane::ALL.into_iter().zip(by_lane) {
                 let counter = self.deadlines.get_or_create(&DeadlineLabels { lane: lane.as_str(), result });
                 counter.inc_by(count.saturating_sub(counter.get()));
