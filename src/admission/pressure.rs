@@ -167,6 +167,7 @@ impl Pressure {
         // Still under the lock, so that the lines come in the order of the changes.
         let before = self.level.swap(level, Ordering::Relaxed);
         let (resource, refused) = (resource.as_str(), REFUSED.get(level).copied());
+        let ratio = (1000.0 * ratio).round() / 1000.0;
         if level > before {
             tracing::warn!(resource, ratio, refused, "more pressure");
         } else if level < before {
@@ -259,7 +260,7 @@ mod tests {
             (0, 0.86, 2),
             (1000, 0.1, 2),
             (999, 0.1, 2),
-            // NORMAL's calm began at 0.86, below 0.85 it has been for LOW only since 0.1.
+            // Near again just before it would have been calm for long enough.
             (1, 0.86, 2),
             (1999, 0.76, 2),
             (1, 0.76, 1),

@@ -225,8 +225,6 @@ async fn lower_lanes_are_shed_while_many_bytes_are_here() {
     // All hang up.
     uploads.iter().for_each(tokio::task::JoinHandle::abort);
     until(async || metric(&server, "torchlane_in_flight_bytes").await == 0.0).await;
-    let status = infer(Priority::Low, one("m", 1.0)).await.unwrap_err();
-    assert_eq!(reason(&status), "RESOURCE_PRESSURE", "it may only be a moment");
     until(async || infer(Priority::Low, one("m", 1.0)).await.is_ok()).await;
     assert_eq!(metric(&server, "torchlane_pressure_level").await, 0.0);
     assert_eq!(metric(&server, "torchlane_pressure_ratio{resource=\"in_flight_bytes\"}").await, 0.0);
@@ -234,9 +232,10 @@ async fn lower_lanes_are_shed_while_many_bytes_are_here() {
 
 #[tokio::test]
 async fn a_message_counts_until_it_is_answered_and_its_caller_is_there() {
-    let dir = repository(&[("m", ""), ("slow", "delay_ms = 400")]);
+    let dir = repository(&[("m", ""), ("slow", "delay_ms = 1000")]);
     let server = Server::fake(dir.path(), |settings| {
         small(settings);
+        settings.pressure.in_flight_bytes = 0.0;
         settings.executors.threads = 1;
     });
     let mut client = server.ready().await;
