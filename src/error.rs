@@ -83,6 +83,8 @@ reasons! {
     QueueFull => "QUEUE_FULL", ResourceExhausted;
     /// The process-wide cap on requests or bytes is reached.
     Overloaded => "OVERLOADED", ResourceExhausted;
+    /// Memory, bytes of requests or CPUs are short: the lane is refused until they are not.
+    ResourcePressure => "RESOURCE_PRESSURE", ResourceExhausted;
     /// The tenant sends more requests a second than it may.
     RateLimited => "RATE_LIMITED", ResourceExhausted;
     /// The tenant has as many requests in the server as it may.

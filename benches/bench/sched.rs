@@ -11,7 +11,10 @@ use std::{
 
 use serde_json::{Value, json};
 use torchlane::{
-    admission::{Headroom, LimitConfig, Limiter, PriorityLimitLayer, ResolveLayer, Tenants},
+    admission::{
+        Headroom, InFlightBytes, LimitConfig, Limiter, Pressure, PressureSettings, PriorityLimitLayer,
+        ResolveLayer, Tenants,
+    },
     backend::{Backend, FakeBackend},
     call::{Admitted, BoundCall, InferCall},
     lifecycle::prepare,
@@ -122,7 +125,8 @@ async fn admitted(registry: &Arc<Registry>, count: usize) -> Result<Vec<Admitted
         min_share: 0.05,
     };
     let tenants = Arc::new(Tenants::new(&Default::default()));
-    let mut stack = ResolveLayer::new(registry.clone(), tenants)
+    let pressure = Pressure::new(PressureSettings::default(), InFlightBytes::new(1 << 30));
+    let mut stack = ResolveLayer::new(registry.clone(), tenants, pressure)
         .layer(PriorityLimitLayer::new(Limiter::new(limit)).layer(catch));
     for i in 0..count {
         let call = InferCall {

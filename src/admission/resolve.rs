@@ -9,7 +9,7 @@ use futures::future::{Either, Ready, ready};
 use tokio::time::Instant;
 use tower::{Layer, Service};
 
-use super::Tenants;
+use super::{Pressure, Tenants};
 use crate::{
     call::{BoundCall, InferCall},
     error::{Error, Reason, Result, shown},
@@ -23,12 +23,13 @@ use crate::{
 pub struct ResolveLayer {
     registry: Arc<Registry>,
     tenants: Arc<Tenants>,
+    pressure: Arc<Pressure>,
 }
 
 impl ResolveLayer {
-    /// Looks models up in `registry` and callers in `tenants`.
-    pub fn new(registry: Arc<Registry>, tenants: Arc<Tenants>) -> Self {
-        Self { registry, tenants }
+    /// Looks models up in `registry` and callers in `tenants`; `pressure` may refuse a lane.
+    pub fn new(registry: Arc<Registry>, tenants: Arc<Tenants>, pressure: Arc<Pressure>) -> Self {
+        Self { registry, tenants, pressure }
     }
 }
 
@@ -40,7 +41,8 @@ impl<S> Layer<S> for ResolveLayer {
     }
 }
 
-/// Refuses what cannot be served (unknown model, wrong tensors, a tenant over its rate) before it waits for anything.
+/// Refuses what cannot be served (unknown model, wrong tensors, a tenant over its rate, a lane that is shed) before it waits
+/// for anything.
 #[derive(Debug, Clone)]
 pub struct Resolve<S> {
     inner: S,
@@ -80,7 +82,11 @@ fn resolve(to: &ResolveLayer, call: InferCall) -> Result<BoundCall> {
     if !call.version.admits(lease.version) {
         return Err(version_not_live(slot.name().as_str(), call.version, lease.version));
     }
-    if let Err(wait) = lease.breaker.admit(Instant::now()) {
+    let lane = tenant.lane(call.lane.unwrap_or(lease.manifest.scheduling.default_lane));
+    call.decided.set(lane);
+    let now = Instant::now();
+    to.pressure.admit(lane, now)?;
+    if let Err(wait) = lease.breaker.admit(now) {
         return Err(breaker_open(slot.name().as_str(), lease.version).with_retry_after(wait));
     }
     // An answer is no longer than what the model returns.
@@ -101,8 +107,6 @@ fn resolve(to: &ResolveLayer, call: InferCall) -> Result<BoundCall> {
             return Err(Error::new(Reason::UnknownOutput, message).with_field("outputs"));
         }
     }
-    let lane = tenant.lane(call.lane.unwrap_or(lease.manifest.scheduling.default_lane));
-    call.decided.set(lane);
     drop(lease);
     let class = RowClass::of(call.input_bytes(), binding.rows);
     Ok(BoundCall { call, slot, binding, class, lane, tenant, place, ahead: None })

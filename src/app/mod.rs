@@ -5,6 +5,7 @@ mod cpu;
 mod drain;
 mod idle;
 mod io;
+mod resources;
 mod server;
 mod stack;
 mod watchdog;

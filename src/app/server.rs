@@ -10,14 +10,14 @@ use tonic::service::Routes;
 use super::{
     activity::Activity,
     cpu::{CpuPlan, cpu_quota},
-    drain, idle, io, stack, watchdog, web,
+    drain, idle, io, resources, stack, watchdog, web,
 };
 use crate::{
-    admission::{ControlLane, Forecaster, LimitSnapshot, Tenants},
+    admission::{ControlLane, Forecaster, InFlightBytes, LimitSnapshot, Pressure, ResolveLayer, Tenants},
     api::{health::Health, http, native::ModelServerService},
     backend::{Backend, FakeBackend, ThreadRole},
     config::{BackendKind, Settings},
-    layers::{End, Guard, ReadDeadline, RequestCap, Shed},
+    layers::{CountBytes, End, Guard, ReadDeadline, RequestCap, Shed},
     lifecycle::{Manager, ManagerConfig, prepare},
     loader::LoaderPool,
     proto::{self, model_server_server::ModelServerServer},
@@ -115,12 +115,15 @@ async fn run(
     let limiter = stack::limiter(&settings.admission);
     let forecaster = Forecaster::new(plan.executors, settings.executors.max_block);
     let tenants = Arc::new(Tenants::new(&settings.tenants));
+    let bytes = InFlightBytes::new(settings.server.max_in_flight_bytes.as_u64());
+    let pressure = Pressure::new(settings.pressure, bytes.clone());
     metrics.attach(Sources {
         limiter: limiter.clone(),
         scheduler: scheduler.clone(),
         models: registry.clone(),
         tenants: tenants.clone(),
         forecaster: forecaster.clone(),
+        pressure: pressure.clone(),
     });
     let observer = {
         let (metrics, health, tasks) = (metrics.clone(), health.clone(), tasks.clone());
@@ -137,8 +140,7 @@ async fn run(
     let (closing, killed) = (CancellationToken::new(), CancellationToken::new());
     let access = Arc::new(AccessLog::new(settings.log.access));
     let infer = stack::infer(
-        registry.clone(),
-        tenants,
+        ResolveLayer::new(registry.clone(), tenants, pressure.clone()),
         forecaster,
         limiter.clone(),
         scheduler.clone(),
@@ -172,7 +174,8 @@ async fn run(
     }
     let cap: io::SharedCap = RequestCap::new(settings.server.max_requests);
     let read = ReadDeadline::new(routes.prepare(), settings.admission.max_deadline);
-    let service = Guard::new(Shed::new(End::new(read, closing.clone()), cap.clone()));
+    let counted = CountBytes::new(End::new(read, closing.clone()), bytes);
+    let service = Guard::new(Shed::new(counted, cap.clone()));
     let enter = move || backend.enter_thread(ThreadRole::Executor { intra_op: 1 });
     let activity = Activity::new();
     let limits = io::Limits { threads: plan.io, streams: settings.server.max_streams };
@@ -215,6 +218,7 @@ async fn run(
         health.clone(),
         settings.executors.stuck_after,
     ));
+    let sampling = tasks.spawn(resources::sample(pressure));
     let why = tokio::select! {
         signal = drain::signal() => signal,
         () = stop.cancelled() => "asked to",
@@ -251,6 +255,7 @@ async fn run(
         }
     }
     killed.cancel();
+    sampling.abort();
     metrics.detach();
     // Half a request may be open there for ever.
     let web_stop = web.abort_handle();

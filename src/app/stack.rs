@@ -8,10 +8,9 @@ use crate::{
     admission::{Deadline, Resolve},
     admission::{
         DeadlineLayer, Forecast, ForecastLayer, Forecaster, Headroom, LimitConfig, Limiter, PriorityLimit,
-        PriorityLimitLayer, ResolveLayer, Tenants,
+        PriorityLimitLayer, ResolveLayer,
     },
     config::Admission,
-    registry::Registry,
     sched::{Dispatch, Scheduler},
     telemetry::{AccessLog, Metrics, Record, RecordLayer},
 };
@@ -21,8 +20,7 @@ pub(super) type InferStack = Record<Resolve<Deadline<Forecast<PriorityLimit<Disp
 
 /// Builds it.
 pub(super) fn infer(
-    registry: Arc<Registry>,
-    tenants: Arc<Tenants>,
+    resolve: ResolveLayer,
     forecaster: Arc<Forecaster>,
     limiter: Arc<Limiter>,
     scheduler: Arc<Scheduler>,
@@ -32,8 +30,8 @@ pub(super) fn infer(
     ServiceBuilder::new()
         // Sees every outcome, refusals included.
         .layer(RecordLayer::new(metrics, access))
-        // Wrong requests are refused before they wait; from here on the lane is known.
-        .layer(ResolveLayer::new(registry, tenants))
+        // Wrong requests and lanes that are shed are refused before they wait; from here on the lane is known.
+        .layer(resolve)
         // Holds everything below to the deadline: waiting for a ticket, for an executor, for the result.
         .layer(DeadlineLayer)
         // Refuses at once what would be late.

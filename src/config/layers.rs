@@ -280,6 +280,11 @@ mod tests {
             ("server = 5", "server is 5, a table of settings is needed"),
             ("[server]\ngrpc_addr = 'localhost:1'", "such as 0.0.0.0:50051"),
             ("[admission]\nmin_share = 0.9", "admission.min_share = 0.9 is out of range: 0 to 0.3"),
+            ("[pressure]\nmemory = 1.5", "pressure.memory = 1.5 is out of range: 0 (not looked at) to 1"),
+            (
+                "[server]\nmax_in_flight_bytes = '64MiB'",
+                "server.max_in_flight_bytes = 64.0 MiB (write '128MiB') is out of range",
+            ),
             ("nonsense", "torchlane.toml"),
         ];
         for (text, expect) in cases {

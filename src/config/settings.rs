@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::human_duration;
 use crate::{
-    admission::TenantSettings,
+    admission::{PressureSettings, TenantSettings},
     telemetry::{AccessPolicy, LogFormat},
 };
 
@@ -27,6 +27,8 @@ pub struct Settings {
     pub admission: Admission,
     /// What callers may have, by the name in `x-tenant`; `default` is for all others.
     pub tenants: BTreeMap<String, TenantSettings>,
+    /// Lower lanes are refused while something is short.
+    pub pressure: PressureSettings,
     /// Threads that run batches.
     pub executors: Executors,
     /// Threads that load models.
@@ -44,6 +46,7 @@ impl Default for Settings {
             server: Server::default(),
             admission: Admission::default(),
             tenants: BTreeMap::new(),
+            pressure: PressureSettings::default(),
             executors: Executors::default(),
             loader: Loader::default(),
             log: Log::default(),
@@ -86,6 +89,8 @@ pub struct Server {
     pub max_streams: u32,
     /// Inference requests in the process, waiting ones included; over it calls are refused unread.
     pub max_requests: usize,
+    /// Bytes of inference requests in the process: being read, waiting or running. A message over it is refused.
+    pub max_in_flight_bytes: ByteSize,
 }
 
 impl Default for Server {
@@ -100,6 +105,7 @@ impl Default for Server {
             io_threads: 0,
             max_streams: 128,
             max_requests: 4096,
+            max_in_flight_bytes: ByteSize::gib(1),
         }
     }
 }
@@ -269,6 +275,26 @@ impl Settings {
                 self.server.max_message_bytes.to_string(),
                 "1KiB up to (not including) 2GiB",
             ));
+        }
+        let p = &self.pressure;
+        for (key, value) in [
+            ("pressure.memory", p.memory),
+            ("pressure.in_flight_bytes", p.in_flight_bytes),
+            ("pressure.cpu", p.cpu),
+        ] {
+            if !(0.0..=1.0).contains(&value) {
+                return Err((key, value.to_string(), "0 (not looked at) to 1"));
+            }
+        }
+        // Else a LOW message could be refused because of its own bytes.
+        let share = if p.in_flight_bytes > 0.0 { p.in_flight_bytes } else { 1.0 };
+        let least = self.server.max_message_bytes.as_u64() as f64 / share;
+        if (self.server.max_in_flight_bytes.as_u64() as f64) < least {
+            let mib = (least / ByteSize::mib(1).as_u64() as f64).ceil();
+            let value = format!("{} (write '{mib}MiB')", self.server.max_in_flight_bytes);
+            let allowed =
+                "at least server.max_message_bytes / pressure.in_flight_bytes, so that one message fits";
+            return Err(("server.max_in_flight_bytes", value, allowed));
         }
         if let Some((key, value, allowed)) = self.tenants.values().find_map(TenantSettings::problem) {
             let key = match key {

@@ -1,8 +1,9 @@
 //! What stands around every gRPC call, before its message is read.
 //!
 //! Outermost first: [`Guard`] (a panic becomes a status, tonic's own refusals get our words), [`Shed`] (a cap on requests
-//! in the process), [`End`] (streams end with the server), [`ReadDeadline`] (which also holds the message itself to the deadline).
+//! in the process), [`CountBytes`] (and on their bytes), [`End`] (streams end with the server), [`ReadDeadline`] (which also holds the message itself to the deadline).
 
+mod bytes;
 mod deadline;
 mod ending;
 mod guard;
@@ -10,6 +11,7 @@ mod shed;
 mod timely;
 mod words;
 
+pub use bytes::{CountBytes, message_bytes};
 pub use deadline::{Deadline, ReadDeadline};
 pub use ending::End;
 pub use guard::Guard;

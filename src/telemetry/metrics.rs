@@ -10,7 +10,7 @@ use prometheus_client::{
 };
 
 use crate::{
-    admission::{Forecaster, Limiter, Tenants},
+    admission::{Forecaster, Limiter, Pressure, Tenants},
     lifecycle::{Change, ModelEvent, Phases},
     model::{Lane, Version},
     sched::Scheduler,
@@ -34,6 +34,9 @@ pub const CATALOGUE: &[(&str, &str, &str)] = &[
     ("torchlane_executors_healthy", "gauge", ""),
     ("torchlane_deadlines_total", "counter", "lane, result"),
     ("torchlane_tenant_compute_seconds_total", "counter", "tenant"),
+    ("torchlane_pressure_level", "gauge", ""),
+    ("torchlane_pressure_ratio", "gauge", "resource"),
+    ("torchlane_in_flight_bytes", "gauge", ""),
     ("torchlane_profile_pass_seconds", "gauge", "model, row_bytes, rows"),
     ("torchlane_build_info", "gauge", "version"),
 ];
@@ -95,6 +98,11 @@ struct DeadlineLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TenantLabel {
     tenant: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResourceLabel {
+    resource: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -182,6 +190,9 @@ pub struct Metrics {
     healthy: Gauge,
     deadlines: Family<DeadlineLabels, Counter>,
     tenants: Family<TenantLabel, Counter<f64, std::sync::atomic::AtomicU64>>,
+    pressure_level: Gauge,
+    pressure: Family<ResourceLabel, Gauge<f64, std::sync::atomic::AtomicU64>>,
+    in_flight_bytes: Gauge,
     profile: Family<ProfileLabels, Gauge<f64, std::sync::atomic::AtomicU64>>,
     sources: Mutex<Option<Sources>>,
 }
@@ -199,6 +210,8 @@ pub struct Sources {
     pub tenants: Arc<Tenants>,
     /// Deadlines.
     pub forecaster: Arc<Forecaster>,
+    /// What is short.
+    pub pressure: Arc<Pressure>,
 }
 
 /// Sizes of passes that are shown for a model: those that ran most.
@@ -238,6 +251,9 @@ impl Default for Metrics {
             healthy: Gauge::default(),
             deadlines: Family::default(),
             tenants: Family::default(),
+            pressure_level: Gauge::default(),
+            pressure: Family::default(),
+            in_flight_bytes: Gauge::default(),
             profile: Family::default(),
             sources: Mutex::default(),
         };
@@ -300,6 +316,17 @@ impl Default for Metrics {
             "Executor time of a tenant's requests",
             Unit::Seconds,
             metrics.tenants.clone(),
+        );
+        r.register(
+            "pressure_level",
+            "Lanes refused for want of resources, from the lowest",
+            metrics.pressure_level.clone(),
+        );
+        r.register("pressure_ratio", "Used part of a resource's limit", metrics.pressure.clone());
+        r.register(
+            "in_flight_bytes",
+            "Bytes of inference requests in the process",
+            metrics.in_flight_bytes.clone(),
         );
         r.register_with_unit(
             "profile_pass",
@@ -413,7 +440,8 @@ impl Metrics {
 
     fn refresh(&self) {
         let sources = self.sources.lock();
-        let Some(Sources { limiter, scheduler, models, tenants, forecaster }) = sources.as_ref() else {
+        let Some(Sources { limiter, scheduler, models, tenants, forecaster, pressure }) = sources.as_ref()
+        else {
             return;
         };
         let (admission, ran) = (limiter.snapshot(), scheduler.snapshot());
@@ -447,6 +475,11 @@ impl Metrics {
             let counter = self.tenants.get_or_create(&TenantLabel { tenant: tenant.to_string() });
             counter.inc_by((compute.as_secs_f64() - counter.get()).max(0.0));
         }
+        self.pressure_level.set(count(Some(&pressure.level())));
+        for (resource, ratio) in pressure.ratios() {
+            self.pressure.get_or_create(&ResourceLabel { resource: resource.as_str() }).set(ratio);
+        }
+        self.in_flight_bytes.set(i64::try_from(pressure.in_flight_bytes()).unwrap_or(i64::MAX));
         self.healthy.set(i64::try_from(scheduler.healthy()).unwrap_or(i64::MAX));
         self.profile.clear();
         for model in models.all() {
@@ -494,6 +527,7 @@ mod tests {
         metrics.breakers.get_or_create(&ModelLabel { model: model() }).set(0);
         metrics.deadlines.get_or_create(&DeadlineLabels { lane: "LOW", result: "late" }).inc();
         metrics.tenants.get_or_create(&TenantLabel { tenant: model() }).inc_by(1.0);
+        metrics.pressure.get_or_create(&ResourceLabel { resource: "memory" }).set(0.5);
         metrics.profile.get_or_create(&ProfileLabels { model: model(), row_bytes: 1, rows: 1 }).set(1.0);
         let text = metrics.encode();
         let registered: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();

@@ -17,7 +17,7 @@ fn one(model: &str) -> proto::InferRequest {
 }
 
 /// A call of any method with any number of messages.
-async fn call(
+pub async fn call(
     channel: Channel,
     path: &'static str,
     messages: impl stream::Stream<Item = proto::InferRequest> + Send + 'static,
@@ -30,7 +30,7 @@ async fn call(
         .map(|r| r.into_inner())
 }
 
-const INFER: &str = "/torchlane.v1.ModelServer/Infer";
+pub const INFER: &str = "/torchlane.v1.ModelServer/Infer";
 
 #[tokio::test]
 async fn every_refusal_has_a_reason() {

@@ -2,15 +2,19 @@
 
 use std::time::Duration;
 
+use bytesize::ByteSize;
+use futures::{StreamExt as _, stream};
 use tonic::{Code, Request};
 use tonic_types::StatusExt as _;
 use torchlane::{
     admission::TenantSettings,
+    config::Settings,
     model::Lane,
     proto::{self, Priority},
 };
 
 use super::{
+    edges::{INFER, call},
     fake::repository,
     server::{Client, HealthClient, Server, f32s, reason, request, serving},
 };
@@ -171,6 +175,97 @@ async fn tenants_have_rates_lanes_and_equal_time() {
     };
     let (many, few) = (compute("many").await, compute("few").await);
     assert!((0.8..1.25).contains(&(few / many)), "{few} s and {many} s");
+}
+
+/// A request of 300 KiB and a little.
+fn large(model: &str) -> proto::InferRequest {
+    request(model, vec![f32s("x", &[76_800], &vec![1.0; 76_800])])
+}
+
+/// May hold three of those, and refuses LOW from two.
+fn small(settings: &mut Settings) {
+    settings.server.max_in_flight_bytes = ByteSize::kib(1000);
+    settings.server.max_message_bytes = ByteSize::kib(400);
+    settings.pressure.memory = 0.0;
+}
+
+#[tokio::test]
+async fn lower_lanes_are_shed_while_many_bytes_are_here() {
+    let dir = repository(&[("m", "")]);
+    let server = Server::fake(dir.path(), small);
+    let client = server.ready().await;
+    let infer = async |priority: Priority, message: proto::InferRequest| {
+        client.clone().infer(proto::InferRequest { priority: priority.into(), ..message }).await
+    };
+    // Each has sent its message and does not say that this was all.
+    let mut uploads = Vec::new();
+    let channel = server.channel().await;
+    let mut upload = async |sent: u32| {
+        let messages = stream::iter([large("m")]).chain(stream::pending());
+        uploads.push(tokio::spawn(call(channel.clone(), INFER, messages)));
+        let bytes = f64::from(sent * 300 * 1024);
+        until(async || metric(&server, "torchlane_in_flight_bytes").await >= bytes).await;
+    };
+    upload(1).await;
+    infer(Priority::Low, one("m", 1.0)).await.unwrap();
+    upload(2).await;
+    let status = infer(Priority::Low, one("m", 1.0)).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "RESOURCE_PRESSURE"));
+    assert!(status.message().contains("pressure.in_flight_bytes"), "{}", status.message());
+    let retry = status.get_error_details().retry_info().unwrap().retry_delay;
+    assert_eq!(retry, Some(Duration::from_secs(1)));
+    infer(Priority::Normal, one("m", 1.0)).await.unwrap();
+    assert_eq!(metric(&server, "torchlane_pressure_level").await, 1.0);
+    upload(3).await;
+    let status = infer(Priority::Normal, one("m", 1.0)).await.unwrap_err();
+    assert_eq!(reason(&status), "RESOURCE_PRESSURE");
+    infer(Priority::High, one("m", 1.0)).await.unwrap();
+    assert_eq!(metric(&server, "torchlane_pressure_level").await, 2.0);
+    // No lane goes over the limit.
+    let status = infer(Priority::Critical, large("m")).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "OVERLOADED"));
+    assert!(status.get_error_details().retry_info().unwrap().retry_delay.is_some());
+    infer(Priority::Critical, one("m", 1.0)).await.unwrap();
+    // All hang up.
+    uploads.iter().for_each(tokio::task::JoinHandle::abort);
+    until(async || metric(&server, "torchlane_in_flight_bytes").await == 0.0).await;
+    until(async || infer(Priority::Low, one("m", 1.0)).await.is_ok()).await;
+    assert_eq!(metric(&server, "torchlane_pressure_level").await, 0.0);
+    assert_eq!(metric(&server, "torchlane_pressure_ratio{resource=\"in_flight_bytes\"}").await, 0.0);
+}
+
+#[tokio::test]
+async fn a_message_counts_until_it_is_answered_and_its_caller_is_there() {
+    let dir = repository(&[("m", ""), ("slow", "delay_ms = 1000")]);
+    let server = Server::fake(dir.path(), |settings| {
+        small(settings);
+        settings.pressure.in_flight_bytes = 0.0;
+        settings.executors.threads = 1;
+    });
+    let mut client = server.ready().await;
+    let bytes = async || metric(&server, "torchlane_in_flight_bytes").await;
+    let calls: Vec<_> = (0..3)
+        .map(|_| {
+            let mut client = client.clone();
+            tokio::spawn(async move { client.infer(large("slow")).await })
+        })
+        .collect();
+    // One runs and two wait.
+    until(async || bytes().await > 900.0 * 1024.0).await;
+    calls[2].abort();
+    until(async || (600.0..700.0).contains(&(bytes().await / 1024.0))).await;
+    for call in calls.into_iter().take(2) {
+        call.await.unwrap().unwrap();
+    }
+    until(async || bytes().await == 0.0).await;
+    // More than the limit over one stream, that stays open.
+    let (send, messages) = futures::channel::mpsc::unbounded();
+    let mut open = client.infer_stream(messages).await.unwrap().into_inner();
+    for _ in 0..8 {
+        send.unbounded_send(large("m")).unwrap();
+        open.next().await.unwrap().unwrap();
+    }
+    assert_eq!(bytes().await, 0.0);
 }
 
 async fn until(mut so: impl AsyncFnMut() -> bool) {

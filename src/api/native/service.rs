@@ -17,7 +17,7 @@ use crate::{
     api::status,
     call::{InferCall, InferReply},
     error::{Error, Reason, Result, shown},
-    layers::Deadline,
+    layers::{Deadline, message_bytes},
     lifecycle::{Manager, ReloadRequest},
     model::InvalidVersion,
     proto::{self, model_server_server::ModelServer},
@@ -123,7 +123,8 @@ where
         request: Request<proto::InferRequest>,
     ) -> Result<Response<proto::InferResponse>, Status> {
         let deadline = deadline(&request);
-        let (metadata, _, message) = request.into_parts();
+        let (metadata, extensions, message) = request.into_parts();
+        let _counted = message_bytes(&extensions);
         Self::answer(self.infer.clone(), message, &metadata, deadline)
             .await
             .map(Response::new)
@@ -137,11 +138,15 @@ where
         request: Request<Streaming<proto::InferRequest>>,
     ) -> Result<Response<Answers>, Status> {
         let deadline = deadline(&request);
-        let (metadata, _, requests) = request.into_parts();
+        let (metadata, extensions, requests) = request.into_parts();
         let (infer, metadata) = (self.infer.clone(), Arc::new(metadata));
         let answer = move |message| {
             let (infer, metadata) = (infer.clone(), metadata.clone());
-            async move { Self::answer(infer, message, &metadata, deadline).await }
+            let counted = message_bytes(&extensions);
+            async move {
+                let _counted = counted;
+                Self::answer(infer, message, &metadata, deadline).await
+            }
         };
         let answers =
             super::stream::serve(requests, answer, self.longest, self.shutdown.clone(), &self.streams);

@@ -1,0 +1,104 @@
+//! Bytes of request messages that are in the process: being read, waiting or running.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+/// The count, shared by all connections and I/O threads. It never goes over its limit.
+#[derive(Debug)]
+pub struct InFlightBytes {
+    now: AtomicU64,
+    limit: u64,
+}
+
+impl InFlightBytes {
+    /// At most `limit` bytes at once.
+    pub fn new(limit: u64) -> Arc<Self> {
+        Arc::new(Self { now: AtomicU64::new(0), limit: limit.max(1) })
+    }
+
+    /// Bytes now.
+    pub fn now(&self) -> u64 {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    /// What they are of the limit, 0 to 1.
+    pub fn ratio(&self) -> f64 {
+        self.now() as f64 / self.limit as f64
+    }
+}
+
+/// Bytes of one message, or of what has been read of it; freed when dropped.
+#[derive(Debug)]
+pub struct MessageBytes {
+    of: Arc<InFlightBytes>,
+    bytes: AtomicU64,
+}
+
+impl MessageBytes {
+    /// None yet.
+    pub fn new(of: Arc<InFlightBytes>) -> Self {
+        Self { of, bytes: AtomicU64::new(0) }
+    }
+
+    /// Counts `bytes` more. False, and nothing is counted, if that would be over the limit.
+    #[must_use]
+    pub fn add(&self, bytes: u64) -> bool {
+        let within = |now: u64| now.checked_add(bytes).filter(|sum| *sum <= self.of.limit);
+        let counted = self.of.now.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within).is_ok();
+        if counted {
+            self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        counted
+    }
+
+    /// Hands over what has been counted: to a message that is there as a whole, while the next one of its stream is read.
+    #[must_use]
+    pub fn take(&self) -> Self {
+        Self { of: self.of.clone(), bytes: AtomicU64::new(self.bytes.swap(0, Ordering::Relaxed)) }
+    }
+}
+
+impl Drop for MessageBytes {
+    fn drop(&mut self) {
+        self.of.now.fetch_sub(*self.bytes.get_mut(), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_freed_once_whoever_holds_them() {
+        let all = InFlightBytes::new(100);
+        let reading = MessageBytes::new(all.clone());
+        assert!(reading.add(40));
+        let message = reading.take();
+        assert!(reading.add(60) && !reading.add(1) && !MessageBytes::new(all.clone()).add(1));
+        assert_eq!((all.now(), all.ratio()), (100, 1.0), "what is refused is not counted");
+        drop(message);
+        assert_eq!(all.now(), 60);
+        drop(reading);
+        assert_eq!(all.now(), 0);
+        assert!(!MessageBytes::new(all).add(u64::MAX));
+    }
+
+    #[test]
+    fn threads_together_stay_within_the_limit() {
+        let all = InFlightBytes::new(1000);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for i in 0..2000 {
+                        let message = MessageBytes::new(all.clone());
+                        let _may_be_full = message.add(i % 700);
+                        assert!(all.now() <= 1000);
+                    }
+                });
+            }
+        });
+        assert_eq!(all.now(), 0);
+    }
+}

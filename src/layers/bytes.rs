@@ -1,0 +1,189 @@
+//! Counts the bytes of inference requests as they come in: over the limit, a message is refused in the middle.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::Request;
+use hyper::body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tonic::Status;
+use tower::Service;
+
+use super::INFERENCE;
+use crate::{
+    admission::{InFlightBytes, MessageBytes},
+    api,
+    error::{Error, Reason},
+};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Counts each body and leaves the count in the request's extensions, for whoever holds the message once it is there (see
+/// [`message_bytes`]). Never waits. Only inference is counted: admin calls must get through when memory is short.
+#[derive(Debug, Clone)]
+pub struct CountBytes<S> {
+    inner: S,
+    bytes: Arc<InFlightBytes>,
+}
+
+impl<S> CountBytes<S> {
+    /// Counts in `bytes`.
+    pub fn new(inner: S, bytes: Arc<InFlightBytes>) -> Self {
+        Self { inner, bytes }
+    }
+}
+
+impl<S, B> Service<Request<B>> for CountBytes<S>
+where
+    S: Service<Request<CountedBody<B>>>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> S::Future {
+        let counted = request
+            .uri()
+            .path()
+            .starts_with(INFERENCE)
+            .then(|| Arc::new(MessageBytes::new(self.bytes.clone())));
+        if let Some(counted) = &counted {
+            request.extensions_mut().insert(counted.clone());
+        }
+        self.inner.call(request.map(|inner| CountedBody { inner, counted }))
+    }
+}
+
+/// The bytes of the message that has just been read, counted until this is dropped: keep it for as long as the message.
+///
+/// The last frame of a message in a stream may hold the beginning of the next one, which is then freed with this one: less
+/// than a frame (16 KiB) for each stream.
+pub fn message_bytes(extensions: &http::Extensions) -> Option<MessageBytes> {
+    extensions.get::<Arc<MessageBytes>>().map(|counted| counted.take())
+}
+
+pin_project! {
+    /// A request's body that fails where its bytes are too many.
+    pub struct CountedBody<B> {
+        #[pin]
+        inner: B,
+        counted: Option<Arc<MessageBytes>>,
+    }
+}
+
+impl<B> Body for CountedBody<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.project();
+        let frame = ready!(this.inner.poll_frame(cx)).map(|frame| frame.map_err(Into::into));
+        if let (Some(Ok(frame)), Some(counted)) = (&frame, this.counted)
+            && let Some(data) = frame.data_ref()
+            && !counted.add(data.len() as u64)
+        {
+            return Poll::Ready(Some(Err(full().into())));
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+fn full() -> Status {
+    let message = "the server holds as many bytes of requests as it may (server.max_in_flight_bytes)";
+    api::status(&Error::new(Reason::Overloaded, message).with_retry_after(Duration::from_millis(100)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use futures::StreamExt as _;
+    use http_body_util::{BodyExt as _, StreamBody};
+    use tonic_types::StatusExt as _;
+
+    use super::*;
+    use crate::layers::INFER_STREAM;
+
+    /// Frames of so many bytes, then silence.
+    fn frames<const N: usize>(lengths: [usize; N]) -> impl Body<Data = Bytes, Error = Infallible> + Unpin {
+        let frames = lengths.map(|length| Ok(Frame::data(Bytes::from(vec![0; length]))));
+        StreamBody::new(futures::stream::iter(frames).chain(futures::stream::pending()))
+    }
+
+    /// What the service inside gets for a call of `path`.
+    fn counted<B>(bytes: &Arc<InFlightBytes>, path: &str, body: B) -> Request<CountedBody<B>> {
+        let inside = tower::service_fn(|request| std::future::ready(Ok::<_, Infallible>(request)));
+        let request = Request::builder().uri(path).body(body).unwrap();
+        CountBytes::new(inside, bytes.clone()).call(request).into_inner().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_message_counts_while_it_is_read_and_while_it_is_held() {
+        let bytes = InFlightBytes::new(100);
+        let (parts, mut body) = counted(&bytes, INFER_STREAM, frames([10, 20, 5])).into_parts();
+        body.frame().await.unwrap().unwrap();
+        body.frame().await.unwrap().unwrap();
+        assert_eq!(bytes.now(), 30);
+        let first = message_bytes(&parts.extensions).unwrap();
+        body.frame().await.unwrap().unwrap();
+        let second = message_bytes(&parts.extensions).unwrap();
+        drop(first);
+        assert_eq!(bytes.now(), 5, "the stream goes on, its first message does not");
+        drop(second);
+        assert_eq!(bytes.now(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_hangs_up_in_the_middle_of_a_message_frees_it() {
+        let bytes = InFlightBytes::new(100);
+        let mut request = counted(&bytes, INFERENCE, frames([10]));
+        request.body_mut().frame().await.unwrap().unwrap();
+        assert!(futures::poll!(request.body_mut().frame()).is_pending());
+        assert_eq!(bytes.now(), 10);
+        drop(request);
+        assert_eq!(bytes.now(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_message_that_is_too_much_is_refused_and_others_go_on() {
+        let bytes = InFlightBytes::new(100);
+        let mut small = counted(&bytes, INFERENCE, frames([10, 10]));
+        let mut large = counted(&bytes, INFERENCE, frames([50, 50]));
+        small.body_mut().frame().await.unwrap().unwrap();
+        large.body_mut().frame().await.unwrap().unwrap();
+        let error = large.body_mut().frame().await.unwrap().unwrap_err();
+        let details = Status::from_error(error).get_error_details();
+        assert_eq!(details.error_info().unwrap().reason, "OVERLOADED");
+        assert!(details.retry_info().is_some());
+        small.body_mut().frame().await.unwrap().unwrap();
+        drop(large);
+        assert_eq!(bytes.now(), 20);
+        let mut admin = counted(&bytes, "/torchlane.v1.ModelServer/ReloadModel", frames([1000]));
+        admin.body_mut().frame().await.unwrap().unwrap();
+        assert_eq!(bytes.now(), 20, "admin calls are not counted");
+    }
+}
