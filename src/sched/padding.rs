@@ -26,14 +26,9 @@ pub(super) fn padded<'a>(
     leaf: usize,
     sizes: &[i64],
 ) -> Result<Vec<HostTensor>, TensorError> {
-    let pad_one = |(binding, tensor): (&Binding, &HostTensor)| match binding
-        .padded
-        .iter()
-        .zip(sizes)
-        .find(|(padded, _)| padded.leaf == leaf)
-    {
-        Some((padded, size)) => pad(tensor, padded.dim, *size, &padded.value),
-        None => Ok(tensor.clone()),
+    let pad_one = |(binding, tensor): (&Binding, &HostTensor)| {
+        let how = binding.padded.iter().zip(sizes).find(|(padded, _)| padded.leaf == leaf);
+        how.map_or_else(|| Ok(tensor.clone()), |(how, size)| pad(tensor, how.dim, *size, &how.value))
     };
     batch.map(pad_one).collect()
 }
