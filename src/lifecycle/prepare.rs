@@ -1,6 +1,6 @@
 //! From a version's files to a warmed servable. Blocking: runs on a loader thread.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tokio::time::Instant;
@@ -135,7 +135,7 @@ pub fn prepare(
     }
     phases.load = lap();
 
-    let max_batch = if summary.stateful { 1 } else { manifest.batching.max_batch };
+    let max_batch = if summary.stateful { 1 } else { manifest.batching.max_batch() };
     let mut servable = Servable {
         version: files.version,
         module,
@@ -151,12 +151,14 @@ pub fn prepare(
         torch_version: summary.torch_version,
     };
     let shapes = shapes(&servable, served).map_err(|cause| LoadFailure::new(Phase::WarmUp, cause))?;
+    let shapes = padded(&servable.signature, shapes);
     let warmed = warmup::run(&servable, &shapes).map_err(|error| LoadFailure::new(Phase::WarmUp, error))?;
     if !warmed.batchable && servable.max_batch > 1 {
         tracing::warn!(archive = %archive.display(), "results do not follow the batch: requests are run one by one");
         servable.max_batch = 1;
     }
-    if servable.effect_free && !summary.loops && servable.max_concurrency() == 0 {
+    let waits = !servable.manifest.batching.max_delay.is_zero();
+    if servable.effect_free && !summary.loops && servable.max_concurrency() == 0 && !waits {
         servable.quick = Quick::up_to(warmed.quick_bytes);
     }
     phases.warm_up = lap();
@@ -190,6 +192,11 @@ fn shapes(servable: &Servable, served: &[InputShapes]) -> Result<Vec<InputShapes
             if let Some(first) = shape.first_mut().filter(|first| **first == -1 && servable.max_batch > 1) {
                 *first = 1;
             }
+            if let Some((size, to)) =
+                spec.pad.as_ref().and_then(|pad| Some((shape.get_mut(pad.dim)?, pad.to.first()?)))
+            {
+                *size = *to;
+            }
             (!shape.contains(&-1)).then(|| (spec.name.to_string(), dtype, shape.as_slice().into()))
         })
         .collect();
@@ -203,6 +210,34 @@ fn shapes(servable: &Servable, served: &[InputShapes]) -> Result<Vec<InputShapes
         })
     };
     Ok(served.iter().filter(|shapes| fits(shapes)).cloned().collect())
+}
+
+/// The shapes that passes will have: where an input is padded to fixed sizes, each of these in place of its own.
+fn padded(signature: &Signature, shapes: Vec<InputShapes>) -> Vec<InputShapes> {
+    let pads = || {
+        let inputs = signature.inputs().iter();
+        inputs.filter_map(|spec| Some((&spec.name, spec.pad.as_ref().filter(|pad| !pad.to.is_empty())?)))
+    };
+    let sizes: BTreeSet<i64> = pads().flat_map(|(_, pad)| pad.to.iter().copied()).collect();
+    if sizes.is_empty() {
+        return shapes;
+    }
+    let mut all = Vec::new();
+    for (shapes, size) in shapes.iter().flat_map(|shapes| sizes.iter().map(move |size| (shapes, size))) {
+        let mut shapes = shapes.clone();
+        for (name, _, shape) in &mut shapes {
+            let Some((_, pad)) = pads().find(|(of, _)| ***of == **name || name.is_empty()) else { continue };
+            // What is longer than all of them keeps its own.
+            let (Some(own), Some(largest)) = (shape.get_mut(pad.dim), pad.to.last()) else { continue };
+            if *own <= *largest {
+                *own = pad.to.iter().copied().find(|to| to >= size).unwrap_or(*largest);
+            }
+        }
+        if !all.contains(&shapes) {
+            all.push(shapes);
+        }
+    }
+    all
 }
 
 const DTYPE_GUESS: crate::tensor::DType = crate::tensor::DType::F32;

@@ -59,7 +59,8 @@ pub(super) struct Warmed {
     pub(super) measured: Vec<Measured>,
 }
 
-/// Runs every shape, and for a batched model every batch size from 1 up to its limit in powers of two.
+/// Runs every shape, and for a batched model every size that its batches are padded to, or else every size from 1 up to its
+/// limit in powers of two.
 pub(super) fn run(servable: &Servable, shapes: &[InputShapes]) -> Result<Warmed, WarmupFailure> {
     let config = &servable.manifest.warmup;
     let give_up = Instant::now() + config.budget;
@@ -101,6 +102,10 @@ fn sizes(servable: &Servable, shape: &InputShapes) -> Vec<Option<usize>> {
     let has_rows = !shape.is_empty() && shape.iter().all(|(_, _, shape)| !shape.is_empty());
     if servable.max_batch <= 1 || !has_rows {
         return vec![None];
+    }
+    let buckets = &servable.manifest.batching.buckets;
+    if !buckets.is_empty() {
+        return buckets.iter().copied().map(Some).collect();
     }
     let mut sizes: Vec<usize> =
         std::iter::successors(Some(1), |n| Some(n * 2)).take_while(|n| *n < servable.max_batch).collect();

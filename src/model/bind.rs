@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::{ArgKind, NamedTensor, Signature, TensorSpec, signature::fits};
+use super::{ArgKind, NamedTensor, Padded, Signature, TensorSpec, signature::fits};
 use crate::{
     error::{Error, Reason, Result},
     tensor::{DType, show_shape},
@@ -34,7 +34,8 @@ pub enum Arg {
     Bool(bool),
 }
 
-/// Requests with equal keys may share a batch: same arguments, datatypes and trailing shapes.
+/// Requests with equal keys may share a batch: same arguments, datatypes and trailing shapes, padded dimensions counting as
+/// their bucket.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct BatchKey(SmallVec<[i64; 12]>);
 
@@ -45,6 +46,8 @@ pub struct Binding {
     pub args: Vec<Arg>,
     /// Positions of the tensors that reach the model as tensors (scalars do not), in order of use.
     pub leaves: SmallVec<[usize; 4]>,
+    /// Which of these may be padded, in the same order.
+    pub padded: Vec<Padded>,
     /// Items along dimension 0 where the request can share a batch, else 1.
     pub rows: usize,
     /// `None`: this request must run by itself.
@@ -79,9 +82,9 @@ impl Binding {
             }
         }
         binder.finish()?;
-        let Binder { leaves, .. } = binder;
-        let (rows, key) = batch_terms(&args, &leaves, inputs, max_batch)?;
-        Ok(Self { args, leaves, rows, key, signature: signature.clone() })
+        let Binder { leaves, padded, .. } = binder;
+        let (rows, key) = batch_terms(&args, &leaves, &padded, inputs, max_batch)?;
+        Ok(Self { args, leaves, padded, rows, key, signature: signature.clone() })
     }
 }
 
@@ -114,6 +117,7 @@ struct Binder<'a> {
     inputs: &'a [NamedTensor],
     used: SmallVec<[bool; 8]>,
     leaves: SmallVec<[usize; 4]>,
+    padded: Vec<Padded>,
 }
 
 impl<'a> Binder<'a> {
@@ -133,6 +137,7 @@ impl<'a> Binder<'a> {
             inputs,
             used: SmallVec::from_elem(false, inputs.len()),
             leaves: SmallVec::new(),
+            padded: Vec::new(),
         })
     }
 
@@ -151,6 +156,9 @@ impl<'a> Binder<'a> {
     fn leaf(&mut self, name: &str, spec: &TensorSpec) -> Result<Option<usize>> {
         let Some(at) = self.take(name) else { return Ok(None) };
         self.check(at, spec)?;
+        if let (Some(pad), Some(input)) = (&spec.pad, self.inputs.get(at)) {
+            self.padded.push(Padded::new(pad, spec, input, at, self.leaves.len())?);
+        }
         self.leaves.push(at);
         Ok(Some(at))
     }
@@ -276,6 +284,7 @@ impl<'a> Binder<'a> {
 fn batch_terms(
     args: &[Arg],
     leaves: &[usize],
+    padded: &[Padded],
     inputs: &[NamedTensor],
     max_batch: usize,
 ) -> Result<(usize, Option<BatchKey>)> {
@@ -287,7 +296,7 @@ fn batch_terms(
         return Ok((1, None));
     }
     let mut rows = None;
-    for input in leaves.iter().filter_map(|&at| inputs.get(at)) {
+    for (leaf, input) in leaves.iter().enumerate().filter_map(|(leaf, &at)| Some((leaf, inputs.get(at)?))) {
         let (Some(have), tensor) = (input.tensor.rows(), &input.tensor) else { return Ok((1, None)) };
         let agreed = *rows.get_or_insert(have);
         if agreed != have {
@@ -300,7 +309,13 @@ fn batch_terms(
         }
         key.push(tensor.dtype() as i64);
         key.push(tensor.shape().len() as i64);
+        let trailing = key.len();
         key.extend(tensor.shape().iter().skip(1).copied());
+        if let Some(padded) = padded.iter().find(|padded| padded.leaf == leaf)
+            && let Some(size) = key.get_mut(trailing + padded.dim - 1)
+        {
+            *size = padded.bucket;
+        }
     }
     let rows = usize::try_from(rows.unwrap_or(1)).unwrap_or(usize::MAX);
     if rows > max_batch {
@@ -456,6 +471,26 @@ mod tests {
         assert_ne!(key(DType::F32, &[1, 3]), key(DType::F64, &[1, 3]));
         assert_ne!(key(DType::F32, &[1, 3]), key(DType::F32, &[1, 3, 1]));
         assert_eq!(key(DType::F32, &[]), None, "a scalar cannot be joined");
+    }
+
+    #[test]
+    fn padded_dimensions_count_as_their_bucket() {
+        let entry = |pad| format!("[[inputs]]\nname = 'x'\npad = {pad}");
+        let sig = |pad| signature(&[("x", ArgKind::Tensor, false)], &entry(pad));
+        let key = |sig: &Arc<Signature>, shape: &[i64]| {
+            Binding::new(sig, &[input("x", DType::I64, shape)], 8).unwrap().key
+        };
+        let longest = sig("{dim = 1}");
+        assert_eq!(key(&longest, &[1, 5, 2]), key(&longest, &[3, 8, 2]));
+        assert_ne!(key(&longest, &[1, 4, 2]), key(&longest, &[1, 5, 2]));
+        assert_ne!(key(&longest, &[1, 5, 2]), key(&longest, &[1, 5, 3]));
+        let fixed = sig("{dim = 1, to = [16]}");
+        assert_eq!(key(&fixed, &[1, 1]), key(&fixed, &[1, 16]));
+        assert_ne!(key(&fixed, &[1, 17]), key(&fixed, &[1, 18]), "longer than any bucket");
+        assert_eq!(reason(Binding::new(&fixed, &[input("x", DType::I64, &[3])], 8)), Reason::WrongShape);
+        let half = sig("{dim = 1, value = 0.5}");
+        assert_eq!(reason(Binding::new(&half, &[input("x", DType::I64, &[1, 3])], 8)), Reason::WrongDatatype);
+        assert!(Binding::new(&half, &[input("x", DType::F16, &[1, 3])], 8).is_ok());
     }
 
     #[test]

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::Deserialize;
 use thiserror::Error;
 
-use super::Lane;
+use super::{
+    Lane,
+    pad::{self, Cut, Pad},
+};
 use crate::tensor::{self, DType};
 
 /// The parsed and checked `model.toml`. The default is a model without one.
@@ -27,18 +30,32 @@ pub struct ModelManifest {
 }
 
 /// `[batching]`
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Batching {
-    /// Most items along dimension 0 in one pass. 1: requests are never put together.
-    pub max_batch: usize,
+    /// See [`Batching::max_batch`].
+    max_batch: Option<usize>,
+    /// How long a request may be kept waiting for others to share its batch, from when it entered the run queue.
+    #[serde(with = "crate::config::human_duration")]
+    pub max_delay: Duration,
+    /// The only sizes of a batch, ascending: smaller ones are padded with rows of zeros. Empty: any size.
+    pub buckets: Vec<usize>,
 }
 
-impl Default for Batching {
-    fn default() -> Self {
-        Self { max_batch: 1 }
+impl Batching {
+    /// Most items along dimension 0 in one pass: as declared, else the largest bucket. 1: requests are never put together.
+    pub fn max_batch(&self) -> usize {
+        self.max_batch.or(self.buckets.last().copied()).unwrap_or(1)
+    }
+
+    /// The rows of a pass that must hold `rows`.
+    pub fn padded_rows(&self, rows: usize) -> usize {
+        self.buckets.iter().copied().find(|&bucket| bucket >= rows).unwrap_or(rows)
     }
 }
+
+/// Nobody gains from waiting longer for company.
+const MAX_DELAY: Duration = Duration::from_secs(10);
 
 /// `[scheduling]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -72,6 +89,10 @@ pub struct DeclaredTensor {
     /// Outputs only: a text for each index of the last dimension, shown by `torchlane infer`.
     #[serde(default)]
     pub labels: Vec<String>,
+    /// Inputs only: the dimension along which requests are padded to share a batch.
+    pub pad: Option<Pad>,
+    /// Outputs only: the dimension along which what was added is taken off again.
+    pub cut: Option<Cut>,
 }
 
 /// `[warmup]`
@@ -130,6 +151,14 @@ pub enum ManifestError {
     /// The same name twice.
     #[error("model.toml: the name '{0}' is used twice")]
     DuplicateName(String),
+    /// A `pad` or `cut` that cannot be kept.
+    #[error("model.toml: padding of '{name}': {why}")]
+    Padding {
+        /// The input or output.
+        name: String,
+        /// What is wrong.
+        why: String,
+    },
     /// A warm-up shape for an input that does not exist, or that contradicts the declared shape.
     #[error("model.toml: warm-up shape of '{input}': {why}")]
     WarmupShape {
@@ -159,8 +188,20 @@ impl ModelManifest {
     fn check(&self) -> Result<(), ManifestError> {
         let range =
             |key, value: usize, allowed| ManifestError::Range { key, value: value.to_string(), allowed };
-        if !(1..=65_536).contains(&self.batching.max_batch) {
-            return Err(range("batching.max_batch", self.batching.max_batch, "1 to 65536"));
+        let Batching { max_delay, buckets, .. } = &self.batching;
+        let max_batch = self.batching.max_batch();
+        let ascend = buckets.first() != Some(&0) && buckets.is_sorted_by(|a, b| a < b);
+        if !ascend || buckets.last().is_some_and(|&last| last != max_batch) {
+            let allowed = "sizes that ascend from 1 or more, the last one max_batch";
+            let value = format!("{buckets:?}");
+            return Err(ManifestError::Range { key: "batching.buckets", value, allowed });
+        }
+        if !(1..=65_536).contains(&max_batch) {
+            return Err(range("batching.max_batch", max_batch, "1 to 65536"));
+        }
+        if *max_delay > MAX_DELAY {
+            let value = humantime::format_duration(*max_delay).to_string();
+            return Err(ManifestError::Range { key: "batching.max_delay", value, allowed: "up to 10s" });
         }
         if !(3..=1000).contains(&self.warmup.max_passes) {
             return Err(range("warmup.max_passes", self.warmup.max_passes as usize, "3 to 1000"));
@@ -179,6 +220,7 @@ impl ModelManifest {
                 }
             }
         }
+        pad::check(self)?;
         for (input, shape) in self.warmup.shapes.iter().flatten() {
             let wrong = |why: String| ManifestError::WarmupShape { input: input.clone(), why };
             tensor::byte_len(DType::F64, shape).map_err(|error| wrong(error.to_string()))?;
@@ -208,6 +250,20 @@ mod tests {
         assert!(ModelManifest::parse("[[inputs]]\nname='x'\nshape=[-2]").is_err());
         assert!(ModelManifest::parse("[[inputs]]\nname='x'\n[[inputs]]\nname='x'").is_err());
         assert!(ModelManifest::parse("[[inputs]]\nname='x'\n[warmup]\nshapes=[{y=[1]}]").is_err());
+    }
+
+    #[test]
+    fn buckets_ascend_to_the_largest_batch() {
+        let batching = |text: &str| ModelManifest::parse(&format!("[batching]\n{text}")).map(|m| m.batching);
+        let sizes = batching("buckets = [1, 4, 8]").unwrap();
+        assert_eq!((sizes.max_batch(), sizes.padded_rows(2), sizes.padded_rows(8)), (8, 4, 8));
+        assert!(batching("buckets = [2, 8]\nmax_batch = 8\nmax_delay = '2ms'").is_ok());
+        for bad in ["[1, 8]\nmax_batch = 16", "[1, 8]\nmax_batch = 1", "[0, 8]", "[8, 4]", "[4, 4]"] {
+            let error = batching(&format!("buckets = {bad}")).unwrap_err().to_string();
+            assert!(error.contains("batching.buckets = ["), "{error}");
+        }
+        assert!(batching("max_delay = '1h'").is_err() && batching("max_delay = 2").is_err());
+        assert_eq!(batching("").unwrap().padded_rows(3), 3);
     }
 
     #[test]

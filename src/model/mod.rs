@@ -5,12 +5,14 @@ mod bind;
 mod id;
 mod lane;
 mod manifest;
+mod pad;
 mod signature;
 
 pub use bind::{Arg, BatchKey, Binding};
 pub use id::{Generation, InvalidName, InvalidVersion, ModelName, TenantId, Version, VersionSelector};
 pub use lane::{Lane, UnknownLane};
 pub use manifest::{Batching, ManifestError, ModelManifest, Scheduling, WarmupConfig};
+pub use pad::{Cut, Pad, Padded};
 pub(crate) use signature::fits;
 pub use signature::{ArgKind, Argument, Signature, TensorSpec, UnsupportedType};
 

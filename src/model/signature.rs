@@ -7,7 +7,10 @@ use std::{fmt, sync::Arc};
 
 use thiserror::Error;
 
-use super::manifest::{DeclaredTensor, ManifestError, ModelManifest};
+use super::{
+    Cut, Pad,
+    manifest::{DeclaredTensor, ManifestError, ModelManifest},
+};
 use crate::tensor::DType;
 
 /// The kinds of argument that can be built from tensors on the wire.
@@ -78,7 +81,7 @@ pub struct Argument {
 }
 
 /// What is known of one tensor on the wire.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TensorSpec {
     /// Its name on the wire; for a list, dict or tuple the prefix of its tensors' names.
     pub name: Arc<str>,
@@ -92,6 +95,10 @@ pub struct TensorSpec {
     pub script_type: String,
     /// Texts for the indices of an output's last dimension; may be empty.
     pub labels: Vec<String>,
+    /// Inputs: how requests are padded to share a batch.
+    pub pad: Option<Pad>,
+    /// Outputs: what is taken off again.
+    pub cut: Option<Cut>,
 }
 
 /// True where `shape` is what `declared` asks for: the same rank, and each size equal or declared as `-1`.
@@ -101,7 +108,7 @@ pub(crate) fn fits(declared: &[i64], shape: &[i64]) -> bool {
 }
 
 /// What a model takes and returns.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Signature {
     arguments: Vec<Argument>,
     inputs: Vec<TensorSpec>,
@@ -151,6 +158,8 @@ impl Signature {
                 optional: argument.has_default || matches!(argument.kind, ArgKind::Optional(_)),
                 script_type: argument.kind.to_string(),
                 labels: Vec::new(),
+                pad: declared.and_then(|d| d.pad.clone()),
+                cut: None,
             });
         }
         let outputs_declared = !manifest.outputs.is_empty();
@@ -165,6 +174,8 @@ impl Signature {
                     optional: false,
                     script_type: "Tensor".to_owned(),
                     labels: output.labels.clone(),
+                    pad: None,
+                    cut: output.cut.clone(),
                 })
                 .collect()
         } else {
@@ -177,6 +188,8 @@ impl Signature {
                     optional: false,
                     script_type: "Tensor".to_owned(),
                     labels: Vec::new(),
+                    pad: None,
+                    cut: None,
                 })
                 .collect()
         };

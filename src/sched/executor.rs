@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::{Charge, Handle, Job, PendingReply, QueueConfig, RunQueue, quick, runner};
+use super::{Charge, Handle, Job, PendingReply, QueueConfig, RunQueue, job::Limits, quick, runner};
 use crate::{
     admission::{Tenant, Underway},
     backend::{Backend, ThreadRole},
@@ -192,9 +192,9 @@ impl Scheduler {
     pub fn submit(&self, admitted: Admitted<BoundCall>) -> PendingReply {
         let Admitted { call, ticket, queued } = admitted;
         let alone = quick::comes_alone();
-        let (limits, quick) = call.slot.lease().map_or(((1, 0), false), |lease| {
+        let (limits, quick) = call.slot.lease().map_or_else(Default::default, |lease| {
             let quick = alone && lease.quick.allows(call.call.input_bytes());
-            ((lease.max_batch, lease.max_concurrency()), quick)
+            (Limits::of(&lease), quick)
         });
         let (job, receiver) = Job::new(call, Some(ticket), queued, limits);
         let mut state = self.shared.state.lock();
@@ -209,11 +209,10 @@ impl Scheduler {
             return PendingReply { receiver, waiting: None };
         }
         let handle = state.queue.push(job);
-        let wake = state.idle.pop();
+        // Whoever holds jobs back sees to it that they are looked at in time.
+        let wake = if state.queue.is_held(&handle) { None } else { state.idle.pop() };
         drop(state);
-        if let Some(sleeper) = wake.and_then(|index| self.shared.work.get(index)) {
-            sleeper.notify_one();
-        }
+        self.shared.wake(wake);
         PendingReply { receiver, waiting: Some((self.shared.clone(), handle)) }
     }
 
@@ -273,13 +272,25 @@ impl Shared {
                     let idle = state.idle.len();
                     let popped = state.queue.pop(Instant::now(), idle);
                     if !popped.jobs.is_empty() || !popped.late.is_empty() {
+                        if popped.wait_until.is_some() {
+                            // While this one is busy, another must wake up for the jobs that are held back.
+                            let next = state.idle.pop();
+                            self.wake(next);
+                        }
                         break popped;
                     }
                     if state.closed {
                         return;
                     }
                     state.idle.push(index);
-                    sleep.wait(&mut state);
+                    match popped.wait_until {
+                        None => sleep.wait(&mut state),
+                        Some(until) => {
+                            if sleep.wait_until(&mut state, until.into_std()).timed_out() {
+                                state.idle.retain(|idle| *idle != index);
+                            }
+                        }
+                    }
                 }
             };
             for job in popped.late {
@@ -292,6 +303,12 @@ impl Shared {
                 job.reply(Err(Error::new(Reason::DeadlineExceeded, message)));
             }
             ended = self.run(popped.jobs, index);
+        }
+    }
+
+    fn wake(&self, executor: Option<usize>) {
+        if let Some(sleeper) = executor.and_then(|index| self.work.get(index)) {
+            sleeper.notify_one();
         }
     }
 

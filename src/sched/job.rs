@@ -12,9 +12,10 @@ use tokio::{sync::oneshot, time::Instant};
 use super::{GroupKey, Handle, Profile, RowClass, Schedulable, executor::Shared};
 use crate::{
     admission::Ticket,
+    backend::Servable,
     call::{BoundCall, InferReply},
     error::{Error, Reason, Result},
-    model::{Lane, TenantId},
+    model::{Batching, Lane, ModelManifest, TenantId},
 };
 
 /// A request that may run. It holds its ticket until it is dropped, so "in flight" ends when the work does.
@@ -28,8 +29,28 @@ pub struct Job {
     pub submitted: Instant,
     pub(super) max_batch: usize,
     pub(super) max_concurrency: usize,
+    /// Where it asks for more than a `max_batch`.
+    manifest: Option<Arc<ModelManifest>>,
     reply: oneshot::Sender<Result<InferReply>>,
     _ticket: Option<Ticket>,
+}
+
+/// What the live version says of batches when a job is submitted.
+#[derive(Debug, Default)]
+pub(super) struct Limits {
+    max_batch: usize,
+    max_concurrency: usize,
+    manifest: Option<Arc<ModelManifest>>,
+}
+
+impl Limits {
+    pub(super) fn of(servable: &Servable) -> Self {
+        let Batching { max_delay, buckets, .. } = &servable.manifest.batching;
+        // Most models ask for neither: their jobs do not all count up and down one counter.
+        let asks = !max_delay.is_zero() || !buckets.is_empty();
+        let manifest = asks.then(|| servable.manifest.clone());
+        Self { max_batch: servable.max_batch, max_concurrency: servable.max_concurrency(), manifest }
+    }
 }
 
 impl Job {
@@ -38,12 +59,14 @@ impl Job {
         bound: BoundCall,
         ticket: Option<Ticket>,
         queued: Duration,
-        limits: (usize, usize),
+        limits: Limits,
     ) -> (Self, oneshot::Receiver<Result<InferReply>>) {
         let (reply, receiver) = oneshot::channel();
-        let (max_batch, max_concurrency) = limits;
+        let Limits { max_batch, max_concurrency, manifest } = limits;
         let submitted = Instant::now();
-        (Self { bound, queued, submitted, max_batch, max_concurrency, reply, _ticket: ticket }, receiver)
+        let job =
+            Self { bound, queued, submitted, max_batch, max_concurrency, manifest, reply, _ticket: ticket };
+        (job, receiver)
     }
 
     /// Answers. A caller that has left does not hear it.
@@ -83,6 +106,14 @@ impl Schedulable for Job {
 
     fn max_concurrency(&self) -> usize {
         self.max_concurrency
+    }
+
+    fn batching(&self) -> Option<&Batching> {
+        self.manifest.as_deref().map(|manifest| &manifest.batching)
+    }
+
+    fn submitted(&self) -> Instant {
+        self.submitted
     }
 
     fn profile(&self) -> Option<(&Profile, RowClass)> {

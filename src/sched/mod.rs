@@ -7,6 +7,7 @@ mod dispatch;
 mod executor;
 mod job;
 mod order;
+mod padding;
 mod planner;
 mod profile;
 mod queue;

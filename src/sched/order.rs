@@ -221,6 +221,11 @@ impl<T> LaneQueue<T> {
         std::array::from_fn(|i| self.lanes.get(i).is_some_and(|lane| lane.len > 0))
     }
 
+    /// Everything, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.lanes.iter().flat_map(|lane| lane.tenants.values().flat_map(BTreeMap::values))
+    }
+
     /// Everything, lane by lane.
     pub fn drain(&mut self) -> impl Iterator<Item = T> + '_ {
         self.lanes

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Profile, RowClass};
+use super::{Profile, RowClass, profile::filled};
 
 /// What the planner looks at.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub struct PlanInput<'a> {
     pub idle_executors: usize,
     /// What passes take, and the class of the rows.
     pub profile: Option<(&'a Profile, RowClass)>,
+    /// Sizes that passes are padded to, ascending; empty: none are.
+    pub buckets: &'a [usize],
     /// Longest that the pass may take: others wait for it to end.
     pub within: Duration,
 }
@@ -26,7 +28,10 @@ pub struct PlanInput<'a> {
 pub fn rows_to_take(input: &PlanInput<'_>) -> usize {
     let fair = input.waiting_rows.div_ceil(input.idle_executors + 1);
     let most = fair.min(input.max_batch).max(1);
-    input.profile.map_or(most, |(profile, class)| profile.best_rows(class, most, input.within))
+    match input.profile {
+        Some((profile, class)) => profile.best_rows(class, most, input.within, input.buckets),
+        None => filled(input.buckets, most),
+    }
 }
 
 #[cfg(test)]
@@ -41,7 +46,7 @@ mod tests {
     ) -> usize {
         let profile = profile.map(|profile| (profile, RowClass::default()));
         let within = Duration::from_millis(25);
-        rows_to_take(&PlanInput { max_batch, waiting_rows, idle_executors, profile, within })
+        rows_to_take(&PlanInput { max_batch, waiting_rows, idle_executors, profile, buckets: &[], within })
     }
 
     #[test]

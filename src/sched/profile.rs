@@ -129,16 +129,25 @@ impl Curve {
     }
 
     /// Sizes worth comparing, with the mean time of a pass: those known, and between or beyond them the most there can be and
-    /// twice the largest known. Smallest first, but for the last two.
-    fn candidates(&self, most: usize) -> impl Iterator<Item = (usize, f64)> + '_ {
+    /// twice the largest known. Smallest first, but for the last two. Where there are `buckets`, only those that can be
+    /// filled, and the next one with as many rows as there can be.
+    fn candidates<'a>(
+        &'a self,
+        most: usize,
+        buckets: &'a [usize],
+    ) -> impl Iterator<Item = (usize, f64)> + 'a {
         let beyond = self.points.last_key_value().map_or(1, |(largest, _)| largest * 2).min(most);
-        let known = self.points.range(..=most).map(|(rows, point)| (*rows, point.mean));
-        known.chain([beyond, most].into_iter().filter_map(|rows| Some((rows, self.time(rows)?.0))))
+        let any = if buckets.is_empty() { most } else { 0 };
+        let known = self.points.range(..=any).map(|(rows, point)| (*rows, point.mean));
+        let further = [beyond, most].into_iter().filter(move |rows| *rows <= any).map(|rows| (rows, rows));
+        let filled = buckets.partition_point(|&bucket| bucket < most);
+        let padded = buckets.iter().take(filled + 1).map(move |&bucket| (bucket.min(most), bucket));
+        known.chain(further.chain(padded).filter_map(|(rows, run)| Some((rows, self.time(run)?.0))))
     }
 
-    fn best(&self, most: usize, within: f64) -> usize {
+    fn best(&self, most: usize, within: f64, buckets: &[usize]) -> usize {
         let speeds = || {
-            let fit = self.candidates(most).filter(|(_, mean)| *mean <= within);
+            let fit = self.candidates(most, buckets).filter(|(_, mean)| *mean <= within);
             fit.map(|(rows, mean)| (rows, rows as f64 / mean.max(1e-9)))
         };
         let Some(fastest) = speeds().map(|(_, speed)| speed).max_by(f64::total_cmp) else { return 1 };
@@ -187,34 +196,42 @@ impl Profile {
         })
     }
 
-    /// The number of rows up to `most` that gives the most rows a second in passes of up to `within`. 1 where even one row
-    /// takes longer, `most` where nothing is known.
-    pub fn best_rows(&self, class: RowClass, most: usize, within: Duration) -> usize {
+    /// The number of rows up to `most` that gives the most rows a second in passes of up to `within`, which are padded to the
+    /// next of `buckets` if there are any. 1 where even one row takes longer, `most` (or the buckets that it fills) where
+    /// nothing is known. Now and then another size, to learn of it.
+    pub fn best_rows(&self, class: RowClass, most: usize, within: Duration, buckets: &[usize]) -> usize {
         if most <= 1 {
             return 1;
         }
         let mut curves = self.curves.lock();
         let Some(curve) = curves.get_mut(&class).filter(|curve| !curve.points.is_empty()) else {
-            return most;
+            return filled(buckets, most);
         };
         curve.plans = curve.plans.wrapping_add(1);
         let within = within.as_secs_f64();
         if curve.plans.is_multiple_of(EXPLORE) {
-            let fit = curve.candidates(most).filter(|(_, mean)| *mean <= within);
+            let fit = curve.candidates(most, buckets).filter(|(_, mean)| *mean <= within);
             let sizes: Vec<usize> = fit.map(|(rows, _)| rows).collect();
             let turn = (curve.plans / EXPLORE) as usize % sizes.len().max(1);
             if let Some(rows) = sizes.get(turn) {
                 return *rows;
             }
         }
-        curve.best(most, within)
+        curve.best(most, within, buckets)
+    }
+
+    /// The size that is worth waiting for: the best of all up to `most`, as [`Profile::best_rows`] has it.
+    pub fn enough_rows(&self, class: RowClass, most: usize, within: Duration, buckets: &[usize]) -> usize {
+        let curves = self.curves.lock();
+        let curve = curves.get(&class).filter(|curve| !curve.points.is_empty());
+        curve.map_or(most, |curve| curve.best(most, within.as_secs_f64(), buckets))
     }
 
     /// Seconds of executor time that those rows will cost in batches of the best size; `None`: not known.
     pub fn cost(&self, class: RowClass, rows: usize, most: usize, within: Duration) -> Option<Cost> {
         let curves = self.curves.lock();
         let curve = curves.get(&class)?;
-        let batch = curve.best(most.max(1), within.as_secs_f64()).max(rows);
+        let batch = curve.best(most.max(1), within.as_secs_f64(), &[]).max(rows);
         let (alone, _) = curve.time(rows)?;
         let (pass, deviation) = curve.time(batch)?;
         let share = (pass * rows as f64 / batch as f64).min(alone);
@@ -237,6 +254,11 @@ impl Profile {
         });
         points.collect()
     }
+}
+
+/// The largest of `buckets` that `rows` fill, or all of them where there is none.
+pub(super) fn filled(buckets: &[usize], rows: usize) -> usize {
+    buckets.iter().copied().rfind(|&bucket| bucket <= rows).unwrap_or(rows)
 }
 
 /// What a request will cost, in seconds of an executor.
@@ -282,17 +304,17 @@ mod tests {
 
     #[test]
     fn a_model_that_does_not_profit_is_not_batched() {
-        assert_eq!(known(&[(1, 100), (2, 201), (4, 399)]).best_rows(CLASS, 4, LONG), 1);
-        assert_eq!(known(&[(1, 100), (2, 120), (4, 400)]).best_rows(CLASS, 4, LONG), 2);
-        assert_eq!(known(&[(1, 100), (2, 110), (4, 130), (8, 160)]).best_rows(CLASS, 8, LONG), 8);
-        assert_eq!(known(&[]).best_rows(CLASS, 4, LONG), 4, "nothing known");
+        assert_eq!(known(&[(1, 100), (2, 201), (4, 399)]).best_rows(CLASS, 4, LONG, &[]), 1);
+        assert_eq!(known(&[(1, 100), (2, 120), (4, 400)]).best_rows(CLASS, 4, LONG, &[]), 2);
+        assert_eq!(known(&[(1, 100), (2, 110), (4, 130), (8, 160)]).best_rows(CLASS, 8, LONG, &[]), 8);
+        assert_eq!(known(&[]).best_rows(CLASS, 4, LONG, &[]), 4, "nothing known");
     }
 
     #[test]
     fn passes_stay_within_what_may_be_waited_for() {
         let profile = known(&[(1, 100), (2, 110), (4, 130), (8, 160)]);
-        assert_eq!(profile.best_rows(CLASS, 8, us(159)), 4);
-        assert_eq!(profile.best_rows(CLASS, 8, us(50)), 1, "one is always run");
+        assert_eq!(profile.best_rows(CLASS, 8, us(159), &[]), 4);
+        assert_eq!(profile.best_rows(CLASS, 8, us(50), &[]), 1, "one is always run");
     }
 
     #[test]
@@ -300,10 +322,24 @@ mod tests {
         let profile = known(&[(1, 100)]);
         assert_eq!(profile.time(CLASS, 16).unwrap().mean, us(1600));
         profile.record(CLASS, 2, us(110));
-        assert_eq!(profile.best_rows(CLASS, 2, LONG), 2);
+        assert_eq!(profile.best_rows(CLASS, 2, LONG, &[]), 2);
         assert_eq!(profile.time(CLASS, 4).unwrap().mean, us(220));
         profile.record(CLASS, 8, us(170));
         assert_eq!(profile.time(CLASS, 5).unwrap().mean, us(140), "between two known sizes");
+    }
+
+    #[test]
+    fn rows_are_padded_only_where_that_is_faster() {
+        const BUCKETS: [usize; 4] = [1, 2, 4, 8];
+        let best = |times: &[(usize, u64)], most| known(times).best_rows(CLASS, most, LONG, &BUCKETS);
+        let flat = [(1, 100), (2, 110), (4, 130), (8, 150)];
+        assert_eq!([3, 5, 7, 8].map(|most| best(&flat, most)), [3, 5, 7, 8]);
+        let steep = [(1, 100), (2, 110), (4, 130), (8, 250)];
+        assert_eq!([3, 5, 7, 8].map(|most| best(&steep, most)), [3, 4, 4, 8]);
+        assert_eq!(known(&flat).best_rows(CLASS, 7, us(140), &BUCKETS), 4, "8 would take too long");
+        assert_eq!([3, 7, 8].map(|most| best(&[], most)), [2, 4, 8], "nothing known");
+        assert_eq!(known(&steep).enough_rows(CLASS, 8, LONG, &BUCKETS), 8);
+        assert_eq!(known(&[]).enough_rows(CLASS, 8, LONG, &BUCKETS), 8);
     }
 
     #[test]
@@ -311,7 +347,7 @@ mod tests {
         let profile = known(&[(1, 100), (8, 10_000)]);
         let mut tried = 0;
         for _ in 0..10_000 {
-            let rows = profile.best_rows(CLASS, 8, LONG);
+            let rows = profile.best_rows(CLASS, 8, LONG, &[]);
             profile.record(CLASS, rows, us(if rows == 8 { 160 } else { 100 }));
             tried += usize::from(rows == 8);
         }

@@ -5,15 +5,17 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap},
+    collections::{BTreeSet, BinaryHeap, HashMap},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
+mod delay;
+
 use super::{LaneQueue, Place, PlanInput, Profile, RowClass, Shares, rows_to_take};
 use crate::{
-    model::{BatchKey, Lane, TenantId, VersionSelector},
+    model::{BatchKey, Batching, Lane, TenantId, VersionSelector},
     registry::SlotId,
 };
 
@@ -33,6 +35,10 @@ pub trait Schedulable {
     fn max_batch(&self) -> usize;
     /// Batches of its model that may run at once; 0 is any number.
     fn max_concurrency(&self) -> usize;
+    /// What its model asks for beyond that; `None` where that is nothing.
+    fn batching(&self) -> Option<&Batching>;
+    /// When it came.
+    fn submitted(&self) -> Instant;
     /// What passes of its model take, and the class of its rows.
     fn profile(&self) -> Option<(&Profile, RowClass)>;
 }
@@ -90,6 +96,8 @@ pub struct Popped<J> {
     pub jobs: Vec<J>,
     /// Jobs whose deadline has passed or is too near for a pass: to be answered, not run.
     pub late: Vec<J>,
+    /// When to look again: until then some jobs are kept waiting for others to share their batch.
+    pub wait_until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -97,6 +105,17 @@ struct Group<J> {
     key: GroupKey,
     jobs: LaneQueue<J>,
     rows: usize,
+    held: Option<delay::Held>,
+}
+
+impl<J> Group<J> {
+    /// The first job of each lane and tenant.
+    fn heads(&self) -> impl Iterator<Item = (Lane, TenantId, Place)> + '_ {
+        Lane::ALL.into_iter().flat_map(move |lane| {
+            let first = move |(tenant, _)| Some((lane, tenant, self.jobs.first_of(lane, tenant)?.0));
+            self.jobs.tenants(lane).filter_map(first)
+        })
+    }
 }
 
 #[derive(Debug, Default)]
@@ -115,7 +134,8 @@ impl SlotRun {
 /// The run queue.
 #[derive(Debug)]
 pub struct RunQueue<J> {
-    /// For each group, lane and tenant the first job, except for models that run as often as they may.
+    /// For each group, lane and tenant the first job, except for models that run as often as they may and for groups that are
+    /// held.
     heads: LaneQueue<u64>,
     groups: HashMap<u64, Group<J>>,
     by_key: HashMap<GroupKey, u64>,
@@ -128,6 +148,10 @@ pub struct RunQueue<J> {
     arrivals: u64,
     next_group: u64,
     waiting: [usize; 4],
+    /// Groups that are kept waiting for more jobs, and until when.
+    held: BTreeSet<(Instant, u64)>,
+    /// Some model has asked for that. Until then it costs nothing.
+    delays: bool,
 }
 
 impl<J: Schedulable> RunQueue<J> {
@@ -146,6 +170,8 @@ impl<J: Schedulable> RunQueue<J> {
             arrivals: 0,
             next_group: 0,
             waiting: [0; 4],
+            held: BTreeSet::new(),
+            delays: false,
         }
     }
 
@@ -168,14 +194,19 @@ impl<J: Schedulable> RunQueue<J> {
         let slot = self.slots.entry(key.slot).or_default();
         let id = *self.by_key.entry(key).or_insert_with_key(|key| {
             self.next_group += 1;
-            self.groups
-                .insert(self.next_group, Group { key: key.clone(), jobs: LaneQueue::default(), rows: 0 });
+            self.groups.insert(
+                self.next_group,
+                Group { key: key.clone(), jobs: LaneQueue::default(), rows: 0, held: None },
+            );
             slot.groups.push(self.next_group);
             self.next_group
         });
+        let full = slot.is_full();
+        self.delays |= job.batching().is_some_and(|batching| !batching.max_delay.is_zero());
+        self.release_for(id, &job);
         if let Some(group) = self.groups.get_mut(&id) {
             let head = group.jobs.first_of(lane, tenant).map(|(place, _)| place);
-            if head.is_none_or(|head| place < head) && !slot.is_full() {
+            if head.is_none_or(|head| place < head) && !full && group.held.is_none() {
                 // The new head first: a tenant with nothing in between would lose its place among the others.
                 self.heads.push(lane, tenant, place, id);
                 if let Some(head) = head {
@@ -214,9 +245,13 @@ impl<J: Schedulable> RunQueue<J> {
 
     /// The next batch. Its model counts as running until [`RunQueue::finished`].
     pub fn pop(&mut self, now: Instant, idle_executors: usize) -> Popped<J> {
-        let mut popped = Popped { jobs: Vec::new(), late: Vec::new() };
+        let mut popped = Popped { jobs: Vec::new(), late: Vec::new(), wait_until: None };
+        self.release_due(now);
         while let Some(lane) = self.shares.pick(self.eligible()) {
             let Some((tenant, place, &id)) = self.heads.first(lane) else { break };
+            if self.delays && self.hold(id, now) {
+                continue;
+            }
             let Some(job) = self.take(id, lane, tenant, place) else { break };
             if place.is_late(now) || !can_be_in_time(&job, now) {
                 popped.late.push(job);
@@ -234,6 +269,7 @@ impl<J: Schedulable> RunQueue<J> {
             self.forget_if_empty(id);
             break;
         }
+        popped.wait_until = self.held.first().map(|(until, _)| *until);
         popped
     }
 
@@ -254,7 +290,9 @@ impl<J: Schedulable> RunQueue<J> {
             Some(_) => rows_to_take(&PlanInput {
                 max_batch: first.max_batch(),
                 waiting_rows: group.rows + rows,
-                idle_executors,
+                // What was waited for is not split again.
+                idle_executors: if delay::of(&first).is_zero() { idle_executors } else { 0 },
+                buckets: first.batching().map_or(&[], |batching| &batching.buckets),
                 profile: first.profile().filter(|_| self.learned),
                 within: first.deadline().map_or(self.max_block, |deadline| {
                     self.max_block.min(deadline.saturating_duration_since(now))
@@ -333,6 +371,7 @@ impl<J: Schedulable> RunQueue<J> {
     /// Takes everything out, most urgent first within each group.
     pub fn drain(&mut self) -> Vec<J> {
         self.heads = LaneQueue::default();
+        self.held.clear();
         self.by_key.clear();
         self.waiting = [0; 4];
         for run in self.slots.values_mut() {
@@ -349,9 +388,9 @@ impl<J: Schedulable> RunQueue<J> {
         let job = group.jobs.remove(lane, tenant, place)?;
         group.rows -= job.rows().min(group.rows);
         let next = group.jobs.first_of(lane, tenant).map(|(next, _)| next);
-        let full = self.slots.get(&group.key.slot).is_some_and(SlotRun::is_full);
+        let hidden = group.held.is_some() || self.slots.get(&group.key.slot).is_some_and(SlotRun::is_full);
         self.count(lane, -1);
-        if was_head && !full {
+        if was_head && !hidden {
             if let Some(next) = next {
                 self.heads.push(lane, tenant, next, id);
             }
@@ -367,25 +406,17 @@ impl<J: Schedulable> RunQueue<J> {
     }
 
     fn index(&mut self, id: u64) {
-        let Some(group) = self.groups.get(&id) else { return };
-        for lane in Lane::ALL {
-            for (tenant, _) in group.jobs.tenants(lane) {
-                if let Some((place, _)) = group.jobs.first_of(lane, tenant) {
-                    self.heads.push(lane, tenant, place, id);
-                }
-            }
+        let Some(group) = self.groups.get(&id).filter(|group| group.held.is_none()) else { return };
+        for (lane, tenant, place) in group.heads() {
+            self.heads.push(lane, tenant, place, id);
         }
     }
 
     fn hide_if_full(&mut self, slot: SlotId) {
         let Some(run) = self.slots.get(&slot).filter(|run| run.is_full()) else { return };
         for group in run.groups.iter().filter_map(|id| self.groups.get(id)) {
-            for lane in Lane::ALL {
-                for (tenant, _) in group.jobs.tenants(lane) {
-                    if let Some((place, _)) = group.jobs.first_of(lane, tenant) {
-                        self.heads.remove(lane, tenant, place);
-                    }
-                }
+            for (lane, tenant, place) in group.heads() {
+                self.heads.remove(lane, tenant, place);
             }
         }
     }
@@ -397,6 +428,9 @@ impl<J: Schedulable> RunQueue<J> {
         }
         let Some(group) = self.groups.remove(&id) else { return };
         self.by_key.remove(&group.key);
+        if let Some(held) = group.held {
+            self.held.remove(&(held.until, id));
+        }
         if let Some(run) = self.slots.get_mut(&group.key.slot) {
             run.groups.retain(|other| *other != id);
             if run.running == 0 && run.groups.is_empty() {

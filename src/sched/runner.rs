@@ -9,14 +9,14 @@ use std::{
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::Job;
+use super::{Job, padding};
 use crate::{
     admission::{breaker_open, version_not_live},
     backend::{BackendError, Pass, Servable},
     call::{InferReply, Timing},
     error::{Error, LOGGED, Reason, Result, shown},
     model::{Arg, Binding, NamedTensor},
-    tensor::{Joined, join, split_rows},
+    tensor::{Joined, TensorError, join, split_rows},
 };
 
 /// Runs `jobs`, which stand in one group, and answers each exactly once.
@@ -75,7 +75,7 @@ fn run_together(jobs: Vec<Job>, servable: &Servable) {
     let outcome = forward(&jobs, servable);
     let compute = started.elapsed();
     match outcome {
-        Ok(answers) => {
+        Ok((answers, rows_run)) => {
             servable.breaker.succeeded(started);
             if let Some(job) = jobs.first() {
                 // Only what went well: the next version is warmed up with it.
@@ -83,7 +83,7 @@ fn run_together(jobs: Vec<Job>, servable: &Servable) {
             }
             let batch_size = jobs.iter().map(|job| job.bound.binding.rows).sum();
             if let Some(job) = jobs.first() {
-                job.bound.slot.profile().record(job.bound.class, batch_size, compute);
+                job.bound.slot.profile().record(job.bound.class, rows_run, compute);
             }
             for (job, outputs) in jobs.into_iter().zip(answers) {
                 let timing = timing(&job, started, compute, batch_size);
@@ -117,31 +117,63 @@ fn timing(job: &Job, started: Instant, compute: Duration, batch_size: usize) -> 
     Timing { queue: job.queued, batch_wait: started.duration_since(job.submitted), compute, batch_size }
 }
 
-/// One list of outputs for each job.
-fn forward(jobs: &[Job], servable: &Servable) -> Result<Vec<Vec<NamedTensor>>, BackendError> {
-    let Some(first) = jobs.first() else { return Ok(Vec::new()) };
-    let binding = &first.bound.binding;
-    let mut leaves: Vec<Joined> = Vec::with_capacity(binding.leaves.len());
-    for position in 0..binding.leaves.len() {
+/// One list of outputs for each job, and the rows of the pass with what was added to them.
+fn forward(jobs: &[Job], servable: &Servable) -> Result<(Vec<Vec<NamedTensor>>, usize), BackendError> {
+    let Some(Binding { args, leaves: inputs, key, .. }) = jobs.first().map(|job| &job.bound.binding) else {
+        return Ok((Vec::new(), 0));
+    };
+    let cannot = |error: TensorError| BackendError::new(error.to_string());
+    let bindings = jobs.iter().map(|job| &job.bound.binding);
+    let sizes = padding::sizes(bindings.clone());
+    let mut leaves: Vec<Joined> = Vec::with_capacity(inputs.len());
+    for leaf in 0..inputs.len() {
         let parts = jobs.iter().filter_map(|job| {
-            let at = *job.bound.binding.leaves.get(position)?;
-            Some(&job.bound.call.inputs.get(at)?.tensor)
+            let binding = &job.bound.binding;
+            Some((binding, &job.bound.call.inputs.get(*binding.leaves.get(leaf)?)?.tensor))
         });
-        leaves.push(
-            join(parts).ok_or_else(|| BackendError::new("requests of unlike shapes met in one batch"))?,
-        );
+        let joined = if sizes.is_empty() {
+            join(parts.map(|(_, tensor)| tensor))
+        } else {
+            join(padding::padded(parts, leaf, &sizes).map_err(cannot)?.iter())
+        };
+        leaves.push(joined.ok_or_else(|| BackendError::new("requests of unlike shapes met in one batch"))?);
     }
-    let args = by_leaf(&binding.args, &binding.leaves);
+    let mut rows: SmallVec<[usize; 16]> = bindings.clone().map(|binding| binding.rows).collect();
+    let real = rows.iter().sum();
+    let run = match key {
+        Some(_) => padding::fill_rows(&mut leaves, real, &servable.manifest.batching).map_err(cannot)?,
+        None => real,
+    };
+    let args = by_leaf(args, inputs);
     let pass = Pass { args: &args, leaves, share_memory: servable.effect_free };
     let whole = guarded(servable, pass)?;
     let named = rename(whole, servable)?;
-    if jobs.len() == 1 {
-        return Ok(vec![named]);
+    let mut answers = if jobs.len() == 1 && run == real {
+        vec![named]
+    } else {
+        rows.extend((run > real).then_some(run - real));
+        split(named, &rows, jobs.len())?
+    };
+    for (answer, binding) in answers.iter_mut().zip(bindings).filter(|_| !sizes.is_empty()) {
+        for output in answer {
+            let spec = servable.signature.outputs().iter().find(|spec| *spec.name == *output.name);
+            if let Some(by) = spec.and_then(|spec| spec.cut.as_ref()) {
+                padding::cut_back(output, by, binding, &sizes)?;
+            }
+        }
     }
-    let rows: SmallVec<[usize; 16]> = jobs.iter().map(|job| job.bound.binding.rows).collect();
-    let mut answers: Vec<Vec<NamedTensor>> = jobs.iter().map(|_| Vec::with_capacity(named.len())).collect();
-    for NamedTensor { name, tensor } in named {
-        let pieces = split_rows(&tensor, &rows).ok().flatten().ok_or_else(|| {
+    Ok((answers, run))
+}
+
+/// One list of outputs for each of the first `wanted` of `rows`.
+fn split(
+    whole: Vec<NamedTensor>,
+    rows: &[usize],
+    wanted: usize,
+) -> Result<Vec<Vec<NamedTensor>>, BackendError> {
+    let mut answers: Vec<_> = (0..wanted).map(|_| Vec::with_capacity(whole.len())).collect();
+    for NamedTensor { name, tensor } in whole {
+        let pieces = split_rows(&tensor, rows).ok().flatten().ok_or_else(|| {
             BackendError::new(format!("output '{name}' does not have one row for each row of the batch"))
         })?;
         for (answer, tensor) in answers.iter_mut().zip(pieces) {

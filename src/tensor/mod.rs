@@ -5,10 +5,12 @@
 
 mod batch;
 mod dtype;
+mod pad;
 mod typed;
 
 pub use batch::{Joined, join, split_rows};
 pub use dtype::DType;
+pub use pad::{Element, cut, element, may_pad, pad, pad_rows};
 pub use typed::{TypedData, encode_typed};
 
 use bytes::Bytes;

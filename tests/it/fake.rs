@@ -466,7 +466,7 @@ async fn half_a_request_on_the_http_port_does_not_keep_the_server_up() {
 }
 
 /// Seconds that the threads of the wire have spent on passes.
-async fn run_on_the_wire(server: &Server) -> f64 {
+pub async fn run_on_the_wire(server: &Server) -> f64 {
     let (_, text) = server.get("/metrics").await;
     let line = text.lines().find(|line| line.contains(r#"executor="wire""#)).unwrap();
     line.rsplit(' ').next().unwrap().parse().unwrap()

@@ -10,6 +10,7 @@
     clippy::disallowed_methods
 )]
 
+mod batching;
 mod edges;
 mod fake;
 mod server;
