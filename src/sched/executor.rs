@@ -102,7 +102,26 @@ struct State {
     /// Executors that sleep, the last to fall asleep at the end: it is woken first, while its caches still hold
     /// the weights. They wait in this order only; who is told to wake up is taken out at once.
     idle: Vec<usize>,
+    /// The lane of the batch that each runs, by its most urgent job.
+    leads: Vec<Option<Lane>>,
     closed: bool,
+}
+
+impl State {
+    fn set_lead(&mut self, executor: usize, lane: Option<Lane>) {
+        if let Some(lead) = self.leads.get_mut(executor) {
+            *lead = lane;
+        }
+    }
+
+    /// All executors run passes for lanes below `lane`, and nothing waits that is as urgent: in a queue it would be the next,
+    /// and wait for a pass to end.
+    fn only_lower_runs(&self, lane: Lane, executors: usize) -> bool {
+        let running = self.leads.iter().flatten();
+        running.clone().count() >= executors.max(1)
+            && running.clone().all(|lead| *lead > lane)
+            && self.queue.waiting().iter().take(lane.index() + 1).all(|waiting| *waiting == 0)
+    }
 }
 
 impl Shared {
@@ -125,6 +144,7 @@ impl Scheduler {
             state: Mutex::new(State {
                 queue: RunQueue::new(config.queue),
                 idle: Vec::with_capacity(most),
+                leads: vec![None; most],
                 closed: false,
             }),
             work: (0..most).map(|_| Condvar::new()).collect(),
@@ -191,9 +211,9 @@ impl Scheduler {
     /// Queues a call for the executors.
     pub fn submit(&self, admitted: Admitted<BoundCall>) -> PendingReply {
         let Admitted { call, ticket, queued } = admitted;
-        let alone = quick::comes_alone();
+        let (turn, lane) = (quick::turn(), call.lane);
         let (limits, quick) = call.slot.lease().map_or_else(Default::default, |lease| {
-            let quick = alone && lease.quick.allows(call.call.input_bytes());
+            let quick = (turn.alone || turn.early) && lease.quick.allows(call.call.input_bytes());
             (Limits::of(&lease), quick)
         });
         let (job, receiver) = Job::new(call, Some(ticket), queued, limits);
@@ -203,9 +223,11 @@ impl Scheduler {
             // Dropping the job closes the channel, which reads as "shutting down".
             return PendingReply { receiver, waiting: None };
         }
-        if quick && state.idle.len() >= self.healthy() && state.queue.is_empty() {
+        let nothing_else = turn.alone && state.idle.len() >= self.healthy() && state.queue.is_empty();
+        let only_lower = turn.early && state.only_lower_runs(lane, self.healthy());
+        if quick && (nothing_else || only_lower) {
             drop(state);
-            self.shared.run_here(job);
+            self.shared.run_here(job, only_lower);
             return PendingReply { receiver, waiting: None };
         }
         let handle = state.queue.push(job);
@@ -265,6 +287,7 @@ impl Shared {
                 if let Some(Ended { slot, lead, costs }) = ended.take() {
                     state.queue.finished(slot, lead, &costs);
                 }
+                state.set_lead(index, None);
                 if !self.stays(index) {
                     return;
                 }
@@ -277,6 +300,7 @@ impl Shared {
                             let next = state.idle.pop();
                             self.wake(next);
                         }
+                        state.set_lead(index, popped.jobs.first().map(|job| job.bound.lane));
                         break popped;
                     }
                     if state.closed {
@@ -313,13 +337,13 @@ impl Shared {
     }
 
     /// Runs a quick pass on the calling thread, a thread of the wire.
-    fn run_here(&self, job: Job) {
+    fn run_here(&self, job: Job, others_run: bool) {
         let slot = job.bound.slot.clone();
         let started = Instant::now();
         runner::run(vec![job]);
         let took = started.elapsed();
         if let Some(lease) = slot.lease() {
-            lease.quick.took(took);
+            lease.quick.took(took, others_run);
         }
         self.wire_ns.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.batches.fetch_add(1, Ordering::Relaxed);

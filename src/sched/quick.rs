@@ -2,9 +2,11 @@
 //! is run by the thread that read it. Two wake-ups of a sleeping thread cost more than such a pass, and the second
 //! thread finds the weights in another core's cache.
 //!
+//! So is an urgent one while all executors run passes for lower lanes, which cannot be broken off.
+//!
 //! What it risks is the wire: while a pass runs here, nothing else is read here. So a model must have shown in its
 //! warm-up that it is quick, its code must be without loops and effects, a request must be no larger than what was
-//! measured, and requests must come one at a time. A model that turns out slow loses the right until it is reloaded.
+//! measured, and requests must come one at a time, or be the first few that were read together. A model that turns out slow loses the right until it is reloaded.
 
 use std::{
     cell::Cell,
@@ -20,6 +22,8 @@ const SLOW: Duration = Duration::from_millis(1);
 const STRIKES: u32 = 3;
 /// Requests in a row that came alone, before one is run where it was read.
 const SEQUENTIAL: u32 = 8;
+/// Urgent ones of those that were read together that may be run there.
+const FEW: u32 = 8;
 
 /// How much of a version's work is quick.
 #[derive(Debug, Default)]
@@ -40,11 +44,12 @@ impl Quick {
         bytes <= self.bytes.load(Ordering::Relaxed) && bytes > 0
     }
 
-    /// Notes a pass that was run where it was read.
-    pub(super) fn took(&self, pass: Duration) {
+    /// Notes a pass that was run where it was read. With other passes on all executors the system may have given this thread
+    /// no time, which says nothing of the model.
+    pub(super) fn took(&self, pass: Duration, others_ran: bool) {
         if pass < SLOW {
             self.strikes.store(0, Ordering::Relaxed);
-        } else if self.strikes.fetch_add(1, Ordering::Relaxed) + 1 >= STRIKES {
+        } else if !others_ran && self.strikes.fetch_add(1, Ordering::Relaxed) + 1 >= STRIKES {
             self.bytes.store(0, Ordering::Relaxed);
             tracing::info!(pass_us = pass.as_micros(), "passes are not quick any more: executors run them");
         }
@@ -52,11 +57,13 @@ impl Quick {
 }
 
 thread_local! {
-    static PACE: Pace = const { Pace { since_wake: Cell::new(0), alone: Cell::new(0) } };
+    static PACE: Pace = const { Pace { on_wire: Cell::new(false), since_wake: Cell::new(0), alone: Cell::new(0) } };
 }
 
 /// How requests reach this thread: one by one, or several at each turn.
 struct Pace {
+    /// It is a thread of the wire.
+    on_wire: Cell<bool>,
     /// Requests since the thread last woke up.
     since_wake: Cell<u32>,
     /// Times in a row that one was all there was.
@@ -65,21 +72,36 @@ struct Pace {
 
 /// To be called whenever a thread of the wire wakes up.
 pub fn wire_woke() {
-    PACE.with(|pace| match pace.since_wake.replace(0) {
-        // A wake-up for half a request, an answer or a timer.
-        0 => {}
-        1 => pace.alone.set(pace.alone.get().saturating_add(1)),
-        _ => pace.alone.set(0),
+    PACE.with(|pace| {
+        pace.on_wire.set(true);
+        match pace.since_wake.replace(0) {
+            // A wake-up for half a request, an answer or a timer.
+            0 => {}
+            1 => pace.alone.set(pace.alone.get().saturating_add(1)),
+            _ => pace.alone.set(0),
+        }
     });
 }
 
-/// Counts a request; true where it is the only one at this turn, as those before it were. Never on threads that
-/// [`wire_woke`] is not called on.
-pub(super) fn comes_alone() -> bool {
+/// How a request stands among those that this thread read at one turn. Neither is true on threads that [`wire_woke`] is
+/// never called on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Turn {
+    /// It is the only one, as those before it were.
+    pub(super) alone: bool,
+    /// It is one of the first few.
+    pub(super) early: bool,
+}
+
+/// Counts a request.
+pub(super) fn turn() -> Turn {
     PACE.with(|pace| {
         let count = pace.since_wake.get().saturating_add(1);
         pace.since_wake.set(count);
-        count == 1 && pace.alone.get() >= SEQUENTIAL
+        Turn {
+            alone: count == 1 && pace.alone.get() >= SEQUENTIAL,
+            early: count <= FEW && pace.on_wire.get(),
+        }
     })
 }
 
@@ -92,18 +114,27 @@ mod tests {
         let mut seen = Vec::new();
         for _ in 0..10 {
             wire_woke();
-            seen.push(comes_alone());
+            seen.push(turn().alone);
             wire_woke();
         }
         assert_eq!(seen.iter().filter(|alone| **alone).count(), 2, "{seen:?}");
-        assert!(!comes_alone() || !comes_alone(), "the second of a turn is not alone");
+        assert!(!turn().alone || !turn().alone, "the second of a turn is not alone");
         wire_woke();
-        assert!(!comes_alone(), "nor is the one after a turn of two");
+        assert!(!turn().alone, "nor is the one after a turn of two");
     }
 
     #[test]
     fn nothing_is_alone_where_nobody_says_that_it_woke() {
-        std::thread::spawn(|| assert!((0..100).all(|_| !comes_alone()))).join().unwrap();
+        let neither = Turn { alone: false, early: false };
+        std::thread::spawn(move || assert!((0..100).all(|_| turn() == neither))).join().unwrap();
+    }
+
+    #[test]
+    fn the_first_few_of_a_turn_are_early() {
+        for _ in 0..2 {
+            wire_woke();
+            assert_eq!((0..100).filter(|_| turn().early).count(), 8);
+        }
     }
 
     #[test]
@@ -111,12 +142,14 @@ mod tests {
         let quick = Quick::up_to(100);
         assert!(quick.allows(100) && !quick.allows(101) && !quick.allows(0));
         for _ in 0..5 {
-            quick.took(SLOW);
-            quick.took(SLOW);
-            quick.took(Duration::ZERO);
+            quick.took(SLOW, false);
+            quick.took(SLOW, false);
+            quick.took(Duration::ZERO, false);
         }
         assert!(quick.allows(1));
-        (0..3).for_each(|_| quick.took(SLOW));
+        (0..3).for_each(|_| quick.took(SLOW, true));
+        assert!(quick.allows(1), "others held it up");
+        (0..3).for_each(|_| quick.took(SLOW, false));
         assert!(!quick.allows(1));
     }
 }

@@ -497,3 +497,32 @@ async fn a_quick_pass_needs_no_executor_unless_others_are_there() {
     }
     assert!(run_on_the_wire(&server).await > 0.0);
 }
+
+#[tokio::test]
+async fn an_urgent_quick_pass_does_not_wait_for_long_ones_below_it() {
+    let dir = repository(&[("quick", "inputs = ['x']"), ("long", "inputs = ['x']\ndelay_ms = 1500")]);
+    for model in ["quick", "long"] {
+        let manifest = "[[inputs]]\nname='x'\ndtype='FP32'\nshape=[1, 2]\n[warmup]\nmax_passes=1\n";
+        fs::write(dir.path().join(model).join("model.toml"), manifest).unwrap();
+    }
+    let server = Server::fake(dir.path(), |settings| settings.executors.threads = 1);
+    let client = server.ready().await;
+    let call = |model: &str, priority: Priority| {
+        let mut client = client.clone();
+        let mut request = request(model, vec![f32s("x", &[1, 2], &[1.0, 2.0])]);
+        request.priority = priority.into();
+        tokio::spawn(async move { client.infer(request).await.unwrap() })
+    };
+    let long = call("long", Priority::Normal);
+    while !server.get("/metrics").await.1.contains("torchlane_in_flight{lane=\"NORMAL\"} 1") {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let equal = call("quick", Priority::Normal);
+    for _ in 0..5 {
+        call("quick", Priority::Critical).await.unwrap();
+    }
+    assert!(run_on_the_wire(&server).await > 0.0);
+    assert!(!long.is_finished() && !equal.is_finished(), "its own lane waits for its turn");
+    long.await.unwrap();
+    equal.await.unwrap();
+}
