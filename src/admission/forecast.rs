@@ -1,7 +1,6 @@
 //! Refuses at once what could not be answered by its deadline, by the work that is ahead of it and what passes take.
 //!
-//! How far such estimates are off is learned: of the calls that are let in, a few in a hundred may take longer than was
-//! thought; and of those that would be refused one in [`TRIAL`] is let in all the same, to see whether it was in time.
+//! How far such estimates are off is learned: of the calls that are let in, a few in a hundred may be late; and of those that would be refused one in [`TRIAL`] is let in all the same, to see whether it was in time.
 
 use std::{
     pin::Pin,
@@ -64,6 +63,8 @@ struct Estimate {
     slot: SlotId,
     /// From then to the answer, margin not included.
     takes: Duration,
+    /// That was much of the time that it had: what becomes of it says something of the estimate.
+    near: bool,
     /// It would be late by this, and was let in to see.
     trial: bool,
 }
@@ -98,10 +99,11 @@ impl Forecaster {
         // Behind others it will be in a batch with them.
         let pass = if wait.as_secs_f64() > cost.alone { cost.pass.max(cost.alone) } else { cost.alone };
         let takes = wait + Duration::from_secs_f64(pass);
-        let mut trial = false;
+        let (mut near, mut trial) = (false, false);
         if let Some(deadline) = call.call.deadline {
             let left = deadline.saturating_duration_since(now);
             let likely = takes.mul_f64(state.backlog.margin(slot, lane));
+            near = 2 * likely > left;
             if likely > left {
                 trial = count(&mut state.hopeless, lane).is_multiple_of(TRIAL);
                 if !trial {
@@ -112,10 +114,10 @@ impl Forecaster {
         }
         state.backlog.add(entry, tenant.weight());
         drop(state);
-        Ok(Some((Ahead { forecaster: self.clone(), entry }, Estimate { slot, takes, trial })))
+        Ok(Some((Ahead { forecaster: self.clone(), entry }, Estimate { slot, takes, near, trial })))
     }
 
-    fn ended(&self, lane: Lane, estimate: Option<Estimate>, took: Duration, in_time: Option<bool>) {
+    fn ended(&self, lane: Lane, estimate: Option<Estimate>, in_time: Option<bool>) {
         let mut state = self.state.lock();
         let State { backlog, deadlines, .. } = &mut *state;
         let trial = estimate.is_some_and(|estimate| estimate.trial);
@@ -126,11 +128,14 @@ impl Forecaster {
             (true, Some(false)) => count(&mut deadlines.trial_late, lane),
             (_, None) => 0,
         };
-        let Some(Estimate { slot, takes, .. }) = estimate else { return };
-        match in_time {
-            Some(true) if trial => backlog.was_too_careful(slot, lane, takes),
-            _ if trial => {}
-            _ => backlog.learn(slot, lane, takes, Some(took).filter(|_| in_time != Some(false))),
+        match (estimate, in_time) {
+            (Some(Estimate { slot, takes, trial: true, .. }), Some(true)) => {
+                backlog.was_too_careful(slot, lane, takes);
+            }
+            (Some(Estimate { slot, takes, near: true, trial: false }), Some(in_time)) => {
+                backlog.learn(slot, lane, takes, !in_time);
+            }
+            _ => {}
         }
     }
 }
@@ -239,9 +244,8 @@ where
             Ok(known) => {
                 let (ahead, estimate) = known.unzip();
                 call.ahead = ahead;
-                let since = Instant::now();
                 let forecaster = self.forecaster.clone();
-                let watch = Some(Watch { forecaster, lane, deadline, estimate, since, answered: None });
+                let watch = Some(Watch { forecaster, lane, deadline, estimate, ending: Ending::Left });
                 ResponseFuture { inner: Some(self.inner.call(call)), error: None, watch }
             }
         }
@@ -255,23 +259,31 @@ struct Watch {
     lane: Lane,
     deadline: Option<Instant>,
     estimate: Option<Estimate>,
-    since: Instant,
-    /// Whether there was an answer; refusals say nothing about time.
-    answered: Option<bool>,
+    ending: Ending,
+}
+
+/// How a call ended.
+#[derive(Debug, Clone, Copy)]
+enum Ending {
+    /// Its future was dropped: the deadline came, or the caller left, which says nothing.
+    Left,
+    Answered,
+    /// The scheduler saw that it would be late.
+    Late,
+    /// For a reason that says nothing about time.
+    Refused,
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        let now = Instant::now();
-        let passed = self.deadline.map(|deadline| now >= deadline);
-        let in_time = match self.answered {
-            Some(true) => passed.map(|passed| !passed),
-            Some(false) => return,
-            // Dropped: the deadline came, or the caller left, which says nothing.
-            None if passed == Some(true) => Some(false),
-            None => return,
+        let passed = self.deadline.map(|deadline| Instant::now() >= deadline);
+        let in_time = match self.ending {
+            Ending::Answered => passed.map(|passed| !passed),
+            Ending::Late => Some(false),
+            Ending::Left if passed == Some(true) => Some(false),
+            Ending::Left | Ending::Refused => return,
         };
-        self.forecaster.ended(self.lane, self.estimate, now - self.since, in_time);
+        self.forecaster.ended(self.lane, self.estimate, in_time);
     }
 }
 
@@ -299,14 +311,10 @@ where
         };
         let result = ready!(inner.poll(cx));
         if let Some(mut watch) = this.watch.take() {
-            watch.answered = match &result {
-                Ok(_) => Some(true),
-                // The scheduler saw that it would be late.
-                Err(error) if error.reason() == Reason::DeadlineExceeded => {
-                    watch.deadline = Some(watch.since);
-                    None
-                }
-                Err(_) => Some(false),
+            watch.ending = match &result {
+                Ok(_) => Ending::Answered,
+                Err(error) if error.reason() == Reason::DeadlineExceeded => Ending::Late,
+                Err(_) => Ending::Refused,
             };
         }
         Poll::Ready(result)
