@@ -18,7 +18,7 @@ use torchlane::{
     backend::{Backend, FakeBackend},
     call::{Admitted, BoundCall, InferCall},
     lifecycle::prepare,
-    model::{BatchKey, Lane, ModelName, NamedTensor, TenantId, VersionSelector},
+    model::{BatchKey, Batching, Lane, ModelName, NamedTensor, TenantId, VersionSelector},
     registry::{ModelSlot, Registry, SlotId},
     repository::Directory,
     sched::{
@@ -181,6 +181,12 @@ impl Schedulable for Waiting {
     }
     fn max_concurrency(&self) -> usize {
         0
+    }
+    fn batching(&self) -> Option<&Batching> {
+        None
+    }
+    fn submitted(&self) -> tokio::time::Instant {
+        tokio::time::Instant::now()
     }
     fn profile(&self) -> Option<(&Profile, RowClass)> {
         None

@@ -5,8 +5,6 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// Failures in a row, with nothing that went well in between, that open it.
-const FAILURES: u32 = 10;
 /// How long it stays open the first time; twice as long each time that the trial fails.
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
@@ -23,15 +21,15 @@ enum State {
 #[derive(Debug)]
 pub struct Breaker {
     state: Mutex<State>,
-}
-
-impl Default for Breaker {
-    fn default() -> Self {
-        Self { state: Mutex::new(State::Closed { failures: 0 }) }
-    }
+    most: u32,
 }
 
 impl Breaker {
+    /// Opens after that many failures in a row, with nothing that went well in between. 0: only when it is tripped.
+    pub fn new(failures: u32) -> Self {
+        Self { state: Mutex::new(State::Closed { failures: 0 }), most: failures }
+    }
+
     /// Lets a request through, or says after which time to try again.
     pub fn admit(&self, now: Instant) -> Result<(), Duration> {
         match &mut *self.state.lock() {
@@ -58,7 +56,9 @@ impl Breaker {
     pub fn failed(&self, now: Instant) {
         let mut state = self.state.lock();
         *state = match *state {
-            State::Closed { failures } if failures + 1 < FAILURES => State::Closed { failures: failures + 1 },
+            State::Closed { failures } if self.most == 0 || failures + 1 < self.most => {
+                State::Closed { failures: failures.saturating_add(1) }
+            }
             State::Closed { .. } => State::Open { since: now, trial: now + FIRST, pause: FIRST },
             // What was let in before it opened may fail still.
             open @ State::Open { trial, .. } if now + TRIAL < trial => open,
@@ -89,13 +89,15 @@ impl Breaker {
 mod tests {
     use super::*;
 
+    const FAILURES: u32 = 10;
+
     fn after(now: Instant, ms: u64) -> Instant {
         now + Duration::from_millis(ms)
     }
 
     #[test]
     fn failures_in_a_row_open_it_and_one_success_closes_it() {
-        let (breaker, now) = (Breaker::default(), Instant::now());
+        let (breaker, now) = (Breaker::new(FAILURES), Instant::now());
         (0..FAILURES - 1).for_each(|_| breaker.failed(now));
         breaker.succeeded(now);
         (0..FAILURES - 1).for_each(|_| breaker.failed(now));
@@ -117,7 +119,7 @@ mod tests {
 
     #[test]
     fn it_stays_open_longer_each_time_a_trial_fails() {
-        let (breaker, mut now) = (Breaker::default(), Instant::now());
+        let (breaker, mut now) = (Breaker::new(FAILURES), Instant::now());
         (0..FAILURES).for_each(|_| breaker.failed(now));
         let mut pauses = Vec::new();
         for _ in 0..8 {
@@ -128,7 +130,10 @@ mod tests {
             pauses.push(pause.as_secs());
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30, 30]);
-        let tripped = Breaker::default();
+        let never = Breaker::new(0);
+        (0..100).for_each(|_| never.failed(now));
+        assert!(never.admit(now).is_ok());
+        let tripped = Breaker::new(FAILURES);
         tripped.trip(now);
         assert_eq!(tripped.admit(now), Err(LONGEST));
     }
