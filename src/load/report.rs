@@ -37,7 +37,7 @@ pub struct LoadReport {
     pub refused: u64,
     /// By reason.
     pub errors: BTreeMap<String, u64>,
-    /// Good answers a second.
+    /// Good answers a second, by when they came.
     pub rate: f64,
     /// Rows in them.
     pub rows_per_second: f64,

@@ -56,6 +56,8 @@ struct Tally {
     sent: u64,
     unsent: u64,
     ok: u64,
+    /// Answered well before the end, whenever they were due.
+    answered: u64,
     errors: BTreeMap<String, u64>,
     /// By second: answered well, and the longest of them in µs.
     timeline: Vec<(u64, u64)>,
@@ -69,6 +71,7 @@ impl Tally {
             sent: 0,
             unsent: 0,
             ok: 0,
+            answered: 0,
             errors: BTreeMap::new(),
             timeline: Vec::new(),
         }
@@ -102,10 +105,11 @@ impl Running {
         let began = Instant::now();
         let outcome = client.send(&self.prepared, &self.spec).await;
         let ended = Instant::now();
-        if due < self.from || due >= self.until {
+        let mut tally = self.tally.lock();
+        tally.answered += u64::from(outcome.is_ok() && (self.from..self.until).contains(&ended));
+        if !(self.from..self.until).contains(&due) {
             return;
         }
-        let mut tally = self.tally.lock();
         tally.sent += 1;
         tally.lag.saturating_record(micros(began - due));
         match outcome {
@@ -262,8 +266,8 @@ fn report(load: &Running, duration: Duration) -> LoadReport {
         ok: tally.ok,
         refused: answered - tally.ok,
         errors: tally.errors.clone(),
-        rate: tally.ok as f64 / duration.as_secs_f64(),
-        rows_per_second: tally.ok as f64 * load.spec.rows as f64 / duration.as_secs_f64(),
+        rate: tally.answered as f64 / duration.as_secs_f64(),
+        rows_per_second: tally.answered as f64 * load.spec.rows as f64 / duration.as_secs_f64(),
         latency: Latency::of(&tally.latency),
         generator_lag_p99_ms: tally.lag.value_at_quantile(0.99) as f64 / 1e3,
         timeline: tally.timeline.iter().map(|(count, longest)| (*count, *longest as f64 / 1e3)).collect(),

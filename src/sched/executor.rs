@@ -114,13 +114,13 @@ impl State {
         }
     }
 
-    /// All executors run passes for lanes below `lane`, and nothing waits that is as urgent: in a queue it would be the next,
-    /// and wait for a pass to end.
+    /// All executors run passes for lanes below `lane`, and nothing waits that is more urgent: the next to run would be this,
+    /// once a pass has ended.
     fn only_lower_runs(&self, lane: Lane, executors: usize) -> bool {
         let running = self.leads.iter().flatten();
         running.clone().count() >= executors.max(1)
             && running.clone().all(|lead| *lead > lane)
-            && self.queue.waiting().iter().take(lane.index() + 1).all(|waiting| *waiting == 0)
+            && self.queue.waiting().iter().take(lane.index()).all(|waiting| *waiting == 0)
     }
 }
 

@@ -6,7 +6,7 @@
 //!
 //! What it risks is the wire: while a pass runs here, nothing else is read here. So a model must have shown in its
 //! warm-up that it is quick, its code must be without loops and effects, a request must be no larger than what was
-//! measured, and requests must come one at a time, or be the first few that were read together. A model that turns out slow loses the right until it is reloaded.
+//! measured, and requests must come one at a time, or be urgent and take little of the thread's turn. A model that turns out slow loses the right until it is reloaded.
 
 use std::{
     cell::Cell,
@@ -22,8 +22,8 @@ const SLOW: Duration = Duration::from_millis(1);
 const STRIKES: u32 = 3;
 /// Requests in a row that came alone, before one is run where it was read.
 const SEQUENTIAL: u32 = 8;
-/// Urgent ones of those that were read together that may be run there.
-const FEW: u32 = 8;
+/// Time that urgent ones may take at one turn of the thread that reads.
+const TURN: Duration = Duration::from_millis(2);
 
 /// How much of a version's work is quick.
 #[derive(Debug, Default)]
@@ -47,6 +47,7 @@ impl Quick {
     /// Notes a pass that was run where it was read. With other passes on all executors the system may have given this thread
     /// no time, which says nothing of the model.
     pub(super) fn took(&self, pass: Duration, others_ran: bool) {
+        PACE.with(|pace| pace.spent.set(pace.spent.get() + pass));
         if pass < SLOW {
             self.strikes.store(0, Ordering::Relaxed);
         } else if !others_ran && self.strikes.fetch_add(1, Ordering::Relaxed) + 1 >= STRIKES {
@@ -57,13 +58,15 @@ impl Quick {
 }
 
 thread_local! {
-    static PACE: Pace = const { Pace { on_wire: Cell::new(false), since_wake: Cell::new(0), alone: Cell::new(0) } };
+    static PACE: Pace = const { Pace { on_wire: Cell::new(false), spent: Cell::new(Duration::ZERO), since_wake: Cell::new(0), alone: Cell::new(0) } };
 }
 
 /// How requests reach this thread: one by one, or several at each turn.
 struct Pace {
     /// It is a thread of the wire.
     on_wire: Cell<bool>,
+    /// On passes, since the thread last woke up.
+    spent: Cell<Duration>,
     /// Requests since the thread last woke up.
     since_wake: Cell<u32>,
     /// Times in a row that one was all there was.
@@ -74,6 +77,7 @@ struct Pace {
 pub fn wire_woke() {
     PACE.with(|pace| {
         pace.on_wire.set(true);
+        pace.spent.set(Duration::ZERO);
         match pace.since_wake.replace(0) {
             // A wake-up for half a request, an answer or a timer.
             0 => {}
@@ -89,7 +93,7 @@ pub fn wire_woke() {
 pub(super) struct Turn {
     /// It is the only one, as those before it were.
     pub(super) alone: bool,
-    /// It is one of the first few.
+    /// Passes have taken little of the turn so far.
     pub(super) early: bool,
 }
 
@@ -100,7 +104,7 @@ pub(super) fn turn() -> Turn {
         pace.since_wake.set(count);
         Turn {
             alone: count == 1 && pace.alone.get() >= SEQUENTIAL,
-            early: count <= FEW && pace.on_wire.get(),
+            early: pace.on_wire.get() && pace.spent.get() < TURN,
         }
     })
 }
@@ -130,10 +134,15 @@ mod tests {
     }
 
     #[test]
-    fn the_first_few_of_a_turn_are_early() {
+    fn it_is_early_until_passes_have_taken_their_part_of_the_turn() {
+        let quick = Quick::up_to(100);
         for _ in 0..2 {
             wire_woke();
-            assert_eq!((0..100).filter(|_| turn().early).count(), 8);
+            for _ in 0..20 {
+                assert!(turn().early);
+                quick.took(TURN / 20, false);
+            }
+            assert!(!turn().early);
         }
     }
 
