@@ -24,6 +24,8 @@ pub struct Plan {
     pub svg: PathBuf,
 }
 
+/// Load that is not counted, before each measurement.
+const WARM_UP: Duration = Duration::from_secs(1);
 /// As the server has it by default.
 const MAX_BLOCK_MS: f64 = 25.0;
 /// Of every lower lane.
@@ -38,7 +40,7 @@ impl Plan {
     fn load(&self, server: &Server, threads: &[Vec<LoadSpec>]) -> Result<Vec<Report>> {
         let config = RunConfig {
             addr: server.grpc.to_string(),
-            warm_up: Duration::from_secs(1),
+            warm_up: WARM_UP,
             duration: Duration::from_secs_f64(self.seconds),
             ..RunConfig::default()
         };
@@ -203,11 +205,20 @@ fn tenants(plan: &Plan) -> Result<Value> {
         let compute = |tenant: &str| {
             server.metric(&format!("torchlane_tenant_compute_seconds_total{{tenant=\"{tenant}\"}}"))
         };
-        let before = (compute("a")?, compute("b")?);
         let few = spec(&format!("model=transformer,rate={},tenant=a,name=a", full))?;
         let many = spec(&format!("model=transformer,rate={},tenant=b,name=b", full * 10.0))?;
-        let reports = plan.load(&server, &[vec![few], vec![many]])?;
-        let (a, b) = (compute("a")? - before.0, compute("b")? - before.1);
+        // While both send: afterwards the one with more still waiting has the executors for itself.
+        let meanwhile = || -> Result<(f64, f64)> {
+            std::thread::sleep(WARM_UP);
+            let before = (compute("a")?, compute("b")?);
+            std::thread::sleep(Duration::from_secs_f64(plan.seconds));
+            Ok((compute("a")? - before.0, compute("b")? - before.1))
+        };
+        let (reports, shares) = std::thread::scope(|scope| {
+            let shares = scope.spawn(meanwhile);
+            (plan.load(&server, &[vec![few], vec![many]]), shares.join().expect("a thread panicked"))
+        });
+        let (reports, (a, b)) = (reports?, shares?);
         share.0.push(a / (a + b));
         ok.0.push(reports[0].loads[0].rate / (reports[0].loads[0].rate + reports[1].loads[0].rate));
     }
