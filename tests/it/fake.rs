@@ -502,7 +502,7 @@ async fn a_quick_pass_needs_no_executor_unless_others_are_there() {
 async fn an_urgent_quick_pass_does_not_wait_for_long_ones_below_it() {
     let dir = repository(&[("quick", "inputs = ['x']"), ("long", "inputs = ['x']\ndelay_ms = 300")]);
     for model in ["quick", "long"] {
-        let manifest = "[[inputs]]\nname='x'\ndtype='FP32'\nshape=[1, 2]\n[warmup]\nmax_passes=1\n";
+        let manifest = "[[inputs]]\nname='x'\ndtype='FP32'\nshape=[1, 2]\n";
         fs::write(dir.path().join(model).join("model.toml"), manifest).unwrap();
     }
     let server = Server::fake(dir.path(), |settings| settings.executors.threads = 1);
