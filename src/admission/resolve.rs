@@ -108,7 +108,7 @@ fn resolve(to: &ResolveLayer, call: InferCall) -> Result<BoundCall> {
         }
     }
     drop(lease);
-    let class = RowClass::of(call.input_bytes(), binding.rows);
+    let class = RowClass::of(binding.padded_bytes(&call.inputs), binding.rows);
     Ok(BoundCall { call, slot, binding, class, lane, tenant, place, ahead: None })
 }
 

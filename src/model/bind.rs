@@ -86,6 +86,17 @@ impl Binding {
         let (rows, key) = batch_terms(&args, &leaves, &padded, inputs, max_batch)?;
         Ok(Self { args, leaves, padded, rows, key, signature: signature.clone() })
     }
+
+    /// Bytes of `inputs` as they will run: with what is padded, at most.
+    pub fn padded_bytes(&self, inputs: &[NamedTensor]) -> usize {
+        let own: usize = inputs.iter().map(|input| input.tensor.data().len()).sum();
+        let added = self.padded.iter().filter_map(|padded| {
+            let bytes = inputs.get(*self.leaves.get(padded.leaf)?)?.tensor.data().len();
+            let size = usize::try_from(padded.size).ok().filter(|size| *size > 0)?;
+            Some(bytes / size * usize::try_from(padded.bucket - padded.size).ok()?)
+        });
+        own + added.sum::<usize>()
+    }
 }
 
 fn missing(name: &str, why: &str) -> Error {
@@ -486,6 +497,9 @@ mod tests {
         assert_ne!(key(&longest, &[1, 5, 2]), key(&longest, &[1, 5, 3]));
         let fixed = sig("{dim = 1, to = [16]}");
         assert_eq!(key(&fixed, &[1, 1]), key(&fixed, &[1, 16]));
+        let three = [input("x", DType::I64, &[2, 3])];
+        let bytes = Binding::new(&fixed, &three, 8).unwrap().padded_bytes(&three);
+        assert_eq!(bytes, 2 * 16 * 8, "as it will run");
         assert_ne!(key(&fixed, &[1, 17]), key(&fixed, &[1, 18]), "longer than any bucket");
         assert_eq!(reason(Binding::new(&fixed, &[input("x", DType::I64, &[3])], 8)), Reason::WrongShape);
         let half = sig("{dim = 1, value = 0.5}");
