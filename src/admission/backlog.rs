@@ -122,8 +122,10 @@ impl Backlog {
 
     /// How long until an executor takes such an entry: each takes of what is ahead as soon as its pass has ended.
     pub(super) fn wait(&self, entry: Entry, weight: f64, executors: usize, now: Instant) -> Duration {
-        let mut left: SmallVec<[Duration; 8]> =
-            self.running.iter().map(|(_, until)| until.saturating_duration_since(now)).collect();
+        // What is overdue will take as long again: a stuck pass frees nobody.
+        let left =
+            |until: &Instant| until.saturating_duration_since(now) + now.saturating_duration_since(*until);
+        let mut left: SmallVec<[Duration; 8]> = self.running.iter().map(|(_, until)| left(until)).collect();
         left.sort_unstable();
         let executors = executors.max(1);
         let idle = executors.saturating_sub(left.len());
@@ -229,7 +231,8 @@ mod tests {
         assert_eq!(wait(&backlog, 3), 20_000);
         backlog.end(first);
         assert_eq!(wait(&backlog, 2), 30_000);
-        assert_eq!(backlog.wait(entry(Lane::High, 0, 0, 1), 1.0, 2, after(40)), Duration::ZERO, "overdue");
+        let urgent = entry(Lane::High, 0, 0, 1);
+        assert_eq!(backlog.wait(urgent, 1.0, 1, after(45)), Duration::from_millis(15), "overdue by as much");
     }
 
     #[test]
