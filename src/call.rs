@@ -9,7 +9,7 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    admission::{Ahead, Tenant, TenantPlace, Ticket},
+    admission::{Ahead, Tenant, TenantPlace, Ticket, Trial},
     model::{Binding, Lane, NamedTensor, Version, VersionSelector},
     registry::ModelSlot,
     sched::RowClass,
@@ -83,6 +83,8 @@ pub struct BoundCall {
     pub tenant: Arc<Tenant>,
     /// Counts it among the tenant's until it has ended.
     pub place: TenantPlace,
+    /// It is let through to see whether its version works again.
+    pub trial: Option<Trial>,
     /// Counts its work among what is ahead of others until it has ended.
     pub ahead: Option<Ahead>,
 }

@@ -222,7 +222,8 @@ fn queue(rounds: usize) -> Result<Value> {
                 for job in queue.pop(now, 0).jobs {
                     let cost = Duration::from_micros(10);
                     let charge = Charge { lane: job.lane, tenant: TenantId(job.tenant), weight: 1.0, cost };
-                    queue.finished(job.slot, job.lane, &[charge]);
+                    queue.charge(&[charge]);
+                    queue.finished(job.slot, job.lane);
                 }
                 queue.push(next());
             }

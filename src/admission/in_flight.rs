@@ -5,6 +5,10 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+/// Bytes of a message that may use the whole limit. What is larger leaves an eighth of it free, so that large messages that
+/// come slowly cannot keep small urgent ones out.
+const SMALL: u64 = 64 << 10;
+
 /// The count, shared by all connections and I/O threads. It never goes over its limit.
 #[derive(Debug)]
 pub struct InFlightBytes {
@@ -45,7 +49,9 @@ impl MessageBytes {
     /// Counts `bytes` more. False, and nothing is counted, if that would be over the limit.
     #[must_use]
     pub fn add(&self, bytes: u64) -> bool {
-        let within = |now: u64| now.checked_add(bytes).filter(|sum| *sum <= self.of.limit);
+        let small = self.bytes.load(Ordering::Relaxed).saturating_add(bytes) <= SMALL;
+        let limit = if small { self.of.limit } else { self.of.limit - self.of.limit / 8 };
+        let within = |now: u64| now.checked_add(bytes).filter(|sum| *sum <= limit);
         let counted = self.of.now.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within).is_ok();
         if counted {
             self.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -83,6 +89,15 @@ mod tests {
         drop(reading);
         assert_eq!(all.now(), 0);
         assert!(!MessageBytes::new(all).add(u64::MAX));
+    }
+
+    #[test]
+    fn large_messages_leave_room_for_small_ones() {
+        let all = InFlightBytes::new(80 * SMALL);
+        let large = MessageBytes::new(all.clone());
+        assert!((0..70).all(|_| large.add(SMALL)) && !large.add(SMALL));
+        let small: Vec<_> = (0..10).map(|_| MessageBytes::new(all.clone())).collect();
+        assert!(small.iter().all(|message| message.add(SMALL)), "the last eighth");
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod pressure;
 mod resolve;
 mod tenants;
 
-pub use breaker::Breaker;
+pub use breaker::{Breaker, Trial};
 pub use control::{ControlLane, ControlPlace};
 pub use deadline::{Deadline, DeadlineLayer};
 pub use forecast::{Ahead, Deadlines, Forecast, ForecastLayer, Forecaster, Underway};

@@ -86,9 +86,6 @@ fn resolve(to: &ResolveLayer, call: InferCall) -> Result<BoundCall> {
     call.decided.set(lane);
     let now = Instant::now();
     to.pressure.admit(lane, now)?;
-    if let Err(wait) = lease.breaker.admit(now) {
-        return Err(breaker_open(slot.name().as_str(), lease.version).with_retry_after(wait));
-    }
     // An answer is no longer than what the model returns.
     let mut asked = std::collections::HashSet::new();
     if let Some(twice) = call.outputs.iter().find(|name| !asked.insert(name.as_str())) {
@@ -107,9 +104,14 @@ fn resolve(to: &ResolveLayer, call: InferCall) -> Result<BoundCall> {
             return Err(Error::new(Reason::UnknownOutput, message).with_field("outputs"));
         }
     }
+    // Last: what is refused for another reason is no trial.
+    let trial = lease
+        .breaker
+        .admit(now)
+        .map_err(|wait| breaker_open(slot.name().as_str(), lease.version).with_retry_after(wait))?;
     drop(lease);
     let class = RowClass::of(binding.padded_bytes(&call.inputs), binding.rows);
-    Ok(BoundCall { call, slot, binding, class, lane, tenant, place, ahead: None })
+    Ok(BoundCall { call, slot, binding, class, lane, tenant, place, trial, ahead: None })
 }
 
 /// The refusal of a version whose breaker is open.

@@ -195,7 +195,8 @@ impl Clock for PausableClock {
     }
 }
 
-/// More names than this that no setting knows share one account: names are the callers' to make up.
+/// Accounts for names that no setting knows. Names are the callers' to make up: beyond this those make room that have
+/// nothing in the server, and if all have, new names share one account.
 const MADE_UP: usize = 1024;
 
 /// All tenants.
@@ -204,9 +205,33 @@ pub struct Tenants {
     named: HashMap<String, Arc<Tenant>>,
     default: TenantSettings,
     /// Those that no setting names, as they come.
-    others: RwLock<HashMap<String, Arc<Tenant>>>,
+    others: RwLock<Others>,
     /// Of those without a name, and of those that are too many.
     rest: Arc<Tenant>,
+}
+
+#[derive(Debug, Default)]
+struct Others {
+    accounts: HashMap<String, Arc<Tenant>>,
+    /// How many there have been.
+    made: u32,
+    /// Time of executors that those had which are gone.
+    gone: Duration,
+}
+
+impl Others {
+    fn make_room(&mut self) {
+        let gone = &mut self.gone;
+        self.accounts.retain(|_, tenant| {
+            let busy = Arc::strong_count(tenant) > 1;
+            *gone += if busy { Duration::ZERO } else { tenant.compute() };
+            busy
+        });
+        tracing::warn!(
+            kept = self.accounts.len(),
+            "more than {MADE_UP} values of x-tenant that no setting knows: accounts of idle ones are dropped"
+        );
+    }
 }
 
 impl Tenants {
@@ -225,7 +250,9 @@ impl Tenants {
 
     /// Time of executors by label: each tenant of the settings, and `default` for all others together.
     pub fn compute(&self) -> Vec<(Arc<str>, Duration)> {
-        let others: Duration = self.others.read().values().map(|tenant| tenant.compute()).sum();
+        let others = self.others.read();
+        let others: Duration =
+            others.gone + others.accounts.values().map(|tenant| tenant.compute()).sum::<Duration>();
         let named = self.named.values().map(|tenant| (tenant.label().clone(), tenant.compute()));
         named.chain([(self.rest.label().clone(), self.rest.compute() + others)]).collect()
     }
@@ -238,16 +265,25 @@ impl Tenants {
         if let Some(tenant) = self.named.get(name) {
             return tenant.clone();
         }
-        if let Some(tenant) = self.others.read().get(name) {
+        if let Some(tenant) = self.others.read().accounts.get(name) {
             return tenant.clone();
         }
         let mut others = self.others.write();
-        let next = u32::try_from(1 + self.named.len() + others.len()).unwrap_or(u32::MAX);
-        if others.len() >= MADE_UP && !others.contains_key(name) {
+        if let Some(tenant) = others.accounts.get(name) {
+            return tenant.clone();
+        }
+        if others.accounts.len() >= MADE_UP {
+            others.make_room();
+        }
+        if others.accounts.len() >= MADE_UP {
             return self.rest.clone();
         }
-        let fresh = || Arc::new(Tenant::new(next, "default", self.default));
-        others.entry(name.to_owned()).or_insert_with(fresh).clone()
+        others.made = others.made.wrapping_add(1);
+        let named = u32::try_from(self.named.len()).unwrap_or(u32::MAX);
+        let id = named.saturating_add(1).saturating_add(others.made);
+        let tenant = Arc::new(Tenant::new(id, "default", self.default));
+        others.accounts.insert(name.to_owned(), tenant.clone());
+        tenant
     }
 }
 
@@ -271,10 +307,16 @@ mod tests {
         assert_eq!(tenants.get("someone").id(), tenants.get("someone").id());
         let ids = ["", "gold", "someone", "else"].map(|name| tenants.get(name).id());
         assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), 4);
-        for i in 0..2 * MADE_UP {
-            tenants.get(&i.to_string());
-        }
-        assert_eq!(tenants.get("one too many").id(), TenantId(0));
+        let busy: Vec<_> = (0..MADE_UP - 3).map(|i| tenants.get(&i.to_string())).collect();
+        tenants.get("idle").charge(Duration::from_secs(1), 1);
+        let kept = tenants.get("kept");
+        assert_ne!(kept.id(), TenantId(0));
+        let after = ["a", "b"].map(|name| tenants.get(name));
+        assert!(after.iter().all(|tenant| tenant.id() != TenantId(0)), "the idle made room");
+        let more: Vec<_> = (0..10).map(|i| tenants.get(&format!("more {i}"))).collect();
+        assert_eq!(tenants.get("one too many").id(), TenantId(0), "{} are busy", busy.len() + more.len());
+        let others = tenants.compute().into_iter().find(|(label, _)| &**label == "default").unwrap();
+        assert_eq!(others.1, Duration::from_secs(1), "time stays counted");
     }
 
     #[tokio::test(start_paused = true)]

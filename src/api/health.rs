@@ -22,6 +22,7 @@ pub const API: &str = "torchlane.v1.ModelServer";
 pub struct Health {
     reporter: HealthReporter,
     ready: Arc<AtomicBool>,
+    broken: Arc<AtomicBool>,
 }
 
 impl Health {
@@ -29,7 +30,7 @@ impl Health {
     pub async fn new() -> (Self, HealthServer<HealthService>) {
         let reporter = HealthReporter::new();
         let service = HealthService::from_health_reporter(reporter.clone());
-        let health = Self { reporter, ready: Arc::default() };
+        let health = Self { reporter, ready: Arc::default(), broken: Arc::default() };
         health.set("", false).await;
         health.set(API, true).await;
         (health, HealthServer::new(service))
@@ -44,6 +45,7 @@ impl Health {
 
     /// Nothing runs in this process: it is to be replaced. Or it runs again after all.
     pub async fn set_broken(&self, broken: bool) {
+        self.broken.store(broken, Ordering::SeqCst);
         self.ready.store(!broken, Ordering::SeqCst);
         self.set("", !broken).await;
         self.set(API, !broken).await;
@@ -65,6 +67,11 @@ impl Health {
     /// What the service `""` says.
     pub fn is_ready(&self) -> bool {
         self.ready.load(Ordering::SeqCst)
+    }
+
+    /// Nothing runs in this process.
+    pub fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::SeqCst)
     }
 
     async fn set(&self, service: &str, serving: bool) {

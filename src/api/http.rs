@@ -13,11 +13,19 @@ use crate::telemetry::Metrics;
 
 /// `/livez`, `/readyz`, `/metrics`, and a line at `/` that says so.
 pub fn router(health: Health, metrics: Arc<Metrics>) -> Router {
+    let alive = health.clone();
     let ready = move || async move {
         if health.is_ready() {
             (StatusCode::OK, "ready\n")
         } else {
             (StatusCode::SERVICE_UNAVAILABLE, "not ready: models are loading, or the server is stopping\n")
+        }
+    };
+    let live = move || async move {
+        if alive.is_broken() {
+            (StatusCode::SERVICE_UNAVAILABLE, "every executor is held by a pass that does not end\n")
+        } else {
+            (StatusCode::OK, "alive\n")
         }
     };
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -29,7 +37,7 @@ pub fn router(health: Health, metrics: Arc<Metrics>) -> Router {
     );
     Router::new()
         .route("/", get(async move || here))
-        .route("/livez", get(async || "alive\n"))
+        .route("/livez", get(live))
         .route("/readyz", get(ready))
         .route("/metrics", get(scrape))
 }

@@ -1,8 +1,9 @@
 //! Looks after what cannot look after itself: passes that do not end, and versions that only fail.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use crate::{
+    admission::Breaker,
     api::health::Health,
     registry::{Registry, SlotId},
     sched::Scheduler,
@@ -18,14 +19,15 @@ pub(super) async fn watch(
     health: Health,
     stuck_after: Duration,
 ) {
-    let mut open: HashSet<SlotId> = HashSet::new();
+    // The breakers that are open, each of one version: after a reload it is another.
+    let mut open: HashMap<SlotId, Arc<Breaker>> = HashMap::new();
     let mut broken = false;
     loop {
         tokio::time::sleep(LOOK).await;
         if !stuck_after.is_zero() {
             for stuck in scheduler.give_up_stuck(stuck_after) {
                 tracing::error!(
-                    model = %stuck.model.name(), executor = stuck.executor, running = ?stuck.running,
+                    model = %stuck.model.name(), version = stuck.version.map(|version| version.0), executor = stuck.executor, running = ?stuck.running,
                     replaced = stuck.replaced, "a forward pass is stuck"
                 );
             }
@@ -41,11 +43,13 @@ pub(super) async fn watch(
                 open.remove(&slot.id());
                 continue;
             };
+            let known = open.get(&slot.id()).is_some_and(|breaker| Arc::ptr_eq(breaker, &lease.breaker));
             let is_open = lease.breaker.is_open();
-            if is_open && open.insert(slot.id()) {
+            if is_open && !known {
+                open.insert(slot.id(), lease.breaker.clone());
                 tracing::error!(model = %slot.name(), version = %lease.version, "it only fails: requests are refused but for trials");
                 health.set_model(slot.name().as_str(), false).await;
-            } else if !is_open && open.remove(&slot.id()) {
+            } else if !is_open && open.remove(&slot.id()).is_some() {
                 tracing::info!(model = %slot.name(), version = %lease.version, "it serves again");
                 health.set_model(slot.name().as_str(), true).await;
             }

@@ -5,10 +5,15 @@
 //! scale = 2.0           # output_0 = x * scale (FP32); other datatypes are passed through
 //! delay_ms = 5          # the pass sleeps
 //! fail = "message"      # the pass fails, if the first element is negative or `fail_always`
+//! fail_while = "path"   # the pass fails as long as there is such a file
 //! load_error = "text"   # loading fails
 //! ```
 
-use std::{any::Any, path::Path, time::Duration};
+use std::{
+    any::Any,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::Deserialize;
 
@@ -30,6 +35,7 @@ struct Script {
     delay_ms: u64,
     fail: Option<String>,
     fail_always: bool,
+    fail_while: Option<PathBuf>,
     load_error: Option<String>,
     load_delay_ms: u64,
     stateful: bool,
@@ -45,6 +51,7 @@ impl Default for Script {
             delay_ms: 0,
             fail: None,
             fail_always: false,
+            fail_while: None,
             load_error: None,
             load_delay_ms: 0,
             stateful: false,
@@ -102,6 +109,9 @@ impl Backend for FakeBackend {
 impl Module for Script {
     fn forward(&self, pass: Pass<'_>) -> Result<Vec<NamedTensor>, BackendError> {
         std::thread::sleep(Duration::from_millis(self.delay_ms));
+        if let Some(path) = self.fail_while.as_ref().filter(|path| path.exists()) {
+            return Err(BackendError::new(format!("{} is there", path.display())));
+        }
         let mut outputs = Vec::with_capacity(pass.leaves.len());
         for (i, leaf) in pass.leaves.into_iter().enumerate() {
             let data = leaf.parts.concat();

@@ -137,9 +137,9 @@ pub struct Servable {
     /// See [`ArchiveSummary::stateful`].
     pub stateful: bool,
     /// Passes that need no executor.
-    pub quick: Quick,
+    pub quick: Arc<Quick>,
     /// Refuses requests while it only fails.
-    pub breaker: Breaker,
+    pub breaker: Arc<Breaker>,
     /// Most rows in one pass: the manifest's, or 1 where warm-up showed that results do not follow the batch or
     /// the model keeps state.
     pub max_batch: usize,

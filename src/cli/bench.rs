@@ -52,7 +52,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration)]
     warm_up: Duration,
     /// Connections for each load
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1000))]
     connections: usize,
     /// Makes arrivals and tensors the same again
     #[arg(long, default_value_t = 1)]
@@ -86,6 +86,11 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     if args.duration.is_zero() {
         return Err(Failure::Usage("--duration 0s: nothing would be counted".to_owned()));
     }
+    // Better now than after the run.
+    for path in [&args.json, &args.svg].into_iter().flatten() {
+        let opened = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        opened.map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))?;
+    }
     let config = RunConfig {
         addr: args.server.checked()?.to_owned(),
         protocol: args.protocol,
@@ -116,6 +121,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     }
     if let Some(path) = &args.svg {
         write(path, load::svg(&format!("torchlane bench, {} s", report.seconds), &report))?;
+    }
+    if report.loads.iter().all(|load| load.ok == 0) {
+        return Err(Failure::Failed("no request was answered well".to_owned()));
     }
     Ok(())
 }

@@ -287,7 +287,7 @@ impl Settings {
             }
         }
         // Else a LOW message could be refused because of its own bytes.
-        let share = if p.in_flight_bytes > 0.0 { p.in_flight_bytes } else { 1.0 };
+        let share = if p.in_flight_bytes > 0.0 { p.in_flight_bytes.min(0.875) } else { 0.875 };
         let least = self.server.max_message_bytes.as_u64() as f64 / share;
         if (self.server.max_in_flight_bytes.as_u64() as f64) < least {
             let mib = (least / ByteSize::mib(1).as_u64() as f64).ceil();

@@ -14,12 +14,15 @@ use pin_project_lite::pin_project;
 use tonic::Status;
 use tower::Service;
 
-use super::INFERENCE;
+use super::{API, INFERENCE};
 use crate::{
     admission::{InFlightBytes, MessageBytes},
     api,
     error::{Error, Reason},
 };
+
+/// Longest message of an admin call: names and numbers. They are not counted, so they must not be long.
+const ADMIN: usize = 64 << 10;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -51,15 +54,13 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> S::Future {
-        let counted = request
-            .uri()
-            .path()
-            .starts_with(INFERENCE)
-            .then(|| Arc::new(MessageBytes::new(self.bytes.clone())));
+        let path = request.uri().path();
+        let counted = path.starts_with(INFERENCE).then(|| Arc::new(MessageBytes::new(self.bytes.clone())));
+        let room = if counted.is_none() && path.starts_with(API) { ADMIN } else { usize::MAX };
         if let Some(counted) = &counted {
             request.extensions_mut().insert(counted.clone());
         }
-        self.inner.call(request.map(|inner| CountedBody { inner, counted }))
+        self.inner.call(request.map(|inner| CountedBody { inner, counted, room }))
     }
 }
 
@@ -77,6 +78,7 @@ pin_project! {
         #[pin]
         inner: B,
         counted: Option<Arc<MessageBytes>>,
+        room: usize,
     }
 }
 
@@ -94,11 +96,14 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.project();
         let frame = ready!(this.inner.poll_frame(cx)).map(|frame| frame.map_err(Into::into));
-        if let (Some(Ok(frame)), Some(counted)) = (&frame, this.counted)
-            && let Some(data) = frame.data_ref()
-            && !counted.add(data.len() as u64)
-        {
-            return Poll::Ready(Some(Err(full().into())));
+        if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
+            if this.counted.as_ref().is_some_and(|counted| !counted.add(data.len() as u64)) {
+                return Poll::Ready(Some(Err(full().into())));
+            }
+            let Some(left) = this.room.checked_sub(data.len()) else {
+                return Poll::Ready(Some(Err(too_long().into())));
+            };
+            *this.room = left;
         }
         Poll::Ready(frame)
     }
@@ -110,6 +115,11 @@ where
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
     }
+}
+
+fn too_long() -> Status {
+    let message = format!("a request of this method may have {ADMIN} bytes");
+    api::status(&Error::new(Reason::MessageTooLarge, message))
 }
 
 fn full() -> Status {

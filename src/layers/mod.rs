@@ -17,6 +17,8 @@ pub use ending::End;
 pub use guard::Guard;
 pub use shed::{RequestCap, Shed};
 
+/// All calls of torchlane's own API start with this.
+const API: &str = "/torchlane.v1.ModelServer/";
 /// Calls to inference, streams among them, start with this.
 const INFERENCE: &str = "/torchlane.v1.ModelServer/Infer";
 /// Messages come for as long as the caller likes.

@@ -144,7 +144,7 @@ pub fn prepare(
         manifest: Arc::new(manifest),
         effect_free: summary.effect_free,
         stateful: summary.stateful,
-        quick: Quick::default(),
+        quick: Arc::default(),
         max_batch,
         sha256,
         bytes: before.size,
@@ -159,7 +159,7 @@ pub fn prepare(
     }
     let waits = !servable.manifest.batching.max_delay.is_zero();
     if servable.effect_free && !summary.loops && servable.max_concurrency() == 0 && !waits {
-        servable.quick = Quick::up_to(warmed.quick_bytes);
+        servable.quick = Arc::new(Quick::up_to(warmed.quick_bytes));
     }
     phases.warm_up = lap();
     Ok(Prepared { servable: Arc::new(servable), phases, warmup: warmed.report, measured: warmed.measured })

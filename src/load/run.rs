@@ -45,6 +45,8 @@ impl Default for RunConfig {
 /// Requests that are due within so long of each other go out together: at high rates a wake-up for each takes longer than
 /// sending it.
 const TOGETHER: Duration = Duration::from_micros(100);
+/// Of a caller that was refused.
+const PAUSE: Duration = Duration::from_millis(5);
 /// After the last request: how long answers are waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -100,15 +102,17 @@ struct Running {
 
 impl Running {
     /// Sends one request that should have gone out at `due`.
-    async fn one(&self, client: usize, due: Instant) {
-        let Some(mut client) = self.clients.get(client % self.clients.len().max(1)).cloned() else { return };
+    async fn one(&self, client: usize, due: Instant) -> bool {
+        let Some(mut client) = self.clients.get(client % self.clients.len().max(1)).cloned() else {
+            return false;
+        };
         let began = Instant::now();
         let outcome = client.send(&self.prepared, &self.spec).await;
-        let ended = Instant::now();
+        let (ended, well) = (Instant::now(), outcome.is_ok());
         let mut tally = self.tally.lock();
-        tally.answered += u64::from(outcome.is_ok() && (self.from..self.until).contains(&ended));
+        tally.answered += u64::from(well && (self.from..self.until).contains(&ended));
         if !(self.from..self.until).contains(&due) {
-            return;
+            return well;
         }
         tally.sent += 1;
         tally.lag.saturating_record(micros(began - due));
@@ -128,6 +132,7 @@ impl Running {
             }
             Err(reason) => *tally.errors.entry(reason).or_default() += 1,
         }
+        well
     }
 }
 
@@ -148,7 +153,7 @@ pub async fn run(
             clients.push(Client::connect(&config.addr, config.protocol).await?);
         }
         let Some(first) = clients.first_mut() else { continue };
-        let prepared = first.prepare(spec, seed).await?;
+        let prepared = first.prepare(&config.addr, spec, seed).await?;
         ready.push((spec.clone(), prepared, clients));
     }
     let start = Instant::now() + Duration::from_millis(50);
@@ -174,7 +179,10 @@ pub async fn run(
             calls.spawn(async move {
                 tokio::time::sleep_until(start).await;
                 while Instant::now() < load.until {
-                    load.one(caller, Instant::now()).await;
+                    if !load.one(caller, Instant::now()).await {
+                        // A server that refuses at once, or is gone, is not asked without pause.
+                        tokio::time::sleep(PAUSE).await;
+                    }
                 }
             });
         }

@@ -17,7 +17,7 @@ use crate::{
         },
         model_server_client::ModelServerClient,
     },
-    tensor::DType,
+    tensor::{DType, byte_len},
 };
 
 /// What is spoken.
@@ -36,6 +36,11 @@ pub enum TargetError {
     /// Nobody there.
     #[error("cannot reach a server at {0}")]
     Unreachable(String),
+    /// Somebody there, who says nothing.
+    #[error(
+        "{0} took the connection and did not answer within 10 s: does it speak this protocol? (--protocol)"
+    )]
+    Silent(String),
     /// The model is not there, or not known well enough to make a request for it.
     #[error("model '{model}': {why}")]
     Model {
@@ -59,6 +64,9 @@ pub(super) enum Prepared {
     Native(proto::InferRequest),
     Oip(oip::ModelInferRequest),
 }
+
+/// For a server to say what it has: one that speaks something else may say nothing at all.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Tensors may be as large as gRPC allows.
 const LONGEST: usize = i32::MAX as usize;
@@ -89,7 +97,17 @@ impl Client {
     }
 
     /// Asks what the model takes and makes a request of it: random numbers from 0 to 1, whole numbers 0.
-    pub(super) async fn prepare(&mut self, spec: &LoadSpec, seed: u64) -> Result<Prepared, TargetError> {
+    pub(super) async fn prepare(
+        &mut self,
+        addr: &str,
+        spec: &LoadSpec,
+        seed: u64,
+    ) -> Result<Prepared, TargetError> {
+        let prepared = tokio::time::timeout(PATIENCE, self.ask(spec, seed)).await;
+        prepared.unwrap_or_else(|_| Err(TargetError::Silent(addr.to_owned())))
+    }
+
+    async fn ask(&mut self, spec: &LoadSpec, seed: u64) -> Result<Prepared, TargetError> {
         let failed = |why: String| TargetError::Model { model: spec.model.clone(), why };
         let refused = |status: Status| failed(status.message().to_owned());
         // Name, datatype, shape; what the model leaves open is empty.
@@ -123,7 +141,8 @@ impl Client {
                 (None, Some(shape)) if !datatype.is_empty() => (datatype, shape),
                 _ => {
                     let why = format!(
-                        "the server does not say what '{name}' is like: say it with input.{name}=FP32:1x64"
+                        "the server does not say what '{name}' is like: say it with --load model={},input.{name}=FP32:1x64",
+                        spec.model
                     );
                     return Err(failed(why));
                 }
@@ -135,12 +154,15 @@ impl Client {
             }
             if shape.iter().any(|d| *d < 0) {
                 let why = format!(
-                    "'{name}' has open dimensions {shape:?}: say its shape with input.{name}=FP32:1x64"
+                    "'{name}' has open dimensions {shape:?}: say its shape with --load model={},input.{name}=FP32:1x64",
+                    spec.model
                 );
                 return Err(failed(why));
             }
             let dtype: DType = datatype.parse().map_err(|error| failed(format!("'{name}': {error}")))?;
-            let count = shape.iter().product::<i64>().unsigned_abs();
+            let bytes = byte_len(dtype, &shape).ok().filter(|bytes| *bytes <= LONGEST);
+            let count =
+                bytes.ok_or_else(|| failed(format!("'{name}' of {shape:?} is over 2 GiB")))? / dtype.size();
             tensors.push((name, datatype, shape, fill(dtype, count, &mut random)));
         }
         Ok(match self {
@@ -221,8 +243,7 @@ fn open(spec: &LoadSpec, tensors: Tensors) -> oip::ModelInferRequest {
     request
 }
 
-fn fill(dtype: DType, count: u64, random: &mut fastrand::Rng) -> Bytes {
-    let count = usize::try_from(count).unwrap_or(0);
+fn fill(dtype: DType, count: usize, random: &mut fastrand::Rng) -> Bytes {
     let mut bytes = Vec::with_capacity(count * dtype.size());
     for _ in 0..count {
         match dtype {

@@ -65,8 +65,8 @@ pub struct Scheduling {
     pub default_lane: Lane,
     /// Most executors that run this model at once. 0: all of them (1 for a model that keeps state).
     pub max_concurrency: usize,
-    /// Failed passes in a row after which requests are refused but for trials. 0: never, as where callers may send what the
-    /// model throws at.
+    /// Failed passes in a row after which requests are refused but for trials. 0: only while a pass
+    /// is stuck.
     pub breaker_failures: u32,
 }
 

@@ -15,11 +15,11 @@ use tokio::time::Instant;
 
 use super::{Charge, Handle, Job, PendingReply, QueueConfig, RunQueue, job::Limits, quick, runner};
 use crate::{
-    admission::{Tenant, Underway},
+    admission::{Breaker, Tenant, Underway},
     backend::{Backend, ThreadRole},
     call::{Admitted, BoundCall},
     error::{Error, Reason},
-    model::Lane,
+    model::{Lane, Version},
     registry::{ModelSlot, SlotId},
     threads,
 };
@@ -57,6 +57,8 @@ pub struct StuckPass {
     pub executor: usize,
     /// Its model.
     pub model: Arc<ModelSlot>,
+    /// The version that it runs.
+    pub version: Option<Version>,
     /// How long it has been running.
     pub running: Duration,
     /// Another thread took the executor's place.
@@ -91,9 +93,19 @@ pub(super) struct Shared {
 /// What an executor does.
 #[derive(Debug, Default)]
 struct Running {
-    pass: Option<(Instant, Arc<ModelSlot>)>,
+    pass: Option<RunningPass>,
     /// Another has taken its place: it ends once its pass does, unless it is needed.
     given_up: bool,
+}
+
+#[derive(Debug)]
+struct RunningPass {
+    since: Instant,
+    model: Arc<ModelSlot>,
+    /// Of the version that runs, which need not be the live one any more.
+    version: Option<(Version, Arc<Breaker>)>,
+    lead: Lane,
+    underway: Option<Underway>,
 }
 
 #[derive(Debug)]
@@ -104,6 +116,8 @@ struct State {
     idle: Vec<usize>,
     /// The lane of the batch that each runs, by its most urgent job.
     leads: Vec<Option<Lane>>,
+    /// Numbers of executors whose thread has ended.
+    unused: Vec<usize>,
     closed: bool,
 }
 
@@ -145,6 +159,7 @@ impl Scheduler {
                 queue: RunQueue::new(config.queue),
                 idle: Vec::with_capacity(most),
                 leads: vec![None; most],
+                unused: (0..most).rev().collect(),
                 closed: false,
             }),
             work: (0..most).map(|_| Condvar::new()).collect(),
@@ -158,19 +173,20 @@ impl Scheduler {
         let scheduler =
             Self { shared, threads: Mutex::default(), backend: backend.clone(), intra_op: config.intra_op };
         for _ in 0..threads {
-            scheduler.add_thread()?;
+            scheduler.add_thread(&mut scheduler.shared.state.lock())?;
         }
         Ok(scheduler)
     }
 
-    /// Starts one more executor; false where all there may be have been started.
-    fn add_thread(&self) -> std::io::Result<bool> {
-        let mut threads = self.threads.lock();
-        let index = threads.len();
-        if index >= self.shared.work.len() {
-            return Ok(false);
+    /// Starts one more executor; false where there are as many as there may be.
+    fn add_thread(&self, state: &mut State) -> std::io::Result<bool> {
+        let Some(index) = state.unused.pop() else { return Ok(false) };
+        if let Some(running) = self.shared.running.get(index) {
+            *running.lock() = Running::default();
         }
         let (shared, backend, intra_op) = (self.shared.clone(), self.backend.clone(), self.intra_op);
+        let mut threads = self.threads.lock();
+        threads.retain(|thread| !thread.is_finished());
         threads.push(std::thread::Builder::new().name(format!("exec-{index}")).spawn(move || {
             let _guard = backend.enter_thread(ThreadRole::Executor { intra_op });
             shared.work_until_closed(index);
@@ -179,26 +195,40 @@ impl Scheduler {
         Ok(true)
     }
 
-    /// Gives up executors whose pass has been running for longer than `limit`, opens the breaker of what they run, and
-    /// starts others in their place while there are any to spare. Each is named once.
+    /// Gives up executors whose pass has been running for longer than `limit`, opens the breaker of the version that they
+    /// run, lets others have the places of their batches, and starts other threads while there are any to spare. Each is
+    /// named once.
     pub fn give_up_stuck(&self, limit: Duration) -> Vec<StuckPass> {
         let mut stuck = Vec::new();
+        let mut state = self.shared.state.lock();
         for (executor, running) in self.shared.running.iter().enumerate() {
             let mut running = running.lock();
-            let Some((since, model)) = running.pass.as_ref().filter(|_| !running.given_up) else { continue };
-            let (took, model) = (since.elapsed(), model.clone());
-            if took < limit {
+            if running.given_up {
                 continue;
             }
-            running.given_up = true;
-            drop(running);
-            self.shared.healthy.fetch_sub(1, Ordering::Relaxed);
-            // Before another thread takes the next request for the same version.
-            if let Some(lease) = model.lease() {
-                lease.breaker.trip(Instant::now());
+            let Some(pass) = running.pass.as_mut().filter(|pass| pass.since.elapsed() >= limit) else {
+                continue;
+            };
+            if let Some((_, breaker)) = &pass.version {
+                breaker.trip(Instant::now());
             }
-            let replaced = self.add_thread().unwrap_or(false);
-            stuck.push(StuckPass { executor, model, running: took, replaced });
+            pass.underway = None;
+            state.queue.finished(pass.model.id(), pass.lead);
+            state.set_lead(executor, None);
+            stuck.push(StuckPass {
+                executor,
+                model: pass.model.clone(),
+                version: pass.version.as_ref().map(|(version, _)| *version),
+                running: pass.since.elapsed(),
+                replaced: false,
+            });
+            running.given_up = true;
+            self.shared.healthy.fetch_sub(1, Ordering::Relaxed);
+        }
+        for pass in &mut stuck {
+            pass.replaced = self.add_thread(&mut state).unwrap_or(false);
+            let next = state.idle.pop();
+            self.shared.wake(next);
         }
         stuck
     }
@@ -227,7 +257,7 @@ impl Scheduler {
         let only_lower = turn.early && state.only_lower_runs(lane, self.healthy());
         if quick && (nothing_else || only_lower) {
             drop(state);
-            self.shared.run_here(job, only_lower);
+            self.shared.run_here(job);
             return PendingReply { receiver, waiting: None };
         }
         let handle = state.queue.push(job);
@@ -246,8 +276,11 @@ impl Scheduler {
                 .shared
                 .busy_ns
                 .iter()
-                .take(self.threads.lock().len())
                 .map(|ns| Duration::from_nanos(ns.load(Ordering::Relaxed)))
+                .enumerate()
+                // Spare ones that were never needed are not shown.
+                .filter(|(index, busy)| *index < self.shared.wanted || !busy.is_zero())
+                .map(|(_, busy)| busy)
                 .collect(),
             on_wire: Duration::from_nanos(self.shared.wire_ns.load(Ordering::Relaxed)),
             batches: self.shared.batches.load(Ordering::Relaxed),
@@ -285,10 +318,14 @@ impl Shared {
             let popped = {
                 let mut state = self.state.lock();
                 if let Some(Ended { slot, lead, costs }) = ended.take() {
-                    state.queue.finished(slot, lead, &costs);
+                    state.queue.charge(&costs);
+                    if !self.given_up(index) {
+                        state.queue.finished(slot, lead);
+                        state.set_lead(index, None);
+                    }
                 }
-                state.set_lead(index, None);
                 if !self.stays(index) {
+                    state.unused.push(index);
                     return;
                 }
                 loop {
@@ -337,16 +374,23 @@ impl Shared {
     }
 
     /// Runs a quick pass on the calling thread, a thread of the wire.
-    fn run_here(&self, job: Job, others_run: bool) {
-        let slot = job.bound.slot.clone();
-        let started = Instant::now();
-        runner::run(vec![job]);
-        let took = started.elapsed();
-        if let Some(lease) = slot.lease() {
-            lease.quick.took(took, others_run);
-        }
+    fn run_here(&self, job: Job) {
+        let Some(lease) = job.bound.slot.lease() else { return runner::run(vec![job], None) };
+        let (lane, tenant) = (job.bound.lane, job.bound.tenant.clone());
+        let (quick, since, cpu) = (lease.quick.clone(), Instant::now(), quick::thread_time());
+        runner::run(vec![job], Some(lease));
+        // By the thread's own time: while executors are busy the system may have run others instead.
+        quick.took(quick::thread_time().saturating_sub(cpu));
+        let took = since.elapsed();
+        tenant.charge(took, 1);
+        let charge = Charge { lane, tenant: tenant.id(), weight: tenant.weight(), cost: took };
+        self.state.lock().queue.charge(&[charge]);
         self.wire_ns.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.batches.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn given_up(&self, index: usize) -> bool {
+        self.running.get(index).is_some_and(|running| running.lock().given_up)
     }
 
     /// False where another thread has taken the executor's place. One that was given up and is needed comes back.
@@ -364,14 +408,24 @@ impl Shared {
         true
     }
 
-    fn note(&self, index: usize, pass: Option<(Instant, Arc<ModelSlot>)>) {
-        if let Some(running) = self.running.get(index) {
-            running.lock().pass = pass;
+    fn note(&self, index: usize, pass: Option<RunningPass>) {
+        let Some(running) = self.running.get(index) else { return };
+        let before = std::mem::replace(&mut running.lock().pass, pass);
+        drop(before);
+    }
+
+    /// The pass has ended after all: its version may be tried again.
+    fn ended_late(&self, index: usize) {
+        let running = self.running.get(index).map(|running| running.lock());
+        let Some(running) = running.filter(|running| running.given_up) else { return };
+        if let Some((_, breaker)) = running.pass.as_ref().and_then(|pass| pass.version.as_ref()) {
+            breaker.freed();
         }
     }
 
     fn run(&self, mut jobs: Vec<Job>, index: usize) -> Option<Ended> {
-        let (slot, lead) = jobs.first().map(|job| (job.bound.slot.id(), job.bound.lane))?;
+        let (model, lead) = jobs.first().map(|job| (job.bound.slot.clone(), job.bound.lane))?;
+        let slot = model.id();
         // Who had how many rows in it.
         let mut parts: SmallVec<[Part; 2]> = SmallVec::new();
         for BoundCall { lane, tenant, binding, .. } in jobs.iter().map(|job| &job.bound) {
@@ -382,16 +436,16 @@ impl Shared {
             }
         }
         let rows: usize = parts.iter().map(|part| part.rows).sum();
-        let takes = jobs.first().and_then(|job| job.bound.slot.profile().time(job.bound.class, rows));
+        let takes = jobs.first().and_then(|job| model.profile().time(job.bound.class, rows));
         let aheads = jobs.iter_mut().filter_map(|job| job.bound.ahead.take());
         let underway = Underway::begin(aheads, takes.map_or(Duration::ZERO, |time| time.mean));
-        let started = Instant::now();
-        let pass = jobs.first().map(|job| (started, job.bound.slot.clone()));
-        self.note(index, pass);
-        runner::run(jobs);
+        let (since, lease) = (Instant::now(), model.lease());
+        let version = lease.as_ref().map(|lease| (lease.version, lease.breaker.clone()));
+        self.note(index, Some(RunningPass { since, model, version, lead, underway }));
+        runner::run(jobs, lease);
+        self.ended_late(index);
         self.note(index, None);
-        drop(underway);
-        let took = started.elapsed();
+        let took = since.elapsed();
         if let Some(busy) = self.busy_ns.get(index) {
             busy.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         }

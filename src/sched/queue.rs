@@ -345,15 +345,19 @@ impl<J: Schedulable> RunQueue<J> {
         }
     }
 
-    /// A batch of that model, led by that lane, has ended.
-    pub fn finished(&mut self, slot: SlotId, lead: Lane, costs: &[Charge]) {
-        if lead == Lane::Low {
-            self.low_running = self.low_running.saturating_sub(1);
-        }
+    /// What a batch has cost, at its end.
+    pub fn charge(&mut self, costs: &[Charge]) {
         let waiting = self.waiting.map(|count| count > 0);
         for Charge { lane, tenant, weight, cost } in costs {
             self.shares.charge(*lane, *cost, waiting);
             self.heads.charge(*lane, *tenant, cost.as_secs_f64() / weight);
+        }
+    }
+
+    /// A batch of that model, led by that lane, has ended or is given up: others may take its place.
+    pub fn finished(&mut self, slot: SlotId, lead: Lane) {
+        if lead == Lane::Low {
+            self.low_running = self.low_running.saturating_sub(1);
         }
         let Some(run) = self.slots.get_mut(&slot) else { return };
         let was_full = run.is_full();

@@ -10,16 +10,22 @@
 
 use std::{
     cell::Cell,
-    sync::atomic::{AtomicU32, AtomicUsize, Ordering},
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
 
 /// A warm pass up to this long is quick.
 pub const QUICK: Duration = Duration::from_micros(100);
 /// A pass here that takes this long holds up the wire.
 const SLOW: Duration = Duration::from_millis(1);
-/// Slow passes in a row that cost a model the right: one may be the machine's fault.
+/// Slow passes within [`WINDOW`] that cost a model the right: one may be cold caches.
 const STRIKES: u32 = 3;
+const WINDOW: Duration = Duration::from_secs(60);
+/// One that takes this long costs it at once.
+const FAR_TOO_SLOW: Duration = Duration::from_millis(10);
 /// Requests in a row that came alone, before one is run where it was read.
 const SEQUENTIAL: u32 = 8;
 /// Time that urgent ones may take at one turn of the thread that reads.
@@ -30,13 +36,14 @@ const TURN: Duration = Duration::from_millis(2);
 pub struct Quick {
     /// Bytes of the largest inputs that were quick in the warm-up. 0: none.
     bytes: AtomicUsize,
-    strikes: AtomicU32,
+    /// Slow passes, since the first of them.
+    strikes: Mutex<Option<(Instant, u32)>>,
 }
 
 impl Quick {
     /// Inputs of up to `bytes` are quick.
     pub fn up_to(bytes: usize) -> Self {
-        Self { bytes: AtomicUsize::new(bytes), strikes: AtomicU32::new(0) }
+        Self { bytes: AtomicUsize::new(bytes), ..Self::default() }
     }
 
     /// Whether inputs of that size are.
@@ -44,17 +51,28 @@ impl Quick {
         bytes <= self.bytes.load(Ordering::Relaxed) && bytes > 0
     }
 
-    /// Notes a pass that was run where it was read. With other passes on all executors the system may have given this thread
-    /// no time, which says nothing of the model.
-    pub(super) fn took(&self, pass: Duration, others_ran: bool) {
+    /// Notes a pass that was run where it was read, by the thread's own time. Sizes inside a model may depend on values, so
+    /// a pass may turn out long that was quick before.
+    pub(super) fn took(&self, pass: Duration) {
         PACE.with(|pace| pace.spent.set(pace.spent.get() + pass));
         if pass < SLOW {
-            self.strikes.store(0, Ordering::Relaxed);
-        } else if !others_ran && self.strikes.fetch_add(1, Ordering::Relaxed) + 1 >= STRIKES {
+            return;
+        }
+        let mut strikes = self.strikes.lock();
+        let now = Instant::now();
+        let (since, before) = strikes.filter(|(since, _)| now - *since < WINDOW).unwrap_or((now, 0));
+        *strikes = Some((since, before + 1));
+        if before + 1 >= STRIKES || pass >= FAR_TOO_SLOW {
             self.bytes.store(0, Ordering::Relaxed);
             tracing::info!(pass_us = pass.as_micros(), "passes are not quick any more: executors run them");
         }
     }
+}
+
+/// CPU time of this thread so far.
+pub(super) fn thread_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
 }
 
 thread_local! {
@@ -140,25 +158,35 @@ mod tests {
             wire_woke();
             for _ in 0..20 {
                 assert!(turn().early);
-                quick.took(TURN / 20, false);
+                quick.took(TURN / 20);
             }
             assert!(!turn().early);
         }
     }
 
     #[test]
-    fn three_slow_passes_in_a_row_cost_the_right() {
+    fn slow_passes_cost_the_right() {
         let quick = Quick::up_to(100);
         assert!(quick.allows(100) && !quick.allows(101) && !quick.allows(0));
-        for _ in 0..5 {
-            quick.took(SLOW, false);
-            quick.took(SLOW, false);
-            quick.took(Duration::ZERO, false);
+        for _ in 0..STRIKES {
+            assert!(quick.allows(1));
+            quick.took(Duration::ZERO);
+            quick.took(SLOW);
+        }
+        assert!(!quick.allows(1), "quick ones in between do not help");
+        let quick = Quick::up_to(100);
+        quick.took(FAR_TOO_SLOW);
+        assert!(!quick.allows(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_pass_now_and_then_is_forgiven() {
+        let quick = Quick::up_to(100);
+        for _ in 0..10 {
+            quick.took(SLOW);
+            quick.took(SLOW);
+            tokio::time::advance(WINDOW).await;
         }
         assert!(quick.allows(1));
-        (0..3).for_each(|_| quick.took(SLOW, true));
-        assert!(quick.allows(1), "others held it up");
-        (0..3).for_each(|_| quick.took(SLOW, false));
-        assert!(!quick.allows(1));
     }
 }

@@ -16,13 +16,14 @@ use crate::{
     call::{InferReply, Timing},
     error::{Error, LOGGED, Reason, Result, shown},
     model::{Arg, Binding, NamedTensor},
-    tensor::{Joined, TensorError, join, split_rows},
+    registry::Lease,
+    tensor::{HostTensor, Joined, TensorError, join, split_rows},
 };
 
-/// Runs `jobs`, which stand in one group, and answers each exactly once.
-pub(super) fn run(jobs: Vec<Job>) {
+/// Runs `jobs`, which stand in one group, with the version that is live now, and answers each exactly once.
+pub(super) fn run(jobs: Vec<Job>, lease: Option<Lease>) {
     let Some(slot) = jobs.first().map(|job| job.bound.slot.clone()) else { return };
-    let Some(lease) = slot.lease() else {
+    let Some(lease) = lease else {
         for job in jobs {
             let message = format!("model '{}' was unloaded while the request waited", slot.name());
             job.reply(Err(Error::new(Reason::ModelNotReady, message)));
@@ -102,7 +103,15 @@ fn run_together(jobs: Vec<Job>, servable: &Servable) {
             }
         }
         Err(error) => {
-            servable.breaker.failed(Instant::now());
+            let breaker = &servable.breaker;
+            if breaker.failed(Instant::now()) {
+                let began = Instant::now();
+                if jobs.iter().all(|job| works(job, servable)) {
+                    breaker.succeeded(began)
+                } else {
+                    breaker.open(began)
+                }
+            }
             for job in jobs {
                 let _in_span = job.bound.call.span.clone().entered();
                 let answer =
@@ -111,6 +120,20 @@ fn run_together(jobs: Vec<Job>, servable: &Servable) {
             }
         }
     }
+}
+
+/// Whether the version answers inputs as its warm-up had them, zeros, in the shapes of this request: then it was the values of
+/// the request that it threw at.
+fn works(job: &Job, servable: &Servable) -> bool {
+    let Binding { args, leaves: inputs, .. } = &job.bound.binding;
+    let tensors = inputs.iter().filter_map(|at| job.bound.call.inputs.get(*at)).map(|input| &input.tensor);
+    let leaves = tensors.map(|like| {
+        let zeros = HostTensor::zeros(like.dtype(), like.shape().clone()).ok()?;
+        join([&zeros].into_iter())
+    });
+    let args = by_leaf(args, inputs);
+    let pass = |leaves| Pass { args: &args, leaves, share_memory: servable.effect_free };
+    leaves.collect::<Option<_>>().is_some_and(|leaves| guarded(servable, pass(leaves)).is_ok())
 }
 
 fn timing(job: &Job, started: Instant, compute: Duration, batch_size: usize) -> Timing {

@@ -16,7 +16,7 @@ use torchlane::{
 use super::{
     edges::{INFER, call},
     fake::repository,
-    server::{Client, HealthClient, Server, f32s, reason, request, serving},
+    server::{HealthClient, Server, f32s, reason, request, serving},
 };
 
 fn one(model: &str, value: f32) -> proto::InferRequest {
@@ -32,10 +32,13 @@ async fn metric(server: &Server, beginning: &str) -> f64 {
 
 #[tokio::test]
 async fn a_version_that_only_fails_is_refused_until_a_trial_goes_well() {
-    let dir = repository(&[("m", "fail = 'negative'")]);
+    let files = tempfile::tempdir().unwrap();
+    let broken = files.path().join("broken");
+    let dir = repository(&[("m", &format!("fail_while = '{}'", broken.display()))]);
     let server = Server::fake(dir.path(), |_| {});
     let mut client = server.ready().await;
     let health = HealthClient::new(server.channel().await);
+    std::fs::write(&broken, "").unwrap();
     for _ in 0..10 {
         assert_eq!(reason(&client.infer(one("m", -1.0)).await.unwrap_err()), "FORWARD_FAILED");
     }
@@ -45,39 +48,84 @@ async fn a_version_that_only_fails_is_refused_until_a_trial_goes_well() {
     assert!(wait <= Duration::from_secs(1), "{wait:?}");
     assert_eq!(metric(&server, "torchlane_breaker_open{model=\"m\"}").await, 1.0);
     until(async || serving(&mut health.clone(), "m").await == Some(false)).await;
+    // So it does again after a reload that mends nothing, and health with it.
+    let reload = proto::ReloadModelRequest { model: "m".into(), ..Default::default() };
+    client.reload_model(reload).await.unwrap();
+    for _ in 0..10 {
+        assert_eq!(reason(&client.infer(one("m", -1.0)).await.unwrap_err()), "FORWARD_FAILED");
+    }
+    until(async || serving(&mut health.clone(), "m").await == Some(false)).await;
     // One good answer among trials closes it.
+    std::fs::remove_file(&broken).unwrap();
     until(async || client.clone().infer(one("m", 1.0)).await.is_ok()).await;
     client.infer(one("m", 1.0)).await.unwrap();
     until(async || serving(&mut health.clone(), "m").await == Some(true)).await;
 }
 
 #[tokio::test]
+async fn what_callers_send_does_not_take_a_model_from_others() {
+    let dir = repository(&[("m", "fail = 'negative'")]);
+    let server = Server::fake(dir.path(), |_| {});
+    let mut client = server.ready().await;
+    for _ in 0..50 {
+        assert_eq!(reason(&client.infer(one("m", -1.0)).await.unwrap_err()), "FORWARD_FAILED");
+    }
+    client.infer(one("m", 1.0)).await.unwrap();
+    assert_eq!(metric(&server, "torchlane_breaker_open{model=\"m\"}").await, 0.0);
+}
+
+#[tokio::test]
 async fn a_stuck_pass_loses_its_executor_and_others_go_on() {
-    let dir = repository(&[("stuck", "delay_ms = 4000"), ("m", "")]);
+    let dir = repository(&[("stuck", "delay_ms = 1500"), ("again", "delay_ms = 1500"), ("m", "")]);
     let server = Server::fake(dir.path(), |settings| {
         settings.executors.threads = 1;
         settings.executors.spare = 1;
         settings.executors.stuck_after = Duration::from_millis(200);
     });
     let client = server.ready().await;
-    let stuck = |client: &Client| {
-        let mut client = client.clone();
-        tokio::spawn(async move { client.infer(one("stuck", 1.0)).await })
-    };
-    let first = stuck(&client);
-    until(async || metric(&server, "torchlane_in_flight{lane=\"NORMAL\"}").await == 1.0).await;
-    until(async || {
-        let refused =
-            client.clone().infer(one("stuck", 1.0)).await.is_err_and(|s| reason(&s) == "BREAKER_OPEN");
-        if !refused {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        refused
-    })
-    .await;
-    client.clone().infer(one("m", 1.0)).await.unwrap();
-    assert_eq!(metric(&server, "torchlane_executors_healthy").await, 1.0);
-    first.await.unwrap().unwrap();
+    // The second time the first one's executor is the spare.
+    for model in ["stuck", "again"] {
+        let mut caller = client.clone();
+        let held = tokio::spawn(async move { caller.infer(one(model, 1.0)).await });
+        until(async || metric(&server, "torchlane_in_flight{lane=\"NORMAL\"}").await == 1.0).await;
+        until(async || metric(&server, &format!("torchlane_breaker_open{{model=\"{model}\"}}")).await == 1.0)
+            .await;
+        let status = client.clone().infer(one(model, 1.0)).await.unwrap_err();
+        assert_eq!(reason(&status), "BREAKER_OPEN");
+        client.clone().infer(one("m", 1.0)).await.unwrap();
+        assert_eq!(metric(&server, "torchlane_executors_healthy").await, 1.0);
+        assert!(!held.is_finished());
+        held.await.unwrap().unwrap();
+        until(async || metric(&server, "torchlane_in_flight{lane=\"NORMAL\"}").await == 0.0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_reload_takes_the_place_of_a_stuck_version() {
+    let dir = repository(&[("m", "delay_ms = 2500")]);
+    std::fs::write(dir.path().join("m/model.toml"), "[scheduling]\nmax_concurrency = 1\n").unwrap();
+    let server = Server::fake(dir.path(), |settings| {
+        settings.executors.threads = 1;
+        settings.executors.spare = 1;
+        settings.executors.kept_from_low = 0;
+        settings.executors.stuck_after = Duration::from_millis(1500);
+    });
+    let mut client = server.ready().await;
+    let mut caller = client.clone();
+    let mut low = one("m", 1.0);
+    low.priority = Priority::Low.into();
+    let held = tokio::spawn(async move { caller.infer(low).await });
+    until(async || metric(&server, "torchlane_in_flight{lane=\"LOW\"}").await == 1.0).await;
+    super::fake::version(dir.path(), "m", 2, "");
+    let mut admin = client.clone();
+    let reloaded = tokio::spawn(async move { admin.reload_model(super::fake::reload("m", 2)).await });
+    // As soon as the pass is given up the new version runs, and it is not the one that is refused.
+    let answer = client.infer(one("m", 1.0)).await.unwrap().into_inner();
+    assert_eq!(answer.version, "2");
+    assert!(!held.is_finished(), "the old one is stuck still");
+    assert_eq!(metric(&server, "torchlane_breaker_open{model=\"m\"}").await, 0.0);
+    held.await.unwrap().unwrap();
+    reloaded.await.unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -93,7 +141,7 @@ async fn health_says_so_when_every_executor_is_stuck() {
     let held = tokio::spawn(async move { client.infer(one("stuck", 1.0)).await });
     until(async || serving(&mut health.clone(), "torchlane.v1.ModelServer").await == Some(false)).await;
     assert_eq!(serving(&mut health, "").await, Some(false));
-    assert_eq!(server.get("/readyz").await.0, 503);
+    assert_eq!((server.get("/readyz").await.0, server.get("/livez").await.0), (503, 503));
     // It ends after all: the executor comes back.
     held.await.unwrap().unwrap();
     until(async || serving(&mut health.clone(), "").await == Some(true)).await;
@@ -184,7 +232,7 @@ fn large(model: &str) -> proto::InferRequest {
 
 /// May hold three of those, and refuses LOW from two.
 fn small(settings: &mut Settings) {
-    settings.server.max_in_flight_bytes = ByteSize::kib(1000);
+    settings.server.max_in_flight_bytes = ByteSize::kib(1100);
     settings.server.max_message_bytes = ByteSize::kib(400);
     settings.pressure.memory = 0.0;
 }

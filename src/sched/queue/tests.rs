@@ -136,7 +136,7 @@ fn a_model_runs_no_more_often_than_it_may() {
     assert!(queue.pop(now, 0).jobs.is_empty());
     queue.push(TestJob { alone: true, max_concurrency: 1, ..job(3, Lane::Critical, s[0]) });
     assert!(queue.pop(now, 0).jobs.is_empty(), "pushed while full");
-    queue.finished(s[0], Lane::Normal, &[]);
+    queue.finished(s[0], Lane::Normal);
     assert_eq!(ids(&queue.pop(now, 0).jobs), [1]);
 }
 
@@ -210,7 +210,7 @@ proptest! {
                     prop_assert_eq!(ids(&popped.jobs), expect.clone());
                     naive.retain(|(job, _)| !expect.contains(&job.id));
                     for job in popped.jobs.iter().chain(&popped.late) { prop_assert!(answered.insert(job.id), "twice"); }
-                    if let Some(job) = popped.jobs.first() { queue.finished(job.slot, job.lane, &[]); }
+                    if let Some(job) = popped.jobs.first() { queue.finished(job.slot, job.lane); }
                 }
             }
             prop_assert_eq!(queue.waiting().iter().sum::<usize>(), naive.len());
@@ -234,15 +234,15 @@ fn a_changed_limit_strands_nobody() {
     queue.push(with(2, 2));
     assert_eq!(queue.pop(now, 0).jobs.first().unwrap().id, 1);
     assert!(queue.pop(now, 0).jobs.is_empty(), "two at once");
-    queue.finished(slot, Lane::Normal, &[]);
+    queue.finished(slot, Lane::Normal);
     assert_eq!(queue.pop(now, 0).jobs.first().unwrap().id, 2);
     // Lowered while two run: both must end first.
     queue.push(with(3, 1));
-    queue.finished(slot, Lane::Normal, &[]);
+    queue.finished(slot, Lane::Normal);
     assert!(queue.pop(now, 0).jobs.is_empty(), "one still runs");
-    queue.finished(slot, Lane::Normal, &[]);
+    queue.finished(slot, Lane::Normal);
     assert_eq!(queue.pop(now, 0).jobs.first().unwrap().id, 3);
-    queue.finished(slot, Lane::Normal, &[]);
+    queue.finished(slot, Lane::Normal);
     assert!(queue.is_empty());
 }
 
@@ -309,9 +309,9 @@ fn low_work_leaves_executors_free() {
     assert!(queue.pop(now, 0).jobs.is_empty(), "the second executor waits for better");
     queue.push(alone(2, Lane::Normal, s[1]));
     assert_eq!(queue.pop(now, 0).jobs.first().unwrap().id, 2);
-    queue.finished(s[1], Lane::Normal, &[]);
+    queue.finished(s[1], Lane::Normal);
     assert!(queue.pop(now, 0).jobs.is_empty());
-    queue.finished(s[0], Lane::Low, &[]);
+    queue.finished(s[0], Lane::Low);
     assert_eq!(queue.pop(now, 0).jobs.first().unwrap().id, 1);
 }
 
@@ -338,7 +338,8 @@ fn tenants_get_equal_time_though_one_sends_ten_times_as_much() {
         let each = Duration::from_millis(if tenant == 1 { 3 } else { 1 });
         let cost = each * u32::try_from(jobs.len()).unwrap();
         let charge = Charge { lane: Lane::Normal, tenant: TenantId(tenant), weight: 1.0, cost };
-        queue.finished(jobs[0].slot, Lane::Normal, &[charge]);
+        queue.charge(&[charge]);
+        queue.finished(jobs[0].slot, Lane::Normal);
         if round > 100 {
             time[tenant as usize] += cost;
         }
@@ -391,7 +392,7 @@ fn enough_rows_or_an_urgent_job_end_the_wait() {
         // In one batch, though other executors have nothing to do.
         let popped = queue.pop(now, 3);
         assert_eq!(ids(&popped.jobs), if critical { vec![3, 0] } else { vec![0, 1, 2, 3] });
-        queue.finished(slot, popped.jobs[0].lane, &[]);
+        queue.finished(slot, popped.jobs[0].lane);
     }
     assert!(queue.is_empty() && queue.held.is_empty());
 }
@@ -431,7 +432,7 @@ fn nobody_is_late_for_having_waited() {
     let wait = queue.pop(now, 0).wait_until.unwrap();
     assert_eq!(wait, now + ms(1));
     assert_eq!(queue.pop(wait, 0).jobs.len(), 2);
-    queue.finished(s[0], Lane::Normal, &[]);
+    queue.finished(s[0], Lane::Normal);
     queue.push(due(2, 25));
     assert_eq!(queue.pop(now, 0).jobs.len(), 1, "no time to wait at all");
 }
@@ -481,7 +482,7 @@ proptest! {
                 assert!(at <= job.submitted + DELAY, "{job:?} waited until {:?}", at - start);
                 assert!(left.remove(&job.id));
             }
-            queue.finished(first.slot, first.lane, &[]);
+            queue.finished(first.slot, first.lane);
         };
         for (id, (wait, slot, lane, rows, leave)) in steps.into_iter().enumerate() {
             let next = now + ms(wait);
