@@ -43,7 +43,7 @@ bench: bench-models libtorch ## throughput, latency, CPU time and memory beside 
 	cargo bench --locked --bench bench -- scheduler
 	cargo bench --locked --bench bench -- serving $(ARGS)
 
-bench-isolation: bench-models libtorch ## priorities, tenants, deadlines and batch sizes under floods (ten minutes)
+bench-isolation: bench-models libtorch ## priorities, tenants, deadlines and batch sizes under floods (fifteen minutes)
 	cargo bench --locked --bench bench -- isolation $(ARGS)
 
 bench-reload: libtorch ## 100 reloads under load: every answer checked

@@ -169,7 +169,9 @@ fn flooded(plan: &Plan, victim: &str, flood: &str, curves: &mut Vec<load::LoadRe
         .chain(reports.1.into_iter().map(|r| (r, format!("flood on {same}"))))
     {
         report.name = format!("{victim}, {how}");
-        if victim != "resnet18" {
+        // Alone it is the same in both scenarios.
+        let again = flood != victim && how == "alone";
+        if victim != "resnet18" && !again {
             curves.push(report);
         }
     }
