@@ -217,7 +217,11 @@ struct Others {
     made: u32,
     /// Time of executors that those had which are gone.
     gone: Duration,
+    warned: Option<Instant>,
 }
+
+/// Between two warnings that there are too many names.
+const WARN: Duration = Duration::from_secs(60);
 
 impl Others {
     fn make_room(&mut self) {
@@ -227,6 +231,10 @@ impl Others {
             *gone += if busy { Duration::ZERO } else { tenant.compute() };
             busy
         });
+        if self.warned.is_some_and(|warned| warned.elapsed() < WARN) {
+            return;
+        }
+        self.warned = Some(Instant::now());
         tracing::warn!(
             kept = self.accounts.len(),
             "more than {MADE_UP} values of x-tenant that no setting knows: accounts of idle ones are dropped"

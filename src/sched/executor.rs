@@ -408,17 +408,20 @@ impl Shared {
         true
     }
 
-    fn note(&self, index: usize, pass: Option<RunningPass>) {
-        let Some(running) = self.running.get(index) else { return };
-        let before = std::mem::replace(&mut running.lock().pass, pass);
-        drop(before);
+    fn begins(&self, index: usize, pass: RunningPass) {
+        if let Some(running) = self.running.get(index) {
+            running.lock().pass = Some(pass);
+        }
     }
 
-    /// The pass has ended after all: its version may be tried again.
-    fn ended_late(&self, index: usize) {
-        let running = self.running.get(index).map(|running| running.lock());
-        let Some(running) = running.filter(|running| running.given_up) else { return };
-        if let Some((_, breaker)) = running.pass.as_ref().and_then(|pass| pass.version.as_ref()) {
+    /// The pass has ended. If it was given up, its version may be tried again.
+    fn ends(&self, index: usize) {
+        let Some(running) = self.running.get(index) else { return };
+        let (pass, given_up) = {
+            let mut running = running.lock();
+            (running.pass.take(), running.given_up)
+        };
+        if let Some((_, breaker)) = pass.filter(|_| given_up).and_then(|pass| pass.version) {
             breaker.freed();
         }
     }
@@ -441,10 +444,9 @@ impl Shared {
         let underway = Underway::begin(aheads, takes.map_or(Duration::ZERO, |time| time.mean));
         let (since, lease) = (Instant::now(), model.lease());
         let version = lease.as_ref().map(|lease| (lease.version, lease.breaker.clone()));
-        self.note(index, Some(RunningPass { since, model, version, lead, underway }));
+        self.begins(index, RunningPass { since, model, version, lead, underway });
         runner::run(jobs, lease);
-        self.ended_late(index);
-        self.note(index, None);
+        self.ends(index);
         let took = since.elapsed();
         if let Some(busy) = self.busy_ns.get(index) {
             busy.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);

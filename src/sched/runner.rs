@@ -123,8 +123,11 @@ fn run_together(jobs: Vec<Job>, servable: &Servable) {
 }
 
 /// Whether the version answers inputs as its warm-up had them, zeros, in the shapes of this request: then it was the values of
-/// the request that it threw at.
+/// the request that it threw at. A model that may keep something between passes is not asked: it would keep the zeros.
 fn works(job: &Job, servable: &Servable) -> bool {
+    if servable.max_concurrency() == 1 {
+        return false;
+    }
     let Binding { args, leaves: inputs, .. } = &job.bound.binding;
     let tensors = inputs.iter().filter_map(|at| job.bound.call.inputs.get(*at)).map(|input| &input.tensor);
     let leaves = tensors.map(|like| {
