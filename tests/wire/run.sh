@@ -116,4 +116,18 @@ for _ in $(seq 400); do kill -0 "$server" 2>/dev/null || break; sleep 0.05; done
 ! kill -9 "$server" 2>/dev/null || die "it ends although a pass does not"
 wait "$server" && server= || die "status 0 although a pass was left behind"
 ok "a stuck pass and a log that nobody reads do not keep it up"
+# The other protocol that `torchlane bench` speaks, against a server that is not torchlane.
+"$WIRE_PYTHON" -m grpc_tools.protoc -Iproto --python_out="$work" --grpc_python_out="$work" proto/inference/grpc_service.proto
+PYTHONPATH=$work "$WIRE_PYTHON" tests/wire/oip_server.py >"$work/port" 2>"$work/err" &
+server=$!
+for _ in $(seq 200); do [ -s "$work/port" ] && break; sleep 0.05; done
+oip=127.0.0.1:$(cat "$work/port")
+"$bin" bench --protocol oip --addr "$oip" --load model=simple,rate=50,rows=3,priority=high,timeout=500ms --duration 1s \
+    --warm-up 100ms --json "$work/bench.json" --svg "$work/bench.svg" >"$work/out" || die "bench --protocol oip: $(cat "$work/out")"
+has "$(cat "$work/bench.json")" '"refused": 0' "bench --protocol oip"
+has "$(cat "$work/out")" "latency by percentile" "bench"
+"$bin" bench nope --protocol oip --addr "$oip" 2>"$work/err" && die "bench of a model that is not there" || true
+has "$(cat "$work/err")" "no model 'nope' here" "bench of a model that is not there"
+kill "$server" && { wait "$server" || true; } && server=
+ok "torchlane bench speaks the Open Inference Protocol"
 printf '%d passed, 0 failed\n' "$passed"
