@@ -317,14 +317,15 @@ impl Shared {
         loop {
             let popped = {
                 let mut state = self.state.lock();
+                let given_up = self.running.get(index).is_some_and(|running| running.lock().given_up);
                 if let Some(Ended { slot, lead, costs }) = ended.take() {
                     state.queue.charge(&costs);
-                    if !self.given_up(index) {
+                    if !given_up {
                         state.queue.finished(slot, lead);
                         state.set_lead(index, None);
                     }
                 }
-                if !self.stays(index) {
+                if given_up && !self.comes_back(index) {
                     state.unused.push(index);
                     return;
                 }
@@ -389,21 +390,13 @@ impl Shared {
         self.batches.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn given_up(&self, index: usize) -> bool {
-        self.running.get(index).is_some_and(|running| running.lock().given_up)
-    }
-
-    /// False where another thread has taken the executor's place. One that was given up and is needed comes back.
-    fn stays(&self, index: usize) -> bool {
+    /// An executor that was given up works again, unless another thread has taken its place.
+    fn comes_back(&self, index: usize) -> bool {
         let Some(running) = self.running.get(index) else { return false };
-        let mut running = running.lock();
-        if !running.given_up {
-            return true;
-        }
         if self.healthy.load(Ordering::Relaxed) >= self.wanted {
             return false;
         }
-        running.given_up = false;
+        running.lock().given_up = false;
         self.healthy.fetch_add(1, Ordering::Relaxed);
         true
     }
