@@ -17,7 +17,7 @@ use torchlane::{
     },
     backend::{Backend, FakeBackend},
     call::{Admitted, BoundCall, InferCall},
-    lifecycle::prepare,
+    lifecycle::{Preparation, Rules, prepare},
     model::{BatchKey, Batching, Lane, ModelName, NamedTensor, TenantId, VersionSelector},
     registry::{ModelSlot, Registry, SlotId},
     repository::Directory,
@@ -69,7 +69,7 @@ fn scheduler(rounds: usize) -> Result<Value> {
         let files = found.first().and_then(|model| model.versions.first()).ok_or("no model")?;
         let registry = Arc::new(Registry::default());
         let slot = registry.get_or_insert(&"echo".parse::<ModelName>()?);
-        slot.swap(Some(prepare(backend.as_ref(), files, None, &[])?.servable));
+        slot.swap(Some(prepare(backend.as_ref(), &Preparation::alone(files, &Rules::default()))?.servable));
         let executors = ExecutorConfig { threads: 1, intra_op: 1, spare: 0, queue: QUEUE };
         let scheduler = Scheduler::start(executors, &backend)?;
         let mut rate = Rounds::default();

@@ -18,7 +18,7 @@ use crate::{
     backend::{Backend, FakeBackend, ThreadRole},
     config::{BackendKind, Settings},
     layers::{CountBytes, End, Guard, ReadDeadline, RequestCap, Shed},
-    lifecycle::{Manager, ManagerConfig, prepare},
+    lifecycle::{Manager, ManagerConfig, Preparation, Rules, prepare},
     loader::LoaderPool,
     proto::{self, model_server_server::ModelServerServer},
     registry::Registry,
@@ -133,7 +133,7 @@ async fn run(
             tasks.spawn(async move { health.set_model(name.as_str(), live).await });
         })
     };
-    let config = ManagerConfig { repositories, drain: settings.server.grace };
+    let config = ManagerConfig { repositories, drain: settings.server.grace, rules: rules(&settings)? };
     let manager = Manager::new(config, registry.clone(), backend.clone(), loader, observer);
 
     // `closing` ends accepting and sends GOAWAY; `killed` is the end of patience.
@@ -306,6 +306,11 @@ fn open(settings: &Settings) -> Result<Vec<Directory>, StartError> {
     Ok(repositories)
 }
 
+/// What every version must satisfy, by the settings.
+fn rules(_settings: &Settings) -> Result<Rules, StartError> {
+    Ok(Rules::default())
+}
+
 /// What `torchlane check` found out about one version of a model.
 #[derive(Debug, Clone)]
 pub struct ModelCheck {
@@ -324,6 +329,7 @@ pub struct ModelCheck {
 pub fn check_models(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
     let backend = backend(settings.backend)?;
     let _guard = backend.enter_thread(ThreadRole::Loader);
+    let rules = rules(settings)?;
     let mut checks: Vec<ModelCheck> = Vec::new();
     for repository in open(settings)? {
         for found in repository.scan()? {
@@ -338,8 +344,9 @@ pub fn check_models(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> 
                     (None, Some(unreadable.unwrap_or_else(nothing)))
                 }
                 Some(files) => {
-                    let problem =
-                        prepare(backend.as_ref(), files, None, &[]).err().map(|failure| failure.to_string());
+                    let problem = prepare(backend.as_ref(), &Preparation::alone(files, &rules))
+                        .err()
+                        .map(|failure| failure.to_string());
                     (Some(files.version.0), problem)
                 }
             };

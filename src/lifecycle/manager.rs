@@ -12,7 +12,7 @@ use tokio::{sync::broadcast, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Change, ModelEvent, ModelStatus, Phases, Prepared, ReloadReport,
+    Change, ModelEvent, ModelStatus, Phases, Preparation, Prepared, ReloadReport, Rules,
     entry::{Entry, Past},
     prepare,
 };
@@ -34,6 +34,8 @@ pub struct ManagerConfig {
     pub repositories: Vec<Directory>,
     /// Longest that a swap waits for requests on the old version before it reports; they still end on it.
     pub drain: Duration,
+    /// What every version must satisfy.
+    pub rules: Rules,
 }
 
 /// A reload, as asked for.
@@ -379,11 +381,15 @@ impl Manager {
         files: VersionFiles,
         expected_sha256: Option<String>,
     ) -> Result<Prepared> {
-        let backend = self.backend.clone();
-        let served = entry.slot.served().all();
+        let (backend, rules) = (self.backend.clone(), self.config.rules.clone());
+        let (served, live) = (entry.slot.served().all(), entry.slot.lease());
         let prepared = self
             .loader
-            .run(move || prepare(backend.as_ref(), &files, expected_sha256.as_deref(), &served))
+            .run(move || {
+                let expected_sha256 = expected_sha256.as_deref();
+                let of = Preparation { files: &files, expected_sha256, served: &served, live, rules: &rules };
+                prepare(backend.as_ref(), &of)
+            })
             .await
             .map_err(|stopped| match stopped {
                 Stopped::Closed => {

@@ -6,11 +6,14 @@
 mod entry;
 mod manager;
 mod prepare;
+mod rules;
+mod shapes;
 mod status;
 mod warmup;
 
 pub use manager::{Manager, ManagerConfig, Observer, ReloadRequest};
-pub use prepare::{LoadFailure, Phase, Prepared, prepare};
+pub use prepare::{LoadFailure, Phase, Preparation, Prepared, prepare};
+pub use rules::Rules;
 pub use status::{
     Change, LiveStatus, ModelEvent, ModelState, ModelStatus, Phases, ReloadReport, WarmupReport,
 };

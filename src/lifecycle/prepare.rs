@@ -1,18 +1,18 @@
 //! From a version's files to a warmed servable. Blocking: runs on a loader thread.
 
-use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tokio::time::Instant;
 
-use super::{Phases, WarmupReport, warmup};
+use super::{Phases, Rules, WarmupReport, shapes, warmup};
 use crate::{
     admission::Breaker,
     backend::{Backend, Servable},
     error::{Error, Reason},
     loader::{FileIdentity, digest},
     model::{ModelManifest, Signature},
-    registry::InputShapes,
+    registry::{InputShapes, Lease},
     repository::VersionFiles,
     sched::{Measured, Quick},
 };
@@ -76,16 +76,34 @@ pub struct Prepared {
     pub measured: Vec<Measured>,
 }
 
-/// Verifies, loads and warms up. `served` are shapes to warm up with where `model.toml` declares none.
+/// What a version is prepared from, and beside what.
+#[derive(Debug)]
+pub struct Preparation<'a> {
+    /// Where its files lie.
+    pub files: &'a VersionFiles,
+    /// The archive's digest, where the caller knows it.
+    pub expected_sha256: Option<&'a str>,
+    /// Shapes to warm up with where `model.toml` declares none.
+    pub served: &'a [InputShapes],
+    /// The version that serves now, to compare with.
+    pub live: Option<Lease>,
+    /// What holds for every model.
+    pub rules: &'a Rules,
+}
+
+impl<'a> Preparation<'a> {
+    /// Of a version that stands alone: nothing serves beside it, nothing was served before.
+    pub fn alone(files: &'a VersionFiles, rules: &'a Rules) -> Self {
+        Self { files, expected_sha256: None, served: &[], live: None, rules }
+    }
+}
+
+/// Verifies, loads and warms up.
 ///
 /// # Errors
 /// The phase that failed, and why.
-pub fn prepare(
-    backend: &dyn Backend,
-    files: &VersionFiles,
-    expected_sha256: Option<&str>,
-    served: &[InputShapes],
-) -> Result<Prepared, LoadFailure> {
+pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, LoadFailure> {
+    let Preparation { files, expected_sha256, served, .. } = *of;
     let mut phases = Phases::default();
     let mut clock = Instant::now();
     let mut lap = || {
@@ -100,12 +118,13 @@ pub fn prepare(
     let archive = files.archive.as_path();
     let readable = |error: std::io::Error| verify(&format!("{}: {error}", archive.display()));
     let before = FileIdentity::of(archive).map_err(readable)?;
-    let summary = backend.inspect(archive).map_err(|error| verify(&error))?;
+    // Digests first: not a byte of a file that is not what it should be is parsed.
     let sha256 = digest(archive).map_err(readable)?;
     if let Some(expected) = expected_sha256.filter(|expected| !expected.eq_ignore_ascii_case(&sha256)) {
         let cause = format!("sha256 of {} is {sha256}, {expected} was expected", archive.display());
         return Err(LoadFailure { digest_mismatch: true, ..verify(&cause) });
     }
+    let summary = backend.inspect(archive).map_err(|error| verify(&error))?;
     let manifest = match &files.manifest {
         None => ModelManifest::default(),
         Some(path) => {
@@ -150,8 +169,8 @@ pub fn prepare(
         bytes: before.size,
         torch_version: summary.torch_version,
     };
-    let shapes = shapes(&servable, served).map_err(|cause| LoadFailure::new(Phase::WarmUp, cause))?;
-    let shapes = padded(&servable.signature, shapes);
+    let shapes = shapes::shapes(&servable, served).map_err(|cause| LoadFailure::new(Phase::WarmUp, cause))?;
+    let shapes = shapes::padded(&servable.signature, shapes);
     let warmed = warmup::run(&servable, &shapes).map_err(|error| LoadFailure::new(Phase::WarmUp, error))?;
     if !warmed.batchable && servable.max_batch > 1 {
         tracing::warn!(archive = %archive.display(), "results do not follow the batch: requests are run one by one");
@@ -164,80 +183,3 @@ pub fn prepare(
     phases.warm_up = lap();
     Ok(Prepared { servable: Arc::new(servable), phases, warmup: warmed.report, measured: warmed.measured })
 }
-
-/// Declared shapes; else those that a fixed signature implies; else those served so far.
-fn shapes(servable: &Servable, served: &[InputShapes]) -> Result<Vec<InputShapes>, String> {
-    let inputs = servable.signature.inputs();
-    let declared = &servable.manifest.warmup.shapes;
-    if !declared.is_empty() {
-        return declared
-            .iter()
-            .map(|entry| {
-                entry
-                    .iter()
-                    .map(|(name, shape)| {
-                        let spec = inputs.iter().find(|spec| *spec.name == **name);
-                        let dtype = spec.and_then(|spec| spec.dtype).unwrap_or(DTYPE_GUESS);
-                        Ok((name.clone(), dtype, shape.as_slice().into()))
-                    })
-                    .collect()
-            })
-            .collect();
-    }
-    let implied: Option<InputShapes> = inputs
-        .iter()
-        .filter(|spec| !spec.optional)
-        .map(|spec| {
-            let (dtype, mut shape) = (spec.dtype?, spec.shape.clone()?);
-            if let Some(first) = shape.first_mut().filter(|first| **first == -1 && servable.max_batch > 1) {
-                *first = 1;
-            }
-            if let Some((size, to)) =
-                spec.pad.as_ref().and_then(|pad| Some((shape.get_mut(pad.dim)?, pad.to.first()?)))
-            {
-                *size = *to;
-            }
-            (!shape.contains(&-1)).then(|| (spec.name.to_string(), dtype, shape.as_slice().into()))
-        })
-        .collect();
-    if let Some(implied) = implied.filter(|shapes| !shapes.is_empty()) {
-        return Ok(vec![implied]);
-    }
-    // Shapes of an older version need not fit this one: those that do not are left out.
-    let fits = |shapes: &InputShapes| {
-        inputs.iter().all(|spec| {
-            spec.optional || shapes.iter().any(|(name, _, _)| *name == *spec.name || name.is_empty())
-        })
-    };
-    Ok(served.iter().filter(|shapes| fits(shapes)).cloned().collect())
-}
-
-/// The shapes that passes will have: where an input is padded to fixed sizes, each of these in place of its own.
-fn padded(signature: &Signature, shapes: Vec<InputShapes>) -> Vec<InputShapes> {
-    let pads = || {
-        let inputs = signature.inputs().iter();
-        inputs.filter_map(|spec| Some((&spec.name, spec.pad.as_ref().filter(|pad| !pad.to.is_empty())?)))
-    };
-    let sizes: BTreeSet<i64> = pads().flat_map(|(_, pad)| pad.to.iter().copied()).collect();
-    if sizes.is_empty() {
-        return shapes;
-    }
-    let mut all = Vec::new();
-    for (shapes, size) in shapes.iter().flat_map(|shapes| sizes.iter().map(move |size| (shapes, size))) {
-        let mut shapes = shapes.clone();
-        for (name, _, shape) in &mut shapes {
-            let Some((_, pad)) = pads().find(|(of, _)| ***of == **name || name.is_empty()) else { continue };
-            // What is longer than all of them keeps its own.
-            let (Some(own), Some(largest)) = (shape.get_mut(pad.dim), pad.to.last()) else { continue };
-            if *own <= *largest {
-                *own = pad.to.iter().copied().find(|to| to >= size).unwrap_or(*largest);
-            }
-        }
-        if !all.contains(&shapes) {
-            all.push(shapes);
-        }
-    }
-    all
-}
-
-const DTYPE_GUESS: crate::tensor::DType = crate::tensor::DType::F32;

@@ -3,6 +3,11 @@
 //! ```text
 //! models/digits/model.toml      optional
 //! models/digits/1/model.pt      version 1
+//! models/digits/2/model.pt      version 2
+//! models/digits/2/weights.safetensors   optional: newer weights, laid over the archive's own (or weights.pth)
+//! models/digits/2/samples.safetensors   optional: inputs and expected outputs
+//! models/digits/2/manifest.json         optional: size and sha256 of each file, signatures
+//! models/digits/3/weights.safetensors   a version of weights alone: over the archive of the version before it
 //! models/vad.pt                 a bare file is a model too: version 1
 //! ```
 //!
@@ -21,6 +26,15 @@ use crate::model::{ModelName, Version};
 
 /// The archive's file name within a version.
 const ARCHIVE: &str = "model.pt";
+
+/// Names of newer weights within a version; the first that is there counts.
+const WEIGHTS: [&str; 2] = ["weights.safetensors", "weights.pth"];
+
+/// Inputs to run, and what should come out.
+const SAMPLES: &str = "samples.safetensors";
+
+/// Sizes, digests and signatures of a version's files.
+const SEAL: &str = "manifest.json";
 
 /// What a model's directory says about it.
 const MANIFEST: &str = "model.toml";
@@ -49,10 +63,23 @@ pub enum RepositoryError {
 pub struct VersionFiles {
     /// Its number.
     pub version: Version,
-    /// The TorchScript archive.
+    /// The TorchScript archive. A version of weights alone has that of the nearest older version with one.
     pub archive: PathBuf,
+    /// Weights that are laid over the archive's own.
+    pub weights: Option<PathBuf>,
+    /// Inputs for the warm-up, with outputs to compare with.
+    pub samples: Option<PathBuf>,
+    /// The version's `manifest.json`: sizes, digests and signatures of the files beside it.
+    pub seal: Option<PathBuf>,
     /// The model's `model.toml`, where it has one.
     pub manifest: Option<PathBuf>,
+}
+
+impl VersionFiles {
+    /// A lone archive.
+    fn bare(archive: PathBuf) -> Self {
+        Self { version: Version(1), archive, weights: None, samples: None, seal: None, manifest: None }
+    }
 }
 
 /// A model and its versions, oldest first.
@@ -100,7 +127,7 @@ impl Directory {
                 continue;
             };
             let versions = if is_archive {
-                vec![VersionFiles { version: Version(1), archive: path, manifest: None }]
+                vec![VersionFiles::bare(path)]
             } else if path.is_dir() {
                 match self.versions(&path) {
                     Ok(versions) if versions.is_empty() && !is_meant_as_model(&path) => continue,
@@ -138,15 +165,14 @@ impl Directory {
             }
         }
         let archive = self.root.join(format!("{name}.pt"));
-        Ok(archive.is_file().then(|| Found {
-            name: name.clone(),
-            versions: vec![VersionFiles { version: Version(1), archive, manifest: None }],
-        }))
+        Ok(archive
+            .is_file()
+            .then(|| Found { name: name.clone(), versions: vec![VersionFiles::bare(archive)] }))
     }
 
     fn versions(&self, model: &Path) -> Result<Vec<VersionFiles>, RepositoryError> {
         // Whatever it is: one that is no file must fail when it is read, not be taken for none.
-        let manifest = Some(model.join(MANIFEST)).filter(|path| path.symlink_metadata().is_ok());
+        let manifest = Some(model.join(MANIFEST)).filter(|path| is_there(path));
         let mut versions: Vec<_> = self
             .list(model)?
             .iter()
@@ -154,14 +180,27 @@ impl Directory {
                 let version: Version = entry.file_name().to_str()?.parse().ok()?;
                 // By the directory's own word where it has one: the entry itself may not be open to us.
                 let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir()) || entry.path().is_dir();
-                is_dir.then(|| VersionFiles {
-                    version,
-                    archive: entry.path().join(ARCHIVE),
-                    manifest: manifest.clone(),
+                is_dir.then(|| {
+                    let at = |file: &str| Some(entry.path().join(file)).filter(|path| is_there(path));
+                    VersionFiles {
+                        version,
+                        archive: entry.path().join(ARCHIVE),
+                        weights: WEIGHTS.into_iter().find_map(at),
+                        samples: at(SAMPLES),
+                        seal: at(SEAL),
+                        manifest: manifest.clone(),
+                    }
                 })
             })
             .collect();
         versions.sort_by_key(|files| files.version);
+        let mut archive: Option<PathBuf> = None;
+        for files in &mut versions {
+            match archive.as_ref().filter(|_| files.weights.is_some() && !is_there(&files.archive)) {
+                Some(older) => files.archive.clone_from(older),
+                None => archive = Some(files.archive.clone()),
+            }
+        }
         Ok(versions)
     }
 
@@ -170,6 +209,11 @@ impl Directory {
             .and_then(Iterator::collect)
             .map_err(|source| RepositoryError::Io { path: path.to_owned(), source })
     }
+}
+
+/// Whatever it is, and even if it cannot be read.
+fn is_there(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
 }
 
 /// Without a version in it: an archive in the wrong place deserves a word about it, a directory of pictures does not.
@@ -204,6 +248,37 @@ mod tests {
         let a = repository.find(&"a".parse().unwrap()).unwrap().unwrap();
         assert_eq!(a.versions.len(), 2);
         assert_eq!(repository.find(&"docs".parse().unwrap()).unwrap(), None);
+    }
+
+    #[test]
+    fn weights_alone_lie_over_the_archive_before_them() {
+        let dir = tempfile::tempdir().unwrap();
+        for file in
+            ["1/model.pt", "2/weights.pth", "3/model.pt", "3/samples.safetensors", "7/weights.safetensors"]
+        {
+            let path = dir.path().join("m").join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, b"").unwrap();
+        }
+        let found = Directory::open(dir.path()).unwrap().find(&"m".parse().unwrap()).unwrap().unwrap();
+        let below = |path: &Path| path.strip_prefix(dir.path().join("m")).unwrap().display().to_string();
+        let all: Vec<_> = found
+            .versions
+            .iter()
+            .map(|files| {
+                (below(&files.archive), files.weights.as_deref().map(below), files.samples.is_some())
+            })
+            .collect();
+        let expected = [
+            ("1/model.pt", None, false),
+            ("1/model.pt", Some("2/weights.pth"), false),
+            ("3/model.pt", None, true),
+            ("3/model.pt", Some("7/weights.safetensors"), false),
+        ];
+        assert_eq!(
+            all,
+            expected.map(|(archive, weights, samples)| (archive.into(), weights.map(Into::into), samples))
+        );
     }
 
     #[test]
