@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::{
     admission::{Ahead, Tenant, TenantPlace, Ticket, Trial},
-    model::{Binding, Lane, NamedTensor, Version, VersionSelector},
+    model::{Binding, Lane, NamedTensor, Version, VersionSelector, VersionWish},
     registry::ModelSlot,
     sched::RowClass,
 };
@@ -23,7 +23,7 @@ pub struct InferCall {
     /// Name of the model, as the caller wrote it.
     pub model: String,
     /// Version wanted.
-    pub version: VersionSelector,
+    pub version: VersionWish,
     /// Lane asked for. `None`: the model's default.
     pub lane: Option<Lane>,
     /// Where the lane that it got is written down once that is decided.
@@ -71,8 +71,10 @@ impl InferCall {
 pub struct BoundCall {
     /// The call.
     pub call: InferCall,
-    /// The model.
+    /// The slot of the model that was chosen: that of its live version, or one beside it.
     pub slot: Arc<ModelSlot>,
+    /// Which version in it may answer.
+    pub wanted: VersionSelector,
     /// Which tensor goes where.
     pub binding: Binding,
     /// How large its rows are, for the latency profile.

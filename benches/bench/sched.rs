@@ -132,7 +132,7 @@ async fn admitted(registry: &Arc<Registry>, count: usize) -> Result<Vec<Admitted
         let call = InferCall {
             request_id: String::new(),
             model: "echo".to_owned(),
-            version: VersionSelector::Live,
+            version: Default::default(),
             lane: Some(Lane::ALL[i % 4]),
             decided: Default::default(),
             tenant: "".into(),

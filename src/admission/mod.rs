@@ -22,5 +22,5 @@ pub use in_flight::{InFlightBytes, MessageBytes};
 pub use limit::{Headroom, LimitConfig, LimitSnapshot, Limiter, PriorityLimit, PriorityLimitLayer, Ticket};
 pub use pressure::{Pressure, PressureSettings, Resource};
 pub use resolve::{Resolve, ResolveLayer};
-pub(crate) use resolve::{breaker_open, version_not_live};
+pub(crate) use resolve::{breaker_open, version_gone};
 pub use tenants::{Tenant, TenantPlace, TenantSettings, Tenants};

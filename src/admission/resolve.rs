@@ -13,8 +13,8 @@ use super::{Pressure, Tenants};
 use crate::{
     call::{BoundCall, InferCall},
     error::{Error, Reason, Result, shown},
-    model::{Binding, Version, VersionSelector},
-    registry::Registry,
+    model::{Binding, Version, VersionSelector, VersionWish},
+    registry::{ModelSlot, Registry},
     sched::RowClass,
 };
 
@@ -73,14 +73,15 @@ fn resolve(to: &ResolveLayer, call: InferCall) -> Result<BoundCall> {
     let registry = to.registry.as_ref();
     let tenant = to.tenants.get(&call.tenant);
     let place = tenant.enter()?;
-    let slot = registry.get(&call.model).ok_or_else(|| unknown_model(&call.model, registry))?;
+    let model = registry.get(&call.model).ok_or_else(|| unknown_model(&call.model, registry))?;
+    let (slot, wanted) = model.find(&call.version);
     let lease = slot.lease().ok_or_else(|| {
         let message =
             format!("model '{}' has no version live: it is loading, failed or was unloaded", slot.name());
         Error::new(Reason::ModelNotReady, message).with_retry_after(std::time::Duration::from_secs(1))
     })?;
-    if !call.version.admits(lease.version) {
-        return Err(version_not_live(slot.name().as_str(), call.version, lease.version));
+    if !wanted.admits(lease.version) {
+        return Err(version_not_loaded(&model, &call.version));
     }
     let lane = tenant.lane(call.lane.unwrap_or(lease.manifest.scheduling.default_lane));
     call.decided.set(lane);
@@ -111,7 +112,7 @@ fn resolve(to: &ResolveLayer, call: InferCall) -> Result<BoundCall> {
         .map_err(|wait| breaker_open(slot.name().as_str(), lease.version).with_retry_after(wait))?;
     drop(lease);
     let class = RowClass::of(binding.padded_bytes(&call.inputs), binding.rows);
-    Ok(BoundCall { call, slot, binding, class, lane, tenant, place, trial, ahead: None })
+    Ok(BoundCall { call, slot, wanted, binding, class, lane, tenant, place, trial, ahead: None })
 }
 
 /// The refusal of a version whose breaker is open.
@@ -123,23 +124,34 @@ pub(crate) fn breaker_open(model: &str, version: Version) -> Error {
 }
 
 fn unknown_model(name: &str, registry: &Registry) -> Error {
-    let names = registry.names();
-    let known = names.iter().take(8).map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
-    let more = if names.len() > 8 { ", ..." } else { "" };
+    let (names, more) = registry.some_names(8);
+    let known = names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
+    let more = if more { ", ..." } else { "" };
     let shown = shown(name, 64);
     Error::new(Reason::UnknownModel, format!("no model '{shown}': this server has {known}{more}"))
         .with_field("model")
 }
 
-/// The refusal of a version that is not live; also when it stopped being so while the request waited.
-pub(crate) fn version_not_live(model: &str, wanted: VersionSelector, live: crate::model::Version) -> Error {
+fn version_not_loaded(model: &Arc<ModelSlot>, wish: &VersionWish) -> Error {
+    let loaded: Vec<_> =
+        model.all().iter().filter_map(|slot| Some(slot.lease()?.version.to_string())).take(8).collect();
+    let which = match wish {
+        VersionWish::Labelled(label) => {
+            format!("no version of '{}' has the label '{label}', or it", model.name())
+        }
+        other => format!("version {other} of '{}'", model.name()),
+    };
+    let are = if loaded.len() == 1 { "is" } else { "are" };
+    let message = format!("{which} is not live: version {} {are}", loaded.join(", "));
+    Error::new(Reason::UnknownVersion, message).with_field("version")
+}
+
+/// The refusal of a version that was replaced while the request waited.
+pub(crate) fn version_gone(model: &str, wanted: VersionSelector, now: Version) -> Error {
     let wanted = match wanted {
         VersionSelector::Exactly(version) => version.to_string(),
         VersionSelector::Live => "stable".to_owned(),
     };
-    Error::new(
-        Reason::UnknownVersion,
-        format!("version {wanted} of '{model}' is not live: version {live} is"),
-    )
-    .with_field("version")
+    let message = format!("version {wanted} of '{model}' is not live any more: version {now} is");
+    Error::new(Reason::UnknownVersion, message).with_field("version")
 }

@@ -83,25 +83,98 @@ impl fmt::Display for Generation {
     }
 }
 
-/// Which version a request wants.
+/// A name for a version that does not change when the version does: `stable`, `canary`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Label(Arc<str>);
+
+/// A text that cannot be a label.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("'{0}' cannot be a label: begin with a letter and use 1 to 32 of a-z 0-9 _ -")]
+pub struct InvalidLabel(String);
+
+impl Label {
+    /// The live version's own.
+    pub const STABLE: &str = "stable";
+
+    /// The label.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Label {
+    type Err = InvalidLabel;
+
+    /// What begins with a digit would be taken for a number.
+    fn from_str(text: &str) -> Result<Self, InvalidLabel> {
+        let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-');
+        let begins = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
+        if begins && text.len() <= 32 && text.bytes().all(allowed) {
+            return Ok(Self(text.into()));
+        }
+        Err(InvalidLabel(text.chars().take(32).collect()))
+    }
+}
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl std::borrow::Borrow<str> for Label {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The `version` field of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub enum VersionWish {
+    /// Whatever is live, or whatever a rollout chooses (an empty string).
+    #[default]
+    Any,
+    /// The live version, and no rollout's (the label `stable`).
+    Stable,
+    /// That one, if it is loaded.
+    Exactly(Version),
+    /// The one that has this label.
+    Labelled(Label),
+}
+
+impl VersionWish {
+    /// Reads the `version` field of a request. `None` for a text that is neither a number nor a label.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "" => Some(Self::Any),
+            Label::STABLE => Some(Self::Stable),
+            _ => text.parse().map(Self::Exactly).or_else(|_| text.parse().map(Self::Labelled)).ok(),
+        }
+    }
+}
+
+impl fmt::Display for VersionWish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("any"),
+            Self::Stable => f.write_str(Label::STABLE),
+            Self::Exactly(version) => version.fmt(f),
+            Self::Labelled(label) => label.fmt(f),
+        }
+    }
+}
+
+/// Which version may answer a request whose slot is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum VersionSelector {
-    /// Whatever is live (an empty string, or the label `stable`).
+    /// Whatever stands in the slot.
     #[default]
     Live,
-    /// That one, if it is live.
+    /// That one, if it stands there.
     Exactly(Version),
 }
 
 impl VersionSelector {
-    /// Reads the `version` field of a request. `None` for a text that is neither a number nor a known label.
-    pub fn parse(text: &str) -> Option<Self> {
-        match text {
-            "" | "stable" => Some(Self::Live),
-            _ => text.parse().ok().map(Self::Exactly),
-        }
-    }
-
     /// True where `version` satisfies the request.
     pub fn admits(self, version: Version) -> bool {
         match self {
@@ -126,12 +199,13 @@ mod tests {
     }
 
     #[test]
-    fn selectors() {
-        assert_eq!(VersionSelector::parse("stable"), Some(VersionSelector::Live));
-        assert_eq!(VersionSelector::parse("7"), Some(VersionSelector::Exactly(Version(7))));
-        for bad in ["-7", "+7", "07", "7.0", " 7", "18446744073709551616"] {
-            assert_eq!(VersionSelector::parse(bad), None, "{bad}");
+    fn wishes() {
+        assert_eq!(VersionWish::parse(""), Some(VersionWish::Any));
+        assert_eq!(VersionWish::parse("stable"), Some(VersionWish::Stable));
+        assert_eq!(VersionWish::parse("7"), Some(VersionWish::Exactly(Version(7))));
+        assert_eq!(VersionWish::parse("canary"), Some(VersionWish::Labelled("canary".parse().unwrap())));
+        for bad in ["-7", "+7", "07", "7.0", " 7", "18446744073709551616", "Canary", "a b", &"x".repeat(33)] {
+            assert_eq!(VersionWish::parse(bad), None, "{bad}");
         }
-        assert_eq!(VersionSelector::parse("latest"), None);
     }
 }

@@ -9,7 +9,10 @@ mod pad;
 mod signature;
 
 pub use bind::{Arg, BatchKey, Binding};
-pub use id::{Generation, InvalidName, InvalidVersion, ModelName, TenantId, Version, VersionSelector};
+pub use id::{
+    Generation, InvalidLabel, InvalidName, InvalidVersion, Label, ModelName, TenantId, Version,
+    VersionSelector, VersionWish,
+};
 pub use lane::{Lane, UnknownLane};
 pub use manifest::{Batching, ManifestError, ModelManifest, Scheduling, WarmupConfig};
 pub use pad::{Cut, Pad, Padded};

@@ -3,11 +3,13 @@
 //! **Invariant**: a reader sees one complete, warmed version or none; nothing is held across an await. The only
 //! code that names `arc_swap`.
 
+mod beside;
 mod lease;
 mod served;
 mod slot;
 mod table;
 
+pub use beside::Beside;
 pub use lease::Lease;
 pub use served::{InputShapes, ServedShapes};
 pub use slot::{ModelSlot, SlotId};

@@ -1,4 +1,4 @@
-//! The place where a model's live version stands.
+//! The place where a version stands.
 
 use std::sync::{
     Arc,
@@ -7,10 +7,10 @@ use std::sync::{
 
 use arc_swap::ArcSwapOption;
 
-use super::{Lease, ServedShapes};
+use super::{Beside, Lease, ServedShapes};
 use crate::{
     backend::Servable,
-    model::{ModelName, VersionSelector},
+    model::{ModelName, Version, VersionSelector, VersionWish},
     sched::Profile,
 };
 
@@ -18,27 +18,43 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SlotId(u64);
 
-/// One model's slot. It outlives every version that stands in it.
+/// A model's slot: its live version stands in it, and it outlives every version. Versions that are loaded beside the live
+/// one have slots of their own, which nothing but [`ModelSlot::find`] leads to: queue, profile and forecasts tell versions
+/// apart because they tell slots apart.
 #[derive(Debug)]
 pub struct ModelSlot {
     id: SlotId,
     name: ModelName,
     live: ArcSwapOption<Servable>,
-    served: ServedShapes,
+    served: Arc<ServedShapes>,
     profile: Profile,
+    beside: ArcSwapOption<Beside>,
 }
 
 impl ModelSlot {
     /// An empty slot.
     pub fn new(name: ModelName) -> Self {
+        Self::with(name, Arc::default())
+    }
+
+    fn with(name: ModelName, served: Arc<ServedShapes>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self {
             id: SlotId(NEXT.fetch_add(1, Ordering::Relaxed)),
             name,
             live: ArcSwapOption::empty(),
-            served: ServedShapes::default(),
+            served,
             profile: Profile::default(),
+            beside: ArcSwapOption::empty(),
         }
+    }
+
+    /// A slot for another version of the same model. Shapes that one of them has served are good for all.
+    #[must_use]
+    pub fn for_another(&self, servable: Arc<Servable>) -> Self {
+        let slot = Self::with(self.name.clone(), self.served.clone());
+        slot.live.store(Some(servable));
+        slot
     }
 
     /// Its identity.
@@ -56,19 +72,53 @@ impl ModelSlot {
         &self.served
     }
 
-    /// What passes of this model take.
+    /// What passes of the version in this slot take.
     pub fn profile(&self) -> &Profile {
         &self.profile
     }
 
-    /// A hold on the live version, if there is one.
+    /// A hold on the version in this slot, if there is one.
     pub fn lease(&self) -> Option<Lease> {
         self.live.load_full().map(Lease::new)
     }
 
-    /// A hold on the live version if it is the one wanted.
-    pub fn lease_for(&self, wanted: VersionSelector) -> Option<Lease> {
-        self.lease().filter(|lease| wanted.admits(lease.version))
+    /// The slot that has what is wished for, and which version in it may answer. What is not loaded leads to this
+    /// slot: its version does not fit, and the refusal can say which one would.
+    pub fn find(self: &Arc<Self>, wish: &VersionWish) -> (Arc<Self>, VersionSelector) {
+        let beside = self.beside.load();
+        let of_version =
+            |version| beside.as_ref().and_then(|beside| beside.slots.get(version)).unwrap_or(self).clone();
+        match wish {
+            VersionWish::Any | VersionWish::Stable => (self.clone(), VersionSelector::Live),
+            VersionWish::Exactly(version) => (of_version(version), VersionSelector::Exactly(*version)),
+            VersionWish::Labelled(label) => {
+                let version = beside.as_ref().and_then(|beside| beside.labels.get(label));
+                let Some(version) = version else {
+                    return (self.clone(), VersionSelector::Exactly(NO_VERSION));
+                };
+                let slot = of_version(version);
+                // A label follows the version through changes; a number does not.
+                let stands = slot.lease().is_some_and(|lease| lease.version == *version);
+                (slot, if stands { VersionSelector::Live } else { VersionSelector::Exactly(*version) })
+            }
+        }
+    }
+
+    /// What is loaded beside the live version.
+    pub fn beside(&self) -> Option<Arc<Beside>> {
+        self.beside.load_full()
+    }
+
+    /// Replaces what is loaded beside the live version. Requests that wait in a slot that is no longer there are run
+    /// with what stands in it.
+    pub fn set_beside(&self, beside: Beside) {
+        self.beside.store(Some(beside).filter(|beside| !beside.is_empty()).map(Arc::new));
+    }
+
+    /// This slot and those beside it.
+    pub fn all(self: &Arc<Self>) -> Vec<Arc<Self>> {
+        let beside = self.beside();
+        std::iter::once(self.clone()).chain(beside.iter().flat_map(|b| b.slots.values().cloned())).collect()
     }
 
     /// Puts `next` in place (or nothing) and returns what stood there. From here on nobody can get hold of the
@@ -77,3 +127,6 @@ impl ModelSlot {
         self.live.swap(next)
     }
 }
+
+/// What a label without a version leads to.
+const NO_VERSION: Version = Version(u64::MAX);

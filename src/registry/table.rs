@@ -1,47 +1,70 @@
 //! All slots by name.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use arc_swap::ArcSwap;
 
 use super::ModelSlot;
 use crate::model::ModelName;
 
-/// All models known to this server. Reading takes no lock; adding a model copies the table.
+/// All models known to this server. Reading takes no lock and the same time however many there are; adding models copies
+/// the table, so that many are best added at once.
 #[derive(Debug, Default)]
 pub struct Registry {
-    slots: ArcSwap<BTreeMap<ModelName, Arc<ModelSlot>>>,
+    table: ArcSwap<Table>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Table {
+    by_name: HashMap<ModelName, Arc<ModelSlot>>,
+    /// Sorted.
+    names: Vec<ModelName>,
 }
 
 impl Registry {
     /// The slot of that model.
     pub fn get(&self, name: &str) -> Option<Arc<ModelSlot>> {
-        self.slots.load().get(name).cloned()
+        self.table.load().by_name.get(name).cloned()
     }
 
     /// The slot of that model, made if it is not there.
     pub fn get_or_insert(&self, name: &ModelName) -> Arc<ModelSlot> {
-        if let Some(slot) = self.get(name.as_str()) {
-            return slot;
+        let made = || Arc::new(ModelSlot::new(name.clone()));
+        self.insert_all(std::slice::from_ref(name)).pop().unwrap_or_else(made)
+    }
+
+    /// The slots of those models, made where they are not there.
+    pub fn insert_all(&self, names: &[ModelName]) -> Vec<Arc<ModelSlot>> {
+        let find = |table: &Table| -> Option<Vec<_>> {
+            names.iter().map(|name| table.by_name.get(name).cloned()).collect()
+        };
+        if let Some(all) = find(&self.table.load()) {
+            return all;
         }
-        let fresh = Arc::new(ModelSlot::new(name.clone()));
-        // A race between two inserts is settled by rcu: the loser finds the winner's slot in the table it retries with.
-        self.slots.rcu(|slots| {
-            let mut slots = BTreeMap::clone(slots);
-            slots.entry(name.clone()).or_insert_with(|| fresh.clone());
-            slots
+        // A race between two inserts is settled by rcu: the loser finds the winner's slots in the table it retries with.
+        self.table.rcu(|table| {
+            let mut table = Table::clone(table);
+            for name in names {
+                let slot = || Arc::new(ModelSlot::new(name.clone()));
+                table.by_name.entry(name.clone()).or_insert_with(slot);
+            }
+            table.names = table.by_name.keys().cloned().collect();
+            table.names.sort_unstable();
+            table
         });
-        self.get(name.as_str()).unwrap_or(fresh)
+        find(&self.table.load()).unwrap_or_default()
     }
 
-    /// Names of all slots, sorted.
-    pub fn names(&self) -> Vec<ModelName> {
-        self.slots.load().keys().cloned().collect()
+    /// The first `most` names in the order of the alphabet, and whether there are more.
+    pub fn some_names(&self, most: usize) -> (Vec<ModelName>, bool) {
+        let table = self.table.load();
+        (table.names.iter().take(most).cloned().collect(), table.names.len() > most)
     }
 
-    /// All slots, by name.
+    /// The slots of all live versions, by name.
     pub fn all(&self) -> Vec<Arc<ModelSlot>> {
-        self.slots.load().values().cloned().collect()
+        let table = self.table.load();
+        table.names.iter().filter_map(|name| table.by_name.get(name).cloned()).collect()
     }
 }
 
@@ -52,10 +75,13 @@ mod tests {
     #[test]
     fn a_name_has_one_slot() {
         let registry = Registry::default();
-        let name: ModelName = "digits".parse().unwrap();
-        let first = registry.get_or_insert(&name);
-        assert_eq!(first.id(), registry.get_or_insert(&name).id());
+        let names: Vec<ModelName> = ["digits", "a", "b"].map(|name| name.parse().unwrap()).into();
+        let first = registry.get_or_insert(&names[0]);
+        assert_eq!(first.id(), registry.insert_all(&names)[0].id());
+        assert_eq!(first.id(), registry.get("digits").unwrap().id());
         assert!(registry.get("other").is_none());
         assert!(first.lease().is_none());
+        assert_eq!(registry.some_names(2), (vec![names[1].clone(), names[2].clone()], true));
+        assert_eq!(registry.all().len(), 3);
     }
 }

@@ -95,7 +95,7 @@ impl Schedulable for Job {
     fn group(&self) -> GroupKey {
         GroupKey {
             slot: self.bound.slot.id(),
-            version: self.bound.call.version,
+            version: self.bound.wanted,
             batch: self.bound.binding.key.clone(),
         }
     }

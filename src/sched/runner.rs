@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{Job, padding};
 use crate::{
-    admission::{breaker_open, version_not_live},
+    admission::{breaker_open, version_gone},
     backend::{BackendError, Pass, Servable},
     call::{InferReply, Timing},
     error::{Error, LOGGED, Reason, Result, shown},
@@ -34,9 +34,9 @@ pub(super) fn run(jobs: Vec<Job>, lease: Option<Lease>) {
     let mut alone = Vec::new();
     let mut rows = 0;
     for mut job in jobs {
-        let wanted = job.bound.call.version;
+        let wanted = job.bound.wanted;
         if !wanted.admits(lease.version) {
-            job.reply(Err(version_not_live(slot.name().as_str(), wanted, lease.version)));
+            job.reply(Err(version_gone(slot.name().as_str(), wanted, lease.version)));
             continue;
         }
         if lease.breaker.opened_after(job.submitted) {

@@ -11,7 +11,7 @@ use tonic::metadata::MetadataMap;
 use crate::{
     call::{DecidedLane, InferCall, InferReply},
     error::{Error, LOGGED, Reason, Result, shown},
-    model::{Lane, NamedTensor, VersionSelector},
+    model::{Lane, NamedTensor, VersionWish},
     proto,
     tensor::{DType, HostTensor, TensorError, TypedData, encode_typed},
 };
@@ -31,11 +31,11 @@ pub(super) fn infer_call(
 ) -> Result<(InferCall, AnswerForm)> {
     let received = Instant::now();
     let lane = lane(request.priority, metadata)?;
-    let version = VersionSelector::parse(&request.version).ok_or_else(|| {
+    let version = VersionWish::parse(&request.version).ok_or_else(|| {
         let shown = shown(&request.version, 32);
         Error::new(
             Reason::BadRequest,
-            format!("version '{shown}' is neither a number nor the label 'stable'"),
+            format!("version '{shown}' is neither a number nor a label such as 'stable'"),
         )
         .with_field("version")
     })?;

@@ -1,0 +1,22 @@
+//! Versions that are loaded beside the live one.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::ModelSlot;
+use crate::model::{Label, Version};
+
+/// The slots of versions beside the live one, each with one version in it, and the labels of all.
+#[derive(Debug, Clone, Default)]
+pub struct Beside {
+    /// By version.
+    pub slots: BTreeMap<Version, Arc<ModelSlot>>,
+    /// Which version has which label; it may be the live one, or one that is not loaded.
+    pub labels: BTreeMap<Label, Version>,
+}
+
+impl Beside {
+    /// Nothing beside, no label.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty() && self.labels.is_empty()
+    }
+}
