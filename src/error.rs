@@ -161,6 +161,13 @@ impl Error {
         Self { reason, detail: Box::new(Detail { message: clip(message.into()), ..Detail::default() }) }
     }
 
+    /// Says where it happened, before what the message says.
+    #[must_use]
+    pub fn within(mut self, place: impl fmt::Display) -> Self {
+        self.detail.message = clip(format!("{place}: {}", self.detail.message).into());
+        self
+    }
+
     /// Names the request field at fault, for google.rpc.BadRequest.
     #[must_use]
     pub fn with_field(mut self, field: impl Into<String>) -> Self {

@@ -18,7 +18,7 @@ use crate::{
     backend::{Backend, FakeBackend, ThreadRole},
     config::{BackendKind, Settings},
     layers::{CountBytes, End, Guard, ReadDeadline, RequestCap, Shed},
-    lifecycle::{Manager, ManagerConfig, Preparation, Rules, prepare},
+    lifecycle::{Manager, ManagerConfig, Preparation, Rules, WatchConfig, prepare, watch},
     loader::LoaderPool,
     proto::{self, model_server_server::ModelServerServer},
     registry::Registry,
@@ -136,6 +136,8 @@ async fn run(
     let config = ManagerConfig { repositories, drain: settings.server.grace, rules: rules(&settings)? };
     let manager = Manager::new(config, registry.clone(), backend.clone(), loader, observer);
 
+    // `ending` ends what changes models by itself.
+    let ending = CancellationToken::new();
     // `closing` ends accepting and sends GOAWAY; `killed` is the end of patience.
     let (closing, killed) = (CancellationToken::new(), CancellationToken::new());
     let access = Arc::new(AccessLog::new(settings.log.access));
@@ -192,12 +194,18 @@ async fn run(
 
     let loading = {
         let (manager, health, allow_empty) = (manager.clone(), health.clone(), settings.allow_empty);
+        let ending = ending.clone();
+        let config = WatchConfig { interval: settings.watch.interval, settle: settings.watch.settle };
+        let tracker = tasks.clone();
         tasks.spawn(async move {
             let (_, mut events) = manager.watch();
-            let loaded = manager.load_all().await.unwrap_or_else(|error| {
+            let (found, loaded) = manager.load_all(config.settle).await.unwrap_or_else(|error| {
                 tracing::error!(%error, "cannot read the repositories");
-                0
+                (Vec::new(), 0)
             });
+            if !config.interval.is_zero() {
+                tracker.spawn(ending.run_until_cancelled_owned(watch(manager.clone(), config, found)));
+            }
             if loaded == 0 && !allow_empty {
                 tracing::error!("no model could be loaded: mend one and reload it");
                 while manager.list().iter().all(|model| model.live.is_none()) {
@@ -227,6 +235,7 @@ async fn run(
     // Down: not ready first, then deaf, then done.
     health.set_draining().await;
     loading.abort();
+    ending.cancel();
     giving_back.abort();
     watching.abort();
     let _aborted = (giving_back.await, watching.await);

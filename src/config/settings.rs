@@ -33,6 +33,8 @@ pub struct Settings {
     pub executors: Executors,
     /// Threads that load models.
     pub loader: Loader,
+    /// Looking for new versions.
+    pub watch: Watch,
     /// Log lines.
     pub log: Log,
 }
@@ -49,6 +51,7 @@ impl Default for Settings {
             pressure: PressureSettings::default(),
             executors: Executors::default(),
             loader: Loader::default(),
+            watch: Watch::default(),
             log: Log::default(),
         }
     }
@@ -200,6 +203,24 @@ pub struct Loader {
 impl Default for Loader {
     fn default() -> Self {
         Self { threads: 1 }
+    }
+}
+
+/// `[watch]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Watch {
+    /// Between two looks for new, changed and removed models and versions. 0s: only when asked to.
+    #[serde(with = "human_duration")]
+    pub interval: Duration,
+    /// Files that changed within this time may still be being written: they are not loaded yet.
+    #[serde(with = "human_duration")]
+    pub settle: Duration,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(2), settle: Duration::from_secs(1) }
     }
 }
 

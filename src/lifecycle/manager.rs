@@ -12,8 +12,9 @@ use tokio::{sync::broadcast, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Change, ModelEvent, ModelStatus, Phases, Preparation, Prepared, ReloadReport, Rules,
-    entry::{Entry, Past},
+    Asker, Change, ModelEvent, ModelStatus, Phases, Preparation, Prepared, ReloadReport, Rules, WarmupReport,
+    beside::Side,
+    entry::{Entry, Hold, Holding, Past, Turn},
     prepare,
 };
 use crate::{
@@ -23,7 +24,7 @@ use crate::{
     loader::{LoaderPool, Stopped},
     model::{Generation, ModelName, Version},
     registry::Registry,
-    repository::{Directory, Found, RepositoryError, VersionFiles},
+    repository::{Directory, Found, VersionFiles},
     sched::ProfilePoint,
 };
 
@@ -51,23 +52,39 @@ pub struct ReloadRequest {
     pub validate_only: bool,
 }
 
-/// Calls that ask what is on disk share a look for this long.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// A change that is to be carried out.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub(super) files: VersionFiles,
+    pub(super) expected_sha256: Option<String>,
+    pub(super) holding: Holding,
+    /// What is live now is to stay loaded beside what comes.
+    pub(super) keep: bool,
+    pub(super) asker: Asker,
+}
+
+/// What is said of a change beside the state that it leads to.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) version: Option<Version>,
+    pub(super) error: Option<Error>,
+    pub(super) asker: Asker,
+}
 
 /// Told of every change after it is true: health, metrics.
 pub type Observer = Box<dyn Fn(&ModelEvent) + Send + Sync>;
 
 /// Loads, swaps, rolls back and unloads.
 pub struct Manager {
-    config: ManagerConfig,
-    registry: Arc<Registry>,
+    pub(super) config: ManagerConfig,
+    pub(super) registry: Arc<Registry>,
     backend: Arc<dyn Backend>,
     loader: LoaderPool,
-    entries: Mutex<BTreeMap<ModelName, Arc<Entry>>>,
+    pub(super) entries: Mutex<BTreeMap<ModelName, Arc<Entry>>>,
     events: broadcast::Sender<ModelEvent>,
     observer: Observer,
-    tasks: TaskTracker,
-    looked: tokio::sync::Mutex<Option<Instant>>,
+    pub(super) tasks: TaskTracker,
+    pub(super) looked: tokio::sync::Mutex<Option<Instant>>,
 }
 
 impl std::fmt::Debug for Manager {
@@ -95,94 +112,45 @@ impl Manager {
         let _closing = self.loader.run(|| ()).await;
     }
 
-    /// Loads the newest version of every model in the repositories, side by side. A model whose newest version fails
-    /// falls back to the next older one that loads; one without any does not keep the others from serving.
-    ///
-    /// # Errors
-    /// A repository cannot be read.
-    pub async fn load_all(self: &Arc<Self>) -> Result<usize, RepositoryError> {
-        let mut found = Vec::new();
-        for repository in &self.config.repositories {
-            found.append(&mut repository.scan()?);
-        }
-        let names = self.take_note(found);
-        let loads: Vec<_> = names
-            .iter()
-            .map(|name| {
-                let (manager, name) = (self.clone(), name.clone());
-                self.tasks.spawn(async move { manager.load_newest(name).await })
-            })
-            .collect();
-        let mut loaded = 0;
-        for load in loads {
-            loaded += usize::from(load.await.unwrap_or(false));
-        }
-        Ok(loaded)
-    }
-
-    async fn load_newest(&self, name: ModelName) -> bool {
-        let versions = match self.find(name.as_str()) {
-            Ok(found) if !found.versions.is_empty() => found.versions,
-            Ok(_) => {
-                return self.cannot_begin(
-                    &name,
-                    format!("model '{name}' has no version: put an archive at {name}/1/model.pt"),
-                );
-            }
-            Err(error) => return self.cannot_begin(&name, error.to_string()),
-        };
-        let mut problem = None;
-        for files in versions.into_iter().rev() {
-            let version = files.version;
-            let request =
-                ReloadRequest { model: name.to_string(), version: Some(version), ..ReloadRequest::default() };
-            match self.reload(request, None).await {
-                Ok(_) => {
-                    if let Some(error) = problem {
-                        // Serving an older version is better than serving none, but nobody may overlook it.
-                        self.entry(&name).failed(error);
-                        tracing::error!(model = %name, %version, "the newest version does not load: serving an older one");
-                    }
-                    return true;
-                }
-                // Somebody changes it already: an older version must not come after that.
-                Err(error) if matches!(error.reason(), Reason::Superseded | Reason::ShuttingDown) => {
-                    return false;
-                }
-                Err(error) => problem = problem.or(Some(format!("version {version}: {error}"))),
-            }
-        }
-        false
-    }
-
-    fn cannot_begin(&self, name: &ModelName, error: String) -> bool {
-        let entry = self.entry(name);
-        entry.failed(error.clone());
-        self.announce(&entry, Change::Failed, Some(error));
-        false
-    }
-
     /// Loads a version beside the live one, warms it up, swaps it in, and drops the old one once its last request has
     /// ended.
     ///
     /// # Errors
     /// Unknown model or version; the phase that failed and why; or a newer change came in.
-    pub async fn reload(&self, request: ReloadRequest, place: Option<ControlPlace>) -> Result<ReloadReport> {
+    pub async fn reload(
+        &self,
+        request: ReloadRequest,
+        asker: Asker,
+        place: Option<ControlPlace>,
+    ) -> Result<ReloadReport> {
         let found = self.find(&request.model)?;
         let entry = self.entry(&found.name);
         entry.set_versions(found.versions.iter().map(|files| files.version).collect());
-        let files = choose(&found, request.version)?;
         if request.validate_only {
+            let files = choose(&found, request.version)?;
             return self.validate(&entry, files, request.expected_sha256).await;
         }
-        self.carry_out(&entry, files, request.expected_sha256, place).await
+        let plan = super::sync::plan(&found).unwrap_or_default();
+        let files = choose(&found, request.version.or(plan.live))?;
+        // Whoever asks for another version than the one that the repository is for wants to keep it.
+        let as_planned = plan.live.is_none_or(|live| live == files.version);
+        let holding = if as_planned { Holding::End } else { Holding::Begin(Hold::at(&found)) };
+        let live = entry.live().map(|(version, _)| version);
+        let keep = live.is_some_and(|live| live != files.version && plan.beside.contains(&live));
+        let order = Order { files, expected_sha256: request.expected_sha256, holding, keep, asker };
+        self.change(&entry, order, place).await
     }
 
     /// Goes back to the version that was live before, if its archive is still the same.
     ///
     /// # Errors
     /// There is none, or as for [`Manager::reload`].
-    pub async fn rollback(&self, model: &str, place: Option<ControlPlace>) -> Result<ReloadReport> {
+    pub async fn rollback(
+        &self,
+        model: &str,
+        asker: Asker,
+        place: Option<ControlPlace>,
+    ) -> Result<ReloadReport> {
         let entry = self.known(model)?;
         let Past { files, sha256 } = entry.previous().ok_or_else(|| {
             Error::new(
@@ -190,14 +158,21 @@ impl Manager {
                 format!("model '{model}' has no earlier version to go back to"),
             )
         })?;
-        self.carry_out(&entry, files, Some(sha256), place).await
+        let holding = self.find(model).map_or(Holding::As, |found| Holding::Begin(Hold::at(&found)));
+        let order = Order { files, expected_sha256: Some(sha256), holding, keep: false, asker };
+        self.change(&entry, order, place).await
     }
 
     /// Stops serving a model. Requests in flight end.
     ///
     /// # Errors
     /// Unknown model, or nothing was live.
-    pub async fn unload(&self, model: &str, place: Option<ControlPlace>) -> Result<(Version, Generation)> {
+    pub async fn unload(
+        &self,
+        model: &str,
+        asker: Asker,
+        place: Option<ControlPlace>,
+    ) -> Result<(Version, Generation)> {
         self.refresh().await;
         let entry = self.known(model)?;
         let nothing_live = || {
@@ -208,47 +183,24 @@ impl Manager {
         if entry.slot.lease().is_none() {
             return Err(nothing_live());
         }
-        let generation = entry.begin();
-        let turn = entry.turn(generation).await?;
+        let waiting = entry.begin();
+        let generation = waiting.generation;
+        let turn = entry.turn(waiting).await?;
         let old = entry.slot.swap(None).ok_or_else(nothing_live)?;
-        entry.went_away(generation);
-        self.announce(&entry, Change::Unloaded, None);
+        let holding = self.find(model).map_or(Holding::As, |found| Holding::Begin(Hold::at(&found)));
+        entry.went_away(generation, holding);
         let version = old.version;
+        self.announce(
+            &entry,
+            Change::Unloaded,
+            Told { version: Some(version), error: None, asker: asker.clone() },
+        );
+        for files in entry.beside() {
+            self.drop_beside(&entry, files.version, &asker).await;
+        }
         drop((turn, place));
         self.drain(old).await;
         Ok((version, generation))
-    }
-
-    /// Takes note of the models and versions that are on disk now. A look is at most [`LOOK_AGAIN`] old.
-    pub async fn refresh(&self) {
-        let mut looked = self.looked.lock().await;
-        if looked.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
-            return;
-        }
-        let repositories = self.config.repositories.clone();
-        let scan = move || repositories.iter().map(Directory::scan).collect::<Result<Vec<_>, _>>();
-        match tokio::task::spawn_blocking(scan).await {
-            Ok(Ok(found)) => drop(self.take_note(found.into_iter().flatten().collect())),
-            // What was known stays so.
-            Ok(Err(error)) => tracing::warn!(%error, "cannot look for new versions"),
-            Err(_panicked) => {}
-        }
-        *looked = Some(Instant::now());
-    }
-
-    /// Of several models with one name the first counts. Says which there are.
-    fn take_note(&self, found: Vec<Found>) -> Vec<ModelName> {
-        let mut on_disk = BTreeMap::new();
-        for Found { name, versions } in found {
-            on_disk.entry(name).or_insert(versions);
-        }
-        for entry in self.entries.lock().values().filter(|entry| !on_disk.contains_key(entry.name())) {
-            entry.set_versions(Vec::new());
-        }
-        for (name, versions) in &on_disk {
-            self.entry(name).set_versions(versions.iter().map(|files| files.version).collect());
-        }
-        on_disk.into_keys().collect()
     }
 
     /// Every model, by name.
@@ -278,7 +230,7 @@ impl Manager {
         self.tasks.wait().await;
     }
 
-    fn entry(&self, name: &ModelName) -> Arc<Entry> {
+    pub(super) fn entry(&self, name: &ModelName) -> Arc<Entry> {
         let mut entries = self.entries.lock();
         entries
             .entry(name.clone())
@@ -290,7 +242,7 @@ impl Manager {
         self.entries.lock().get(model).cloned().ok_or_else(|| unknown(model))
     }
 
-    fn find(&self, model: &str) -> Result<Found> {
+    pub(super) fn find(&self, model: &str) -> Result<Found> {
         let name: ModelName = model.parse().map_err(|_| unknown(model))?;
         for repository in &self.config.repositories {
             match repository.find(&name) {
@@ -302,41 +254,56 @@ impl Manager {
         Err(unknown(model))
     }
 
-    async fn carry_out(
+    /// A change that somebody asked for: newer than all before it, and it waits for its turn.
+    async fn change(&self, entry: &Entry, order: Order, place: Option<ControlPlace>) -> Result<ReloadReport> {
+        let started = Instant::now();
+        let waiting = entry.begin();
+        let generation = waiting.generation;
+        let turn = entry.turn(waiting).await?;
+        self.carry_out(entry, order, (turn, generation), started, place).await
+    }
+
+    pub(super) async fn carry_out(
         &self,
-        entry: &Arc<Entry>,
-        files: VersionFiles,
-        expected_sha256: Option<String>,
+        entry: &Entry,
+        order: Order,
+        (turn, generation): (Turn<'_>, Generation),
+        started: Instant,
         place: Option<ControlPlace>,
     ) -> Result<ReloadReport> {
-        let generation = entry.begin();
-        let started = Instant::now();
-        let turn = entry.turn(generation).await?;
         let had_version = entry.slot.lease().is_some();
+        let (version, asker) = (Some(order.files.version), order.asker.clone());
+        let told = |error: Option<&Error>| Told { version, error: error.cloned(), asker: asker.clone() };
         entry.set_busy(true);
-        self.announce(entry, if had_version { Change::Reloading } else { Change::Loading }, None);
-        let outcome = self.replace(entry, files, expected_sha256, generation, started).await;
+        self.announce(entry, if had_version { Change::Reloading } else { Change::Loading }, told(None));
+        let outcome = self.replace(entry, order, generation, started).await;
         entry.set_busy(false);
-        let (mut report, old) = match outcome {
-            Ok((report, old)) => {
+        let (mut report, old, side) = match outcome {
+            Ok((report, old, side)) => {
                 entry.set_phases(report.phases);
-                self.announce(entry, if had_version { Change::Reloaded } else { Change::Ready }, None);
-                (report, old)
-            }
-            Err(error) if matches!(error.reason(), Reason::Superseded | Reason::ShuttingDown) => {
-                // No fault of the model.
-                self.announce(entry, Change::Abandoned, Some(error.to_string()));
-                return Err(error);
+                self.announce(entry, if had_version { Change::Reloaded } else { Change::Ready }, told(None));
+                (report, old, side)
             }
             Err(error) => {
-                entry.failed(error.to_string());
-                self.announce(entry, Change::Failed, Some(error.to_string()));
+                // Who gave way is no fault of the model.
+                let gave_way = matches!(error.reason(), Reason::Superseded | Reason::ShuttingDown);
+                if !gave_way {
+                    entry.failed(error.to_string());
+                }
+                self.announce(
+                    entry,
+                    if gave_way { Change::Abandoned } else { Change::Failed },
+                    told(Some(&error)),
+                );
                 return Err(error);
             }
         };
         // The change is made: others need not wait until the last request on the old version has ended.
         drop((turn, place));
         let draining = Instant::now();
+        if let Some(side) = side {
+            self.empty(side).await;
+        }
         if let Some(old) = old {
             self.drain(old).await;
         }
@@ -375,7 +342,7 @@ impl Manager {
         Ok(report)
     }
 
-    async fn prepare(
+    pub(super) async fn prepare(
         &self,
         entry: &Entry,
         files: VersionFiles,
@@ -402,27 +369,48 @@ impl Manager {
         Ok(prepared?)
     }
 
-    /// Prepares a version and swaps it in. What stood there before is to be drained.
+    /// Prepares a version, unless it is loaded already, and swaps it in. What stood there before is to be drained, and the
+    /// slot beside it that it came from to be emptied.
     async fn replace(
         &self,
-        entry: &Arc<Entry>,
-        files: VersionFiles,
-        expected_sha256: Option<String>,
+        entry: &Entry,
+        order: Order,
         generation: Generation,
         started: Instant,
-    ) -> Result<(ReloadReport, Option<Arc<Servable>>)> {
-        let Prepared { servable, mut phases, warmup, measured } =
-            self.prepare(entry, files.clone(), expected_sha256).await?;
+    ) -> Result<(ReloadReport, Option<Arc<Servable>>, Option<Side>)> {
+        let Order { files, expected_sha256, holding, keep, .. } = order;
+        let is_expected = |side: &Side| {
+            expected_sha256
+                .as_ref()
+                .is_none_or(|expected| expected.eq_ignore_ascii_case(&side.servable.sha256))
+        };
+        let side = entry.side_of(&files).filter(is_expected);
+        let (servable, mut phases, warmup, measured) = match &side {
+            Some(side) => {
+                let nothing = (Phases::default(), WarmupReport::default());
+                (side.servable.clone(), nothing.0, nothing.1, side.measured.clone())
+            }
+            None => {
+                let Prepared { servable, phases, warmup, measured } =
+                    self.prepare(entry, files.clone(), expected_sha256).await?;
+                (servable, phases, warmup, measured)
+            }
+        };
         if !entry.is_newest(generation) {
-            self.discard(servable).await;
+            if side.is_none() {
+                self.discard(servable).await;
+            }
             return Err(entry.superseded());
         }
-        entry.slot.profile().renew(&measured);
         let swapping = Instant::now();
+        // First beside, then out of the way: whoever wants this very version finds it at every moment.
+        let kept = keep.then(|| entry.keep_live_beside()).is_some_and(|kept| kept);
+        entry.slot.profile().renew(&measured);
         let old = entry.slot.swap(Some(servable.clone()));
         phases.swap = swapping.elapsed();
         phases.total = started.elapsed();
-        entry.went_live(&servable, files, generation);
+        entry.went_live(&servable, files, generation, holding);
+        let side = entry.take_beside(servable.version);
         let report = ReloadReport {
             model: entry.name().clone(),
             previous: old.as_ref().map(|old| old.version),
@@ -434,12 +422,12 @@ impl Manager {
             warmup,
             validated_only: false,
         };
-        Ok((report, old))
+        Ok((report, old.filter(|_| !kept), side))
     }
 
     /// Waits until nobody else holds `old`, then drops it on a loader thread. Nobody can get hold of it any more, so
     /// the count only falls.
-    async fn drain(&self, old: Arc<Servable>) {
+    pub(super) async fn drain(&self, old: Arc<Servable>) {
         let give_up = Instant::now() + self.config.drain;
         let mut pause = Duration::from_micros(200);
         while Arc::strong_count(&old) > 1 && Instant::now() < give_up {
@@ -452,22 +440,32 @@ impl Manager {
         self.discard(old).await;
     }
 
-    async fn discard(&self, servable: Arc<Servable>) {
+    pub(super) async fn discard(&self, servable: Arc<Servable>) {
         let _closing = self.loader.run(move || drop(servable)).await;
     }
 
-    fn announce(&self, entry: &Entry, change: Change, error: Option<String>) {
-        let event = ModelEvent { at: SystemTime::now(), model: entry.status(), change, error };
-        let version = event.model.live.as_ref().map(|live| live.version.0);
+    pub(super) fn announce(&self, entry: &Entry, change: Change, told: Told) {
+        let Told { version, error, asker } = told;
+        let event = ModelEvent {
+            at: SystemTime::now(),
+            model: entry.status(),
+            change,
+            version,
+            error,
+            asker: Some(asker),
+        };
+        let live = event.model.live.as_ref().map(|live| live.version.0);
+        let (model, name, about) = (entry.name(), change.as_str(), version.map(|version| version.0));
+        let asker = event.asker.as_ref().map(ToString::to_string);
         match &event.error {
             Some(error) if change == Change::Abandoned => {
-                tracing::info!(target: "torchlane::models", model = %entry.name(), change = change.as_str(), live = version, "{error}")
+                tracing::info!(target: "torchlane::models", %model, change = name, version = about, live, asker, "{error}")
             }
             Some(error) => {
-                tracing::error!(target: "torchlane::models", model = %entry.name(), change = change.as_str(), live = version, "{error}")
+                tracing::error!(target: "torchlane::models", %model, change = name, version = about, live, asker, reason = error.reason().as_str(), "{error}")
             }
             None => {
-                tracing::info!(target: "torchlane::models", model = %entry.name(), change = change.as_str(), live = version, "model changed")
+                tracing::info!(target: "torchlane::models", %model, change = name, version = about, live, asker, "model changed")
             }
         }
         (self.observer)(&event);

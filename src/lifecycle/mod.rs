@@ -3,18 +3,23 @@
 //! **Invariant**: only legal transitions; the newest generation wins; a replacement never lowers availability: until
 //! the swap nothing of the live version is touched, and a failure anywhere leaves it serving.
 
+mod beside;
 mod entry;
 mod manager;
 mod prepare;
 mod rules;
 mod shapes;
 mod status;
+mod sync;
 mod warmup;
+mod watch;
 
 pub use manager::{Manager, ManagerConfig, Observer, ReloadRequest};
 pub use prepare::{LoadFailure, Phase, Preparation, Prepared, prepare};
 pub use rules::Rules;
 pub use status::{
-    Change, LiveStatus, ModelEvent, ModelState, ModelStatus, Phases, ReloadReport, WarmupReport,
+    Asker, Change, LiveStatus, LoadedStatus, ModelEvent, ModelState, ModelStatus, Phases, ReloadReport,
+    WarmupReport,
 };
 pub use warmup::WarmupFailure;
+pub use watch::{WatchConfig, watch};

@@ -1,11 +1,17 @@
 //! What can be told of a model's life: its state, its last reload, and the events in between.
 
 use std::{
+    collections::BTreeMap,
+    fmt,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use crate::model::{Generation, ModelName, Signature, Version};
+use crate::{
+    backend::Servable,
+    error::Error,
+    model::{Generation, Label, ModelName, Signature, Version},
+};
 
 /// Where a model stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -93,6 +99,10 @@ pub struct ModelStatus {
     pub versions: Vec<Version>,
     /// Orders its changes.
     pub generation: Generation,
+    /// What is loaded beside the live version, oldest first.
+    pub loaded: Vec<LoadedStatus>,
+    /// Names of versions, but for `stable`.
+    pub labels: BTreeMap<Label, Version>,
     /// The last load that failed, unless one succeeded since.
     pub last_error: Option<String>,
     /// Of the last reload that succeeded.
@@ -118,6 +128,44 @@ pub struct LiveStatus {
     pub max_batch: usize,
 }
 
+/// A version that is loaded beside the live one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadedStatus {
+    /// Its number.
+    pub version: Version,
+    /// sha256 of its archive.
+    pub sha256: String,
+    /// Size of its archive.
+    pub bytes: u64,
+}
+
+impl LoadedStatus {
+    pub(super) fn of(servable: &Servable) -> Self {
+        Self { version: servable.version, sha256: servable.sha256.clone(), bytes: servable.bytes }
+    }
+}
+
+/// Who or what asked for a change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asker {
+    /// The server's start.
+    Start,
+    /// Files in a repository changed.
+    Repository,
+    /// A caller of the API: the tenant it names, or where it calls from.
+    Caller(Arc<str>),
+}
+
+impl fmt::Display for Asker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Start => f.write_str("start"),
+            Self::Repository => f.write_str("repository"),
+            Self::Caller(who) => write!(f, "caller {who}"),
+        }
+    }
+}
+
 /// A change of state.
 #[derive(Debug, Clone)]
 pub struct ModelEvent {
@@ -127,8 +175,12 @@ pub struct ModelEvent {
     pub model: ModelStatus,
     /// What happened.
     pub change: Change,
+    /// The version that it is about.
+    pub version: Option<Version>,
     /// With [`Change::Failed`] and [`Change::Abandoned`]: why.
-    pub error: Option<String>,
+    pub error: Option<Error>,
+    /// Who or what asked for it. With [`Change::Snapshot`]: nobody.
+    pub asker: Option<Asker>,
 }
 
 /// What happened to a model.
@@ -150,6 +202,14 @@ pub enum Change {
     Abandoned,
     /// It was unloaded.
     Unloaded,
+    /// A version is being loaded beside the live one.
+    LoadingBeside,
+    /// A version is loaded beside the live one.
+    LoadedBeside,
+    /// A version beside the live one was dropped.
+    DroppedBeside,
+    /// It is not in the repositories any more, and was unloaded.
+    Removed,
 }
 
 impl Change {
@@ -164,6 +224,10 @@ impl Change {
             Self::Failed => "failed",
             Self::Abandoned => "abandoned",
             Self::Unloaded => "unloaded",
+            Self::LoadingBeside => "loading_beside",
+            Self::LoadedBeside => "loaded_beside",
+            Self::DroppedBeside => "dropped_beside",
+            Self::Removed => "removed",
         }
     }
 }

@@ -8,6 +8,7 @@ use thiserror::Error;
 use super::{
     Lane,
     pad::{self, Cut, Pad},
+    versions::Versions,
 };
 use crate::tensor::{self, DType};
 
@@ -27,6 +28,8 @@ pub struct ModelManifest {
     pub outputs: Vec<DeclaredTensor>,
     /// What to run before a version goes live.
     pub warmup: WarmupConfig,
+    /// Which versions are loaded, and what they are called.
+    pub versions: Versions,
 }
 
 /// `[batching]`
@@ -224,6 +227,7 @@ impl ModelManifest {
             }
         }
         pad::check(self)?;
+        self.versions.check()?;
         for (input, shape) in self.warmup.shapes.iter().flatten() {
             let wrong = |why: String| ManifestError::WarmupShape { input: input.clone(), why };
             tensor::byte_len(DType::F64, shape).map_err(|error| wrong(error.to_string()))?;

@@ -7,6 +7,7 @@ mod lane;
 mod manifest;
 mod pad;
 mod signature;
+mod versions;
 
 pub use bind::{Arg, BatchKey, Binding};
 pub use id::{
@@ -18,6 +19,8 @@ pub use manifest::{Batching, ManifestError, ModelManifest, Scheduling, WarmupCon
 pub use pad::{Cut, Pad, Padded};
 pub(crate) use signature::fits;
 pub use signature::{ArgKind, Argument, Signature, TensorSpec, UnsupportedType};
+
+pub use versions::{VersionPlan, Versions};
 
 use crate::tensor::HostTensor;
 

@@ -82,6 +82,11 @@ impl ModelSlot {
         self.live.load_full().map(Lease::new)
     }
 
+    /// What stands in this slot, for whoever manages it.
+    pub fn standing(&self) -> Option<Arc<Servable>> {
+        self.live.load_full()
+    }
+
     /// The slot that has what is wished for, and which version in it may answer. What is not loaded leads to this
     /// slot: its version does not fit, and the refusal can say which one would.
     pub fn find(self: &Arc<Self>, wish: &VersionWish) -> (Arc<Self>, VersionSelector) {

@@ -55,6 +55,16 @@ impl Registry {
         find(&self.table.load()).unwrap_or_default()
     }
 
+    /// Forgets a model. Requests that have its slot keep it until they have ended.
+    pub fn remove(&self, name: &ModelName) {
+        self.table.rcu(|table| {
+            let mut table = Table::clone(table);
+            table.by_name.remove(name);
+            table.names.retain(|other| other != name);
+            table
+        });
+    }
+
     /// The first `most` names in the order of the alphabet, and whether there are more.
     pub fn some_names(&self, most: usize) -> (Vec<ModelName>, bool) {
         let table = self.table.load();

@@ -18,10 +18,12 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
 
 use thiserror::Error;
 
+use super::stamp::{age, stamp};
 use crate::model::{ModelName, Version};
 
 /// The archive's file name within a version.
@@ -73,12 +75,41 @@ pub struct VersionFiles {
     pub seal: Option<PathBuf>,
     /// The model's `model.toml`, where it has one.
     pub manifest: Option<PathBuf>,
+    /// Changes with the files of the version.
+    pub stamp: u64,
+    /// Changes with `model.toml`.
+    pub manifest_stamp: u64,
 }
 
 impl VersionFiles {
     /// A lone archive.
-    fn bare(archive: PathBuf) -> Self {
-        Self { version: Version(1), archive, weights: None, samples: None, seal: None, manifest: None }
+    pub(super) fn bare(archive: PathBuf) -> Self {
+        let files = Self {
+            version: Version(1),
+            archive,
+            weights: None,
+            samples: None,
+            seal: None,
+            manifest: None,
+            stamp: 0,
+            manifest_stamp: 0,
+        };
+        files.stamped()
+    }
+
+    fn stamped(mut self) -> Self {
+        self.stamp = stamp(self.files());
+        self.manifest_stamp = stamp([self.manifest.as_deref()]);
+        self
+    }
+
+    fn files(&self) -> [Option<&Path>; 4] {
+        [Some(&self.archive), self.weights.as_deref(), self.samples.as_deref(), self.seal.as_deref()]
+    }
+
+    /// Whether one of its files was written so lately that it may still be being written.
+    pub fn is_younger_than(&self, settle: Duration) -> bool {
+        age(self.files(), SystemTime::now()).is_some_and(|age| age < settle)
     }
 }
 
@@ -111,6 +142,11 @@ impl Directory {
             }
             Err(source) => Err(RepositoryError::Io { path: root.to_owned(), source }),
         }
+    }
+
+    /// Where it is.
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// Every model that is there now, by name.
@@ -189,6 +225,8 @@ impl Directory {
                         samples: at(SAMPLES),
                         seal: at(SEAL),
                         manifest: manifest.clone(),
+                        stamp: 0,
+                        manifest_stamp: 0,
                     }
                 })
             })
@@ -201,6 +239,7 @@ impl Directory {
                 None => archive = Some(files.archive.clone()),
             }
         }
+        let versions = versions.into_iter().map(VersionFiles::stamped).collect();
         Ok(versions)
     }
 

@@ -1,5 +1,8 @@
 //! Where versions of models come from.
 
 mod directory;
+mod settle;
+mod stamp;
 
 pub use directory::{Directory, Found, RepositoryError, VersionFiles};
+pub use settle::{Settle, Settled};

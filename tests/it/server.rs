@@ -14,7 +14,7 @@ use tonic::{Status, transport::Channel};
 use tonic_types::StatusExt as _;
 use torchlane::{
     app,
-    config::{BackendKind, Settings},
+    config::{BackendKind, Settings, Watch},
     proto::{self, model_server_client::ModelServerClient},
 };
 
@@ -42,6 +42,8 @@ impl Server {
         settings.server.grpc_addr = ([127, 0, 0, 1], 0).into();
         settings.server.http_addr = ([127, 0, 0, 1], 0).into();
         settings.server.grace = Duration::from_secs(5);
+        // Tests ask for reloads themselves, and write whole files before they do.
+        settings.watch = Watch { interval: Duration::ZERO, settle: Duration::ZERO };
         change(&mut settings);
         let stop = CancellationToken::new();
         let (started, addresses) = mpsc::channel();

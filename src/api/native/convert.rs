@@ -275,7 +275,7 @@ mod tests {
         let parameters = [("tpyed".to_owned(), "true".to_owned())].into();
         let bad = proto::InferRequest { parameters, ..request(f32s(&[1], &[1.0])) };
         assert_eq!(decode(bad).unwrap_err().reason(), Reason::BadRequest);
-        let bad = proto::InferRequest { version: "latest".into(), ..request(f32s(&[1], &[1.0])) };
+        let bad = proto::InferRequest { version: "La test".into(), ..request(f32s(&[1], &[1.0])) };
         assert_eq!(decode(bad).unwrap_err().reason(), Reason::BadRequest);
     }
 

@@ -63,6 +63,20 @@ pub(super) fn model(status: ModelStatus) -> proto::Model {
         generation: status.generation.0,
         last_error: status.last_error.unwrap_or_default(),
         last_phases: status.last_phases.map(phases),
+        loaded: status
+            .loaded
+            .into_iter()
+            .map(|loaded| proto::LoadedVersion {
+                version: loaded.version.to_string(),
+                sha256: loaded.sha256,
+                bytes: loaded.bytes,
+            })
+            .collect(),
+        labels: status
+            .labels
+            .iter()
+            .map(|(label, version)| (label.to_string(), version.to_string()))
+            .collect(),
         ..proto::Model::default()
     };
     if let Some(live) = status.live {
@@ -94,14 +108,24 @@ pub(super) fn event(event: ModelEvent) -> proto::ModelEvent {
     proto::ModelEvent {
         at: timestamp(event.at),
         change: event.change.as_str().to_owned(),
-        error: event.error.unwrap_or_default(),
+        error: event.error.as_ref().map(ToString::to_string).unwrap_or_default(),
+        reason: event.error.map(|error| error.reason().as_str().to_owned()).unwrap_or_default(),
+        version: event.version.map(|version| version.to_string()).unwrap_or_default(),
+        asker: event.asker.map(|asker| asker.to_string()).unwrap_or_default(),
         model: Some(model(event.model)),
     }
 }
 
 pub(super) fn snapshot(status: ModelStatus) -> proto::ModelEvent {
     let change = crate::lifecycle::Change::Snapshot;
-    event(ModelEvent { at: SystemTime::now(), model: status, change, error: None })
+    event(ModelEvent {
+        at: SystemTime::now(),
+        model: status,
+        change,
+        version: None,
+        error: None,
+        asker: None,
+    })
 }
 
 pub(super) fn reload_response(report: ReloadReport) -> proto::ReloadModelResponse {

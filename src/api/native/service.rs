@@ -16,9 +16,9 @@ use crate::{
     admission::{ControlLane, ControlPlace},
     api::status,
     call::{InferCall, InferReply},
-    error::{Error, Reason, Result, shown},
+    error::{Error, LOGGED, Reason, Result, shown},
     layers::{Deadline, message_bytes},
-    lifecycle::{Manager, ReloadRequest},
+    lifecycle::{Asker, Manager, ReloadRequest},
     model::InvalidVersion,
     proto::{self, model_server_server::ModelServer},
 };
@@ -86,6 +86,17 @@ where
         let manager = self.manager.clone();
         self.control.run(deadline, late, |place| work(manager, place)).await.map_err(|error| status(&error))
     }
+}
+
+/// Who asks for a change: the tenant that the call names, else where it comes from.
+fn asker<T>(request: &Request<T>) -> Asker {
+    let tenant = request.metadata().get("x-tenant").and_then(|value| value.to_str().ok());
+    let who = match (tenant, request.remote_addr()) {
+        (Some(tenant), _) => shown(tenant, LOGGED).to_owned(),
+        (None, Some(address)) => address.to_string(),
+        (None, None) => "unknown".to_owned(),
+    };
+    Asker::Caller(who.into())
 }
 
 const GOES_ON: &str = "the deadline passed; the change goes on: see GetModel or WatchModels";
@@ -157,12 +168,12 @@ where
         &self,
         request: Request<proto::ReloadModelRequest>,
     ) -> Result<Response<proto::ReloadModelResponse>, Status> {
-        let deadline = deadline(&request);
+        let (deadline, asker) = (deadline(&request), asker(&request));
         let request = reload_request(request.into_inner()).map_err(|error| status(&error))?;
         let late = if request.validate_only { VALIDATES } else { GOES_ON };
         let report = self
             .controlled(deadline, late, async move |manager: Arc<Manager>, place| {
-                manager.reload(request, Some(place)).await
+                manager.reload(request, asker, Some(place)).await
             })
             .await?;
         Ok(Response::new(models::reload_response(report)))
@@ -191,9 +202,11 @@ where
         &self,
         request: Request<proto::UnloadModelRequest>,
     ) -> Result<Response<proto::UnloadModelResponse>, Status> {
-        let (deadline, request) = (deadline(&request), request.into_inner());
+        let (deadline, asker) = (deadline(&request), asker(&request));
+        let request = request.into_inner();
         let model = request.model.clone();
-        let unload = async move |manager: Arc<Manager>, place| manager.unload(&model, Some(place)).await;
+        let unload =
+            async move |manager: Arc<Manager>, place| manager.unload(&model, asker, Some(place)).await;
         let (version, generation) = self.controlled(deadline, GOES_ON, unload).await?;
         Ok(Response::new(proto::UnloadModelResponse {
             model: request.model,
@@ -206,9 +219,11 @@ where
         &self,
         request: Request<proto::RollbackModelRequest>,
     ) -> Result<Response<proto::ReloadModelResponse>, Status> {
-        let (deadline, request) = (deadline(&request), request.into_inner());
-        let rollback =
-            async move |manager: Arc<Manager>, place| manager.rollback(&request.model, Some(place)).await;
+        let (deadline, asker) = (deadline(&request), asker(&request));
+        let request = request.into_inner();
+        let rollback = async move |manager: Arc<Manager>, place| {
+            manager.rollback(&request.model, asker, Some(place)).await
+        };
         let report = self.controlled(deadline, GOES_ON, rollback).await?;
         Ok(Response::new(models::reload_response(report)))
     }

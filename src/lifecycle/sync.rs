@@ -1,0 +1,308 @@
+//! Brings what is loaded in line with what is on disk.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    Asker, Change, Manager,
+    entry::{Entry, Holding},
+    manager::{Order, Told},
+};
+use crate::{
+    error::{Error, Reason, Result},
+    model::{ModelManifest, ModelName, Version, VersionPlan},
+    repository::{Directory, Found, RepositoryError, VersionFiles},
+};
+
+/// Calls that ask what is on disk share a look for this long.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// After a failure the same files are tried again after this long, then twice as long, and so on.
+pub(super) const AGAIN: Duration = Duration::from_secs(30);
+
+/// Never longer than this.
+pub(super) const AGAIN_AT_MOST: Duration = Duration::from_secs(3600);
+
+/// What `model.toml` wants of the versions that are there.
+///
+/// # Errors
+/// It cannot be read.
+pub(super) fn plan(found: &Found) -> Result<VersionPlan> {
+    let there: Vec<_> = found.versions.iter().map(|files| files.version).collect();
+    let Some(path) = found.versions.last().and_then(|files| files.manifest.as_ref()) else {
+        return Ok(ModelManifest::default().versions.plan(&there));
+    };
+    let failed =
+        |error: &dyn std::fmt::Display| Error::new(Reason::LoadFailed, format!("verify failed: {error}"));
+    let text =
+        std::fs::read_to_string(path).map_err(|error| failed(&format!("{}: {error}", path.display())))?;
+    Ok(ModelManifest::parse(&text).map_err(|error| failed(&error))?.versions.plan(&there))
+}
+
+impl Manager {
+    /// Loads what should be loaded of every model in the repositories, side by side. A model whose newest version fails
+    /// falls back to the next older one that loads; one without any does not keep the others from serving. Files that
+    /// were written within the last `settle` are looked at twice. Gives back what was found, and how many serve.
+    ///
+    /// # Errors
+    /// A repository cannot be read.
+    pub async fn load_all(
+        self: &Arc<Self>,
+        settle: Duration,
+    ) -> Result<(Vec<Found>, usize), RepositoryError> {
+        let mut found = self.scan().await?;
+        let young = |files: &VersionFiles| files.is_younger_than(settle);
+        if found.iter().flat_map(|found| &found.versions).any(young) {
+            tokio::time::sleep(settle).await;
+            let now = self.scan().await?;
+            // What has changed meanwhile is still being written: it is left to a later look.
+            let quiet = |name: &ModelName, files: &VersionFiles| {
+                let before = found.iter().find(|found| found.name == *name);
+                before.is_some_and(|before| before.versions.contains(files))
+            };
+            let settled = now.into_iter().filter_map(|Found { name, versions }| {
+                let some = !versions.is_empty();
+                let versions: Vec<_> = versions.into_iter().filter(|files| quiet(&name, files)).collect();
+                (!some || !versions.is_empty()).then_some(Found { name, versions })
+            });
+            found = settled.collect();
+        }
+        self.take_note(&found);
+        let loads: Vec<_> = found
+            .clone()
+            .into_iter()
+            .map(|found| {
+                let manager = self.clone();
+                self.tasks.spawn(async move { manager.sync(found, Asker::Start).await })
+            })
+            .collect();
+        let mut loaded = 0;
+        for load in loads {
+            loaded += usize::from(load.await.unwrap_or(false));
+        }
+        Ok((found, loaded))
+    }
+
+    /// What is on disk now, by name: of several models with one name the first counts.
+    ///
+    /// # Errors
+    /// A repository cannot be read.
+    pub async fn scan(&self) -> Result<Vec<Found>, RepositoryError> {
+        let repositories = self.config.repositories.clone();
+        let scan = move || repositories.iter().map(Directory::scan).collect::<Result<Vec<_>, _>>();
+        // Nothing in it panics, and nothing aborts it.
+        let found = tokio::task::spawn_blocking(scan).await.unwrap_or_else(|_| Ok(Vec::new()))?;
+        let mut all: Vec<Found> = Vec::new();
+        let mut names = std::collections::HashSet::new();
+        all.extend(found.into_iter().flatten().filter(|found| names.insert(found.name.clone())));
+        Ok(all)
+    }
+
+    /// Takes note of the models and versions that are on disk now. A look is at most [`LOOK_AGAIN`] old.
+    pub async fn refresh(&self) {
+        let mut looked = self.looked.lock().await;
+        if looked.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
+            return;
+        }
+        match self.scan().await {
+            Ok(found) => self.take_note(&found),
+            // What was known stays so.
+            Err(error) => tracing::warn!(%error, "cannot look for new versions"),
+        }
+        *looked = Some(Instant::now());
+    }
+
+    /// Lists what is on disk, without loading it.
+    pub(super) fn take_note(&self, found: &[Found]) {
+        let names: Vec<ModelName> = found.iter().map(|found| found.name.clone()).collect();
+        let slots = self.registry.insert_all(&names);
+        let mut entries = self.entries.lock();
+        for (found, slot) in found.iter().zip(slots) {
+            let entry = entries.entry(found.name.clone()).or_insert_with(|| Arc::new(Entry::new(slot)));
+            entry.set_versions(found.versions.iter().map(|files| files.version).collect());
+        }
+        let on_disk: std::collections::HashSet<_> = names.iter().collect();
+        for entry in entries.values().filter(|entry| !on_disk.contains(entry.name())) {
+            entry.set_versions(Vec::new());
+        }
+    }
+
+    /// Loads what should be loaded and is not, and drops what should not. True if a version is live afterwards.
+    pub async fn sync(&self, found: Found, asker: Asker) -> bool {
+        let entry = self.entry(&found.name);
+        if entry.is_synced(&found, Instant::now()) {
+            return entry.live().is_some();
+        }
+        entry.set_versions(found.versions.iter().map(|files| files.version).collect());
+        let outcome = self.bring_in_line(&entry, &found, &asker).await;
+        match outcome {
+            Ok(()) => entry.set_synced(found, true, Instant::now()),
+            // Somebody changes it, or the server ends: nothing that could be mended here. The next look tries again.
+            Err(error) if matches!(error.reason(), Reason::Superseded | Reason::ShuttingDown) => {}
+            Err(_told) => entry.set_synced(found, false, Instant::now()),
+        }
+        entry.live().is_some()
+    }
+
+    async fn bring_in_line(&self, entry: &Entry, found: &Found, asker: &Asker) -> Result<()> {
+        let plan = match self.planned(found) {
+            Ok(plan) => plan,
+            Err(error) => {
+                entry.failed(error.to_string());
+                let told = Told { version: None, error: Some(error.clone()), asker: asker.clone() };
+                self.announce(entry, Change::Failed, told);
+                return Err(error);
+            }
+        };
+        let live = entry.live();
+        // What somebody chose stays, but follows its own files and `model.toml`.
+        let target = match (entry.is_held(found), &live) {
+            (true, Some((version, _))) => Some(*version),
+            (true, None) => None,
+            (false, _) => plan.live,
+        };
+        let mut outcome = Ok(());
+        if let Some(files) = target.and_then(|version| files_of(found, version))
+            && live.as_ref().is_none_or(|(_, old)| old != files)
+        {
+            outcome = self.make_live(entry, found, &plan, files, live.as_ref().map(|(v, _)| *v), asker).await;
+            if live.is_none()
+                && let Err(error) = &outcome
+                && may_fall_back(error)
+            {
+                self.fall_back(entry, found, files.version, error, asker).await?;
+            }
+        }
+        let live = entry.live().map(|(version, _)| version);
+        let beside = plan.beside.iter().chain(plan.live.as_ref()).filter(|version| Some(**version) != live);
+        let wanted: Vec<&VersionFiles> = if live.is_some() {
+            beside
+                .filter(|version| plan.beside.contains(version))
+                .filter_map(|v| files_of(found, *v))
+                .collect()
+        } else {
+            Vec::new()
+        };
+        entry.set_labels(plan.labels.clone());
+        for old in entry.beside().iter().filter(|old| !wanted.contains(old)) {
+            // One that has changed is replaced by its successor, not dropped before it is there.
+            if !wanted.iter().any(|files| files.version == old.version) {
+                let (_turn, _) = entry.quiet_turn().await.ok_or_else(|| entry.superseded())?;
+                self.drop_beside(entry, old.version, asker).await;
+            }
+        }
+        for files in wanted {
+            if entry.side_of(files).is_some() {
+                continue;
+            }
+            let (_turn, generation) = entry.quiet_turn().await.ok_or_else(|| entry.superseded())?;
+            let loaded = self.load_beside(entry, files.clone(), generation, asker).await;
+            outcome = outcome.and(loaded);
+        }
+        outcome
+    }
+
+    fn planned(&self, found: &Found) -> Result<VersionPlan> {
+        if found.versions.is_empty() {
+            let name = &found.name;
+            // One that cannot be read says what is the matter.
+            self.find(name.as_str())?;
+            let message = format!("model '{name}' has no version: put an archive at {name}/1/model.pt");
+            return Err(Error::new(Reason::LoadFailed, message));
+        }
+        plan(found)
+    }
+
+    async fn make_live(
+        &self,
+        entry: &Entry,
+        found: &Found,
+        plan: &VersionPlan,
+        files: &VersionFiles,
+        live: Option<Version>,
+        asker: &Asker,
+    ) -> Result<()> {
+        let started = Instant::now();
+        let turn = entry.quiet_turn().await.ok_or_else(|| entry.superseded())?;
+        let stays = |version: Version| version != files.version && plan.beside.contains(&version);
+        let order = Order {
+            files: files.clone(),
+            expected_sha256: None,
+            // While it waited for its turn somebody may have chosen another.
+            holding: if entry.is_held(found) { Holding::As } else { Holding::End },
+            keep: live.is_some_and(stays),
+            asker: asker.clone(),
+        };
+        self.carry_out(entry, order, turn, started, None).await.map(|_report| ())
+    }
+
+    /// Nothing is live and the version that should be does not load: the newest of the others that does.
+    async fn fall_back(
+        &self,
+        entry: &Entry,
+        found: &Found,
+        failed: Version,
+        error: &Error,
+        asker: &Asker,
+    ) -> Result<()> {
+        for files in found.versions.iter().rev().filter(|files| files.version < failed) {
+            let turn = entry.quiet_turn().await.ok_or_else(|| entry.superseded())?;
+            let order = Order {
+                files: files.clone(),
+                expected_sha256: None,
+                holding: Holding::As,
+                keep: false,
+                asker: asker.clone(),
+            };
+            match self.carry_out(entry, order, turn, Instant::now(), None).await {
+                Ok(_report) => {
+                    // Serving an older version is better than serving none, but nobody may overlook it.
+                    entry.failed(format!("version {failed}: {error}"));
+                    tracing::error!(
+                        model = %entry.name(), version = %files.version,
+                        "the newest version does not load: serving an older one"
+                    );
+                    return Ok(());
+                }
+                Err(error) if !may_fall_back(&error) => return Err(error),
+                Err(_told) => {}
+            }
+        }
+        entry.failed(format!("version {failed}: {error}"));
+        Ok(())
+    }
+
+    /// A model that is in no repository any more: it is unloaded once its requests have ended, and forgotten.
+    pub(super) async fn forget(&self, name: &ModelName) {
+        let Some(entry) = self.entries.lock().get(name).cloned() else { return };
+        let Some((turn, generation)) = entry.quiet_turn().await else { return };
+        // It may have come back while this waited.
+        if !matches!(self.find(name.as_str()), Err(error) if error.reason() == Reason::UnknownModel) {
+            return;
+        }
+        let old = entry.slot.swap(None);
+        entry.went_away(generation, Holding::End);
+        let version = old.as_ref().map(|old| old.version);
+        for files in entry.beside() {
+            self.drop_beside(&entry, files.version, &Asker::Repository).await;
+        }
+        entry.retire();
+        self.entries.lock().remove(name);
+        self.registry.remove(name);
+        self.announce(&entry, Change::Removed, Told { version, error: None, asker: Asker::Repository });
+        drop(turn);
+        if let Some(old) = old {
+            self.drain(old).await;
+        }
+    }
+}
+
+fn files_of(found: &Found, version: Version) -> Option<&VersionFiles> {
+    found.versions.iter().find(|files| files.version == version)
+}
+
+/// Whether an older version may be tried: not when somebody changes the model already, or the server ends.
+fn may_fall_back(error: &Error) -> bool {
+    !matches!(error.reason(), Reason::Superseded | Reason::ShuttingDown)
+}

@@ -1,0 +1,135 @@
+//! `[versions]` of `model.toml`: which of the versions on disk are loaded, and what they are called.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::{InvalidLabel, Label, Version, manifest::ManifestError};
+
+/// `[versions]`: at most one of the first three. None: the latest one.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Versions {
+    /// So many of the newest are loaded; the newest of them is live.
+    latest: Option<usize>,
+    /// Every one is loaded.
+    all: bool,
+    /// These are loaded, where they are there.
+    only: Vec<u64>,
+    /// Names for versions, for requests that do not want to know numbers. `stable` is the live one. A version with another
+    /// label is loaded, and not live, whatever the keys above say.
+    labels: BTreeMap<String, u64>,
+}
+
+/// What should be loaded.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct VersionPlan {
+    /// What answers requests that name no version.
+    pub live: Option<Version>,
+    /// What is loaded beside it, newest first.
+    pub beside: Vec<Version>,
+    /// Which version has which label, but for `stable`.
+    pub labels: BTreeMap<Label, Version>,
+}
+
+impl Versions {
+    /// Most versions that may be asked for: each has its weights in memory.
+    const MOST: usize = 100;
+
+    pub(super) fn check(&self) -> Result<(), ManifestError> {
+        let range = |key, value: String, allowed| Err(ManifestError::Range { key, value, allowed });
+        if let Some(latest) = self.latest.filter(|latest| !(1..=Self::MOST).contains(latest)) {
+            return range("versions.latest", latest.to_string(), "1 to 100");
+        }
+        let ways = [self.latest.is_some(), self.all, !self.only.is_empty()];
+        if ways.iter().filter(|way| **way).count() > 1 {
+            return range("versions", "several".to_owned(), "one of latest, all and only");
+        }
+        for label in self.labels.keys() {
+            label
+                .parse()
+                .map_err(|error: InvalidLabel| ManifestError::Parse(error.to_string()))
+                .map(|_: Label| ())?;
+        }
+        Ok(())
+    }
+
+    /// What should be loaded of the versions that are there, in any order.
+    pub fn plan(&self, there: &[Version]) -> VersionPlan {
+        let mut newest: Vec<_> = there.to_vec();
+        newest.sort_unstable_by(|a, b| b.cmp(a));
+        newest.dedup();
+        let (stable, labels): (Vec<_>, Vec<_>) = self
+            .labels
+            .iter()
+            .filter_map(|(label, number)| Some((label.parse::<Label>().ok()?, Version(*number))))
+            .filter(|(_, version)| newest.contains(version))
+            .partition(|(label, _)| label.as_str() == Label::STABLE);
+        let labelled = |version: &Version| labels.iter().any(|(_, of)| of == version);
+        // What has a name of its own is not meant for everybody.
+        let others = newest.iter().filter(|version| !labelled(version));
+        let chosen: Vec<_> = match (self.all, self.only.is_empty()) {
+            (true, _) => others.collect(),
+            (false, false) => others.filter(|version| self.only.contains(&version.0)).collect(),
+            (false, true) => others.take(self.latest.unwrap_or(1)).collect(),
+        };
+        let stable = stable.first().map(|(_, version)| *version);
+        let wanted =
+            |version: &&Version| chosen.contains(version) || labelled(version) || stable == Some(**version);
+        let wanted: Vec<Version> = newest.iter().filter(wanted).copied().collect();
+        let live = stable.or(chosen.first().map(|version| **version)).or(wanted.first().copied());
+        VersionPlan {
+            live,
+            beside: wanted.into_iter().filter(|version| Some(*version) != live).collect(),
+            labels: labels.into_iter().collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::ModelManifest, *};
+
+    fn plan(text: &str, there: &[u64]) -> (Option<u64>, Vec<u64>) {
+        let manifest = ModelManifest::parse(text).unwrap();
+        let there: Vec<_> = there.iter().copied().map(Version).collect();
+        let plan = manifest.versions.plan(&there);
+        (plan.live.map(|v| v.0), plan.beside.iter().map(|v| v.0).collect())
+    }
+
+    #[test]
+    fn the_newest_is_live_and_the_policy_says_what_is_beside() {
+        assert_eq!(plan("", &[1, 10, 9]), (Some(10), vec![]));
+        assert_eq!(plan("", &[]), (None, vec![]));
+        assert_eq!(plan("[versions]\nlatest = 2", &[1, 10, 9]), (Some(10), vec![9]));
+        assert_eq!(plan("[versions]\nall = true", &[1, 10, 9]), (Some(10), vec![9, 1]));
+        assert_eq!(plan("[versions]\nonly = [1, 9, 7]", &[1, 10, 9]), (Some(9), vec![1]));
+    }
+
+    #[test]
+    fn labels_load_and_choose() {
+        assert_eq!(plan("[versions]\nlabels = { canary = 10 }", &[1, 9, 10]), (Some(9), vec![10]));
+        assert_eq!(
+            plan("[versions]\nlatest = 2\nlabels = { canary = 10 }", &[1, 9, 10]),
+            (Some(9), vec![10, 1])
+        );
+        assert_eq!(
+            plan("[versions]\nlabels = { stable = 9, canary = 10 }", &[1, 9, 10]),
+            (Some(9), vec![10])
+        );
+        assert_eq!(plan("[versions]\nlabels = { old = 1 }", &[1, 9, 10]), (Some(10), vec![1]));
+        // There is nothing else.
+        assert_eq!(plan("[versions]\nlabels = { canary = 1 }", &[1]), (Some(1), vec![]));
+        // A stable version that is not there cannot be live.
+        assert_eq!(plan("[versions]\nlabels = { stable = 3 }", &[1, 2]), (Some(2), vec![]));
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        for bad in
+            ["latest = 0", "latest = 2\nall = true", "only = [1]\nall = true", "labels = { 'Big One' = 1 }"]
+        {
+            assert!(ModelManifest::parse(&format!("[versions]\n{bad}")).is_err(), "{bad}");
+        }
+    }
+}
