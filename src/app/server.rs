@@ -18,7 +18,7 @@ use crate::{
     backend::{Backend, FakeBackend, ThreadRole},
     config::{BackendKind, Settings},
     layers::{CountBytes, End, Guard, ReadDeadline, RequestCap, Shed},
-    lifecycle::{Manager, ManagerConfig, Preparation, Rules, WatchConfig, prepare, watch},
+    lifecycle::{History, Manager, ManagerConfig, Preparation, Rules, WatchConfig, prepare, watch},
     loader::LoaderPool,
     proto::{self, model_server_server::ModelServerServer},
     registry::Registry,
@@ -39,6 +39,14 @@ pub enum StartError {
     /// An address that cannot be listened on.
     #[error("{0}")]
     Listen(String),
+    /// The audit log cannot be opened.
+    #[error("cannot write the audit log {path}: {source} (audit.file)")]
+    AuditLog {
+        /// Its path.
+        path: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// Built without the backend asked for.
     #[error(
         "this binary was built without libtorch: build it with the feature 'torch', or set backend = 'fake'"
@@ -125,10 +133,13 @@ async fn run(
         forecaster: forecaster.clone(),
         pressure: pressure.clone(),
     });
+    let history = history(&settings)?;
     let observer = {
         let (metrics, health, tasks) = (metrics.clone(), health.clone(), tasks.clone());
+        let history = history.clone();
         Box::new(move |event: &crate::lifecycle::ModelEvent| {
             metrics.model_event(event);
+            history.record(event);
             let (health, name, live) = (health.clone(), event.model.name.clone(), event.model.live.is_some());
             tasks.spawn(async move { health.set_model(name.as_str(), live).await });
         })
@@ -154,6 +165,7 @@ async fn run(
     let native = ModelServerServer::new(ModelServerService::new(
         infer,
         manager.clone(),
+        history,
         control.clone(),
         limit,
         closing.clone(),
@@ -313,6 +325,15 @@ fn open(settings: &Settings) -> Result<Vec<Directory>, StartError> {
         return Err(StartError::Empty(paths));
     }
     Ok(repositories)
+}
+
+/// What becomes of changes, and the file that it is written to.
+fn history(settings: &Settings) -> Result<Arc<History>, StartError> {
+    let path = settings.audit.file.as_deref();
+    History::new(path).map(Arc::new).map_err(|source| {
+        let path = path.unwrap_or(std::path::Path::new("")).to_owned();
+        StartError::AuditLog { path, source }
+    })
 }
 
 /// What every version must satisfy, by the settings.

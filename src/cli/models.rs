@@ -14,6 +14,12 @@ pub(super) struct Args {
     model: Option<String>,
     #[command(flatten)]
     server: ServerArgs,
+    /// Show the last changes: what happened, who asked for it, how long it took
+    #[arg(long, conflicts_with_all = ["watch", "profile"])]
+    history: bool,
+    /// Most changes that --history shows
+    #[arg(long, value_name = "N", default_value_t = 30, requires = "history")]
+    limit: u32,
     /// Print each change as it happens, until interrupted
     #[arg(long)]
     watch: bool,
@@ -40,6 +46,13 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
                     or_dash(&model.live_version)
                 );
             }
+            return Ok(());
+        }
+        if args.history {
+            let model = args.model.clone().unwrap_or_default();
+            let request = proto::ListChangesRequest { model, limit: args.limit };
+            let answer = client.list_changes(request).await.map_err(|status| refused(&status))?;
+            show_history(&answer.into_inner().changes);
             return Ok(());
         }
         if let Some(model) = &args.model {
@@ -74,6 +87,44 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         print_table(&["MODEL", "STATE", "LIVE", "SHA256", "SIZE", "SINCE", "ON DISK", "LAST ERROR"], &rows);
         Ok(())
     })
+}
+
+fn show_history(changes: &[proto::ModelChange]) {
+    if changes.is_empty() {
+        println!("nothing has changed yet");
+        return;
+    }
+    let rows: Vec<_> = changes
+        .iter()
+        .map(|change| {
+            let from = if change.previous_version.is_empty() || change.previous_version == change.version {
+                String::new()
+            } else {
+                format!("{} -> ", change.previous_version)
+            };
+            let took = change.phase_seconds.get("total").map(|seconds| {
+                let took = std::time::Duration::try_from_secs_f64(*seconds).unwrap_or_default();
+                show_duration(took.try_into().ok())
+            });
+            let error = if change.error.is_empty() {
+                String::new()
+            } else {
+                format!("{}: {}", change.reason, change.error)
+            };
+            vec![
+                // Seconds are enough for people.
+                change.at.split('.').next().unwrap_or_default().replace('T', " "),
+                change.model.clone(),
+                change.change.clone(),
+                format!("{from}{}", or_dash(&change.version)),
+                or_dash(change.sha256.get(..12).unwrap_or_default()),
+                or_dash(&took.unwrap_or_default()),
+                change.asker.clone(),
+                error,
+            ]
+        })
+        .collect();
+    print_table(&["AT (UTC)", "MODEL", "CHANGE", "VERSION", "SHA256", "TOOK", "ASKED BY", "ERROR"], &rows);
 }
 
 /// Passes by size, and which size gives the most rows a second.

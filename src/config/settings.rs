@@ -35,6 +35,8 @@ pub struct Settings {
     pub loader: Loader,
     /// Looking for new versions.
     pub watch: Watch,
+    /// What is written down of changes of models.
+    pub audit: Audit,
     /// Log lines.
     pub log: Log,
 }
@@ -52,6 +54,7 @@ impl Default for Settings {
             executors: Executors::default(),
             loader: Loader::default(),
             watch: Watch::default(),
+            audit: Audit::default(),
             log: Log::default(),
         }
     }
@@ -204,6 +207,15 @@ impl Default for Loader {
     fn default() -> Self {
         Self { threads: 1 }
     }
+}
+
+/// `[audit]`
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Audit {
+    /// A file to which every change of a model is appended, one JSON object a line. None: the last thousand are kept in
+    /// memory alone.
+    pub file: Option<PathBuf>,
 }
 
 /// `[watch]`

@@ -5,10 +5,10 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Asker, Change, Manager, Prepared, entry::Entry, manager::Told};
+use super::{Asker, Change, Manager, Phases, Prepared, entry::Entry, manager::Told};
 use crate::{
     backend::Servable,
-    error::{Error, Reason, Result},
+    error::{Reason, Result},
     model::{Generation, Version},
     registry::ModelSlot,
     repository::VersionFiles,
@@ -37,19 +37,16 @@ impl Manager {
         asker: &Asker,
     ) -> Result<()> {
         let version = files.version;
-        let told = |error: Option<&Error>| Told {
-            version: Some(version),
-            error: error.cloned(),
-            asker: asker.clone(),
-        };
-        self.announce(entry, Change::LoadingBeside, told(None));
+        let (started, told) = (Instant::now(), Told::of(Some(version), asker));
+        let previous = entry.live().map(|(version, _)| version);
+        self.announce(entry, Change::LoadingBeside, told.clone());
         let outcome = self.prepare(entry, files.clone(), None).await;
-        let Prepared { servable, measured, .. } = match outcome {
+        let Prepared { servable, measured, phases, .. } = match outcome {
             Ok(prepared) if entry.is_newest(generation) => prepared,
             Ok(prepared) => {
                 self.discard(prepared.servable).await;
                 let error = entry.superseded();
-                self.announce(entry, Change::Abandoned, told(Some(&error)));
+                self.announce(entry, Change::Abandoned, told.failed(&error));
                 return Err(error);
             }
             Err(error) => {
@@ -59,14 +56,16 @@ impl Manager {
                 if change == Change::Failed {
                     entry.failed(error.to_string());
                 }
-                self.announce(entry, change, told(Some(&error)));
+                let phases = Phases { total: started.elapsed(), ..Phases::default() };
+                self.announce(entry, change, told.done(previous, phases).failed(&error));
                 return Err(error);
             }
         };
         let slot = Arc::new(entry.slot.for_another(servable.clone()));
         slot.profile().renew(&measured);
         let replaced = entry.put_beside(Side { slot, servable, files, measured });
-        self.announce(entry, Change::LoadedBeside, told(None));
+        let phases = Phases { total: started.elapsed(), ..phases };
+        self.announce(entry, Change::LoadedBeside, told.done(previous, phases));
         if let Some(old) = replaced {
             self.empty(old).await;
         }
@@ -76,8 +75,7 @@ impl Manager {
     /// Drops a version that is loaded beside the live one, once its requests have ended.
     pub(super) async fn drop_beside(&self, entry: &Entry, version: Version, asker: &Asker) {
         if let Some(side) = entry.take_beside(version) {
-            let told = Told { version: Some(version), error: None, asker: asker.clone() };
-            self.announce(entry, Change::DroppedBeside, told);
+            self.announce(entry, Change::DroppedBeside, Told::of(Some(version), asker));
             self.empty(side).await;
         }
     }

@@ -12,7 +12,8 @@ use tokio::{sync::broadcast, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Asker, Change, ModelEvent, ModelStatus, Phases, Preparation, Prepared, ReloadReport, Rules, WarmupReport,
+    Asker, Change, Done, ModelEvent, ModelStatus, Phases, Preparation, Prepared, ReloadReport, Rules,
+    WarmupReport,
     beside::Side,
     entry::{Entry, Hold, Holding, Past, Turn},
     prepare,
@@ -64,11 +65,26 @@ pub(super) struct Order {
 }
 
 /// What is said of a change beside the state that it leads to.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Told {
     pub(super) version: Option<Version>,
     pub(super) error: Option<Error>,
     pub(super) asker: Asker,
+    pub(super) done: Option<Done>,
+}
+
+impl Told {
+    pub(super) fn of(version: Option<Version>, asker: &Asker) -> Self {
+        Self { version, error: None, asker: asker.clone(), done: None }
+    }
+
+    pub(super) fn failed(self, error: &Error) -> Self {
+        Self { error: Some(error.clone()), ..self }
+    }
+
+    pub(super) fn done(self, previous: Option<Version>, phases: Phases) -> Self {
+        Self { done: Some(Done { previous, phases }), ..self }
+    }
 }
 
 /// Told of every change after it is true: health, metrics.
@@ -190,11 +206,8 @@ impl Manager {
         let holding = self.find(model).map_or(Holding::As, |found| Holding::Begin(Hold::at(&found)));
         entry.went_away(generation, holding);
         let version = old.version;
-        self.announce(
-            &entry,
-            Change::Unloaded,
-            Told { version: Some(version), error: None, asker: asker.clone() },
-        );
+        let told = Told::of(Some(version), &asker).done(Some(version), Phases::default());
+        self.announce(&entry, Change::Unloaded, told);
         for files in entry.beside() {
             self.drop_beside(&entry, files.version, &asker).await;
         }
@@ -271,17 +284,23 @@ impl Manager {
         started: Instant,
         place: Option<ControlPlace>,
     ) -> Result<ReloadReport> {
-        let had_version = entry.slot.lease().is_some();
+        let previous = entry.live().map(|(version, _)| version);
+        let had_version = previous.is_some();
         let (version, asker) = (Some(order.files.version), order.asker.clone());
-        let told = |error: Option<&Error>| Told { version, error: error.cloned(), asker: asker.clone() };
+        let told = |phases| Told::of(version, &asker).done(previous, phases);
         entry.set_busy(true);
-        self.announce(entry, if had_version { Change::Reloading } else { Change::Loading }, told(None));
+        let begun = if had_version { Change::Reloading } else { Change::Loading };
+        self.announce(entry, begun, Told::of(version, &asker));
         let outcome = self.replace(entry, order, generation, started).await;
         entry.set_busy(false);
         let (mut report, old, side) = match outcome {
             Ok((report, old, side)) => {
                 entry.set_phases(report.phases);
-                self.announce(entry, if had_version { Change::Reloaded } else { Change::Ready }, told(None));
+                self.announce(
+                    entry,
+                    if had_version { Change::Reloaded } else { Change::Ready },
+                    told(report.phases),
+                );
                 (report, old, side)
             }
             Err(error) => {
@@ -290,11 +309,8 @@ impl Manager {
                 if !gave_way {
                     entry.failed(error.to_string());
                 }
-                self.announce(
-                    entry,
-                    if gave_way { Change::Abandoned } else { Change::Failed },
-                    told(Some(&error)),
-                );
+                let told = told(Phases { total: started.elapsed(), ..Phases::default() }).failed(&error);
+                self.announce(entry, if gave_way { Change::Abandoned } else { Change::Failed }, told);
                 return Err(error);
             }
         };
@@ -445,7 +461,7 @@ impl Manager {
     }
 
     pub(super) fn announce(&self, entry: &Entry, change: Change, told: Told) {
-        let Told { version, error, asker } = told;
+        let Told { version, error, asker, done } = told;
         let event = ModelEvent {
             at: SystemTime::now(),
             model: entry.status(),
@@ -453,6 +469,7 @@ impl Manager {
             version,
             error,
             asker: Some(asker),
+            done,
         };
         let live = event.model.live.as_ref().map(|live| live.version.0);
         let (model, name, about) = (entry.name(), change.as_str(), version.map(|version| version.0));

@@ -5,6 +5,7 @@
 
 mod beside;
 mod entry;
+mod history;
 mod manager;
 mod prepare;
 mod rules;
@@ -14,11 +15,12 @@ mod sync;
 mod warmup;
 mod watch;
 
+pub use history::{ChangeRecord, History};
 pub use manager::{Manager, ManagerConfig, Observer, ReloadRequest};
 pub use prepare::{LoadFailure, Phase, Preparation, Prepared, prepare};
 pub use rules::Rules;
 pub use status::{
-    Asker, Change, LiveStatus, LoadedStatus, ModelEvent, ModelState, ModelStatus, Phases, ReloadReport,
+    Asker, Change, Done, LiveStatus, LoadedStatus, ModelEvent, ModelState, ModelStatus, Phases, ReloadReport,
     WarmupReport,
 };
 pub use warmup::WarmupFailure;

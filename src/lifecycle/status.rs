@@ -46,6 +46,21 @@ pub struct Phases {
     pub total: Duration,
 }
 
+impl Phases {
+    /// Each with its name in metrics and records, in their order.
+    pub fn named(&self) -> Vec<(&'static str, Duration)> {
+        let Self { verify, load, warm_up, swap, drain, total } = *self;
+        vec![
+            ("verify", verify),
+            ("load", load),
+            ("warm_up", warm_up),
+            ("swap", swap),
+            ("drain", drain),
+            ("total", total),
+        ]
+    }
+}
+
 /// What the warm-up ran.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct WarmupReport {
@@ -181,6 +196,17 @@ pub struct ModelEvent {
     pub error: Option<Error>,
     /// Who or what asked for it. With [`Change::Snapshot`]: nobody.
     pub asker: Option<Asker>,
+    /// With a change that has ended: what it took.
+    pub done: Option<Done>,
+}
+
+/// What a change took, and what it took the place of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Done {
+    /// What was live before.
+    pub previous: Option<Version>,
+    /// Times; of a change that failed, all of it.
+    pub phases: Phases,
 }
 
 /// What happened to a model.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    Asker, Change, Manager,
+    Asker, Change, Manager, Phases,
     entry::{Entry, Holding},
     manager::{Order, Told},
 };
@@ -150,8 +150,7 @@ impl Manager {
             Ok(plan) => plan,
             Err(error) => {
                 entry.failed(error.to_string());
-                let told = Told { version: None, error: Some(error.clone()), asker: asker.clone() };
-                self.announce(entry, Change::Failed, told);
+                self.announce(entry, Change::Failed, Told::of(None, asker).failed(&error));
                 return Err(error);
             }
         };
@@ -290,7 +289,8 @@ impl Manager {
         entry.retire();
         self.entries.lock().remove(name);
         self.registry.remove(name);
-        self.announce(&entry, Change::Removed, Told { version, error: None, asker: Asker::Repository });
+        let told = Told::of(version, &Asker::Repository).done(version, Phases::default());
+        self.announce(&entry, Change::Removed, told);
         drop(turn);
         if let Some(old) = old {
             self.drain(old).await;

@@ -415,14 +415,7 @@ impl Metrics {
     }
 
     fn phases(&self, model: &str, phases: Phases) {
-        let each = [
-            ("verify", phases.verify),
-            ("load", phases.load),
-            ("warm_up", phases.warm_up),
-            ("swap", phases.swap),
-            ("drain", phases.drain),
-        ];
-        for (phase, took) in each {
+        for (phase, took) in phases.named().into_iter().filter(|(phase, _)| *phase != "total") {
             self.phases
                 .get_or_create(&PhaseLabels { model: model.to_owned(), phase })
                 .set(took.as_secs_f64());

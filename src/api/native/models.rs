@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::{
-    lifecycle::{ModelEvent, ModelState, ModelStatus, Phases, ReloadReport},
+    lifecycle::{ChangeRecord, ModelEvent, ModelState, ModelStatus, Phases, ReloadReport},
     model::{Signature, TensorSpec},
     proto,
     sched::ProfilePoint,
@@ -112,7 +112,32 @@ pub(super) fn event(event: ModelEvent) -> proto::ModelEvent {
         reason: event.error.map(|error| error.reason().as_str().to_owned()).unwrap_or_default(),
         version: event.version.map(|version| version.to_string()).unwrap_or_default(),
         asker: event.asker.map(|asker| asker.to_string()).unwrap_or_default(),
+        previous_version: event
+            .done
+            .and_then(|done| done.previous)
+            .map(|v| v.to_string())
+            .unwrap_or_default(),
+        phases: event.done.map(|done| phases(done.phases)),
         model: Some(model(event.model)),
+    }
+}
+
+pub(super) fn change(record: ChangeRecord) -> proto::ModelChange {
+    let version = |version: Option<u64>| version.map(|version| version.to_string()).unwrap_or_default();
+    proto::ModelChange {
+        at: record.at,
+        model: record.model,
+        change: record.change,
+        asker: record.asker.unwrap_or_default(),
+        version: version(record.version),
+        previous_version: version(record.previous),
+        live_version: version(record.live),
+        generation: record.generation,
+        sha256: record.sha256.unwrap_or_default(),
+        bytes: record.bytes.unwrap_or_default(),
+        phase_seconds: record.phases.into_iter().collect(),
+        reason: record.reason.unwrap_or_default(),
+        error: record.error.unwrap_or_default(),
     }
 }
 
@@ -125,6 +150,7 @@ pub(super) fn snapshot(status: ModelStatus) -> proto::ModelEvent {
         version: None,
         error: None,
         asker: None,
+        done: None,
     })
 }
 

@@ -18,7 +18,7 @@ use crate::{
     call::{InferCall, InferReply},
     error::{Error, LOGGED, Reason, Result, shown},
     layers::{Deadline, message_bytes},
-    lifecycle::{Asker, Manager, ReloadRequest},
+    lifecycle::{Asker, History, Manager, ReloadRequest},
     model::InvalidVersion,
     proto::{self, model_server_server::ModelServer},
 };
@@ -31,6 +31,7 @@ type Answers = BoxStream<'static, Result<proto::InferStreamResponse, Status>>;
 pub struct ModelServerService<S> {
     infer: S,
     manager: Arc<Manager>,
+    history: Arc<History>,
     control: ControlLane,
     /// Most bytes of an answer.
     longest: usize,
@@ -43,11 +44,12 @@ impl<S> ModelServerService<S> {
     pub fn new(
         infer: S,
         manager: Arc<Manager>,
+        history: Arc<History>,
         control: ControlLane,
         longest: usize,
         shutdown: CancellationToken,
     ) -> Self {
-        Self { infer, manager, control, longest, shutdown, streams: TaskTracker::new() }
+        Self { infer, manager, history, control, longest, shutdown, streams: TaskTracker::new() }
     }
 }
 
@@ -226,6 +228,18 @@ where
         };
         let report = self.controlled(deadline, GOES_ON, rollback).await?;
         Ok(Response::new(models::reload_response(report)))
+    }
+
+    async fn list_changes(
+        &self,
+        request: Request<proto::ListChangesRequest>,
+    ) -> Result<Response<proto::ListChangesResponse>, Status> {
+        let proto::ListChangesRequest { model, limit } = request.into_inner();
+        let limit = if limit == 0 { 100 } else { usize::try_from(limit).unwrap_or(usize::MAX) };
+        let last = self.history.last(Some(model.as_str()).filter(|model| !model.is_empty()), limit);
+        Ok(Response::new(proto::ListChangesResponse {
+            changes: last.into_iter().map(models::change).collect(),
+        }))
     }
 
     type WatchModelsStream = Events;

@@ -1,0 +1,261 @@
+//! What became of every change, for those who ask later: the last ones in memory, and all of them in a file if one is named.
+//!
+//! The file is one JSON object a line, appended by a thread of its own and never rewritten. A server that starts reads the
+//! end of it, so that its memory goes back to before its start.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs::{File, OpenOptions},
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
+    path::{Path, PathBuf},
+    sync::mpsc,
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::{Change, ModelEvent};
+use crate::{error::shown, threads};
+
+/// One change, as it ended. Numbers of bytes and seconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ChangeRecord {
+    /// RFC 3339, UTC.
+    pub at: String,
+    /// The model.
+    pub model: String,
+    /// What happened, as in the API: `reloaded`, `failed`, `unloaded`, ...
+    pub change: String,
+    /// Who or what asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asker: Option<String>,
+    /// The version that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+    /// What was live before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<u64>,
+    /// What is live after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub live: Option<u64>,
+    /// Orders the changes of one model.
+    pub generation: u64,
+    /// Of the archive of `version`, where that is loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// Its size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// How long each phase took, in seconds.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub phases: BTreeMap<String, f64>,
+    /// With a failure: the stable name of the reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// With a failure: why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl ChangeRecord {
+    /// `None`: it is no end but a beginning.
+    pub fn of(event: &ModelEvent) -> Option<Self> {
+        if matches!(
+            event.change,
+            Change::Snapshot | Change::Loading | Change::Reloading | Change::LoadingBeside
+        ) {
+            return None;
+        }
+        let model = &event.model;
+        let live = model.live.as_ref().map(|live| (live.version, &live.sha256, live.bytes));
+        let loaded = model.loaded.iter().map(|loaded| (loaded.version, &loaded.sha256, loaded.bytes));
+        let about = live.into_iter().chain(loaded).find(|(version, ..)| Some(*version) == event.version);
+        let phases = event.done.map(|done| done.phases.named()).unwrap_or_default();
+        Some(Self {
+            at: humantime::format_rfc3339_millis(event.at).to_string(),
+            model: model.name.to_string(),
+            change: event.change.as_str().to_owned(),
+            asker: event.asker.as_ref().map(ToString::to_string),
+            version: event.version.map(|version| version.0),
+            previous: event.done.and_then(|done| done.previous).map(|version| version.0),
+            live: live.map(|(version, ..)| version.0),
+            generation: model.generation.0,
+            sha256: about.map(|(_, sha256, _)| sha256.clone()),
+            bytes: about.map(|(_, _, bytes)| bytes),
+            phases: phases
+                .into_iter()
+                .filter(|(_, took)| !took.is_zero())
+                .map(|(name, took)| (name.to_owned(), took.as_secs_f64()))
+                .collect(),
+            reason: event.error.as_ref().map(|error| error.reason().as_str().to_owned()),
+            error: event.error.as_ref().map(ToString::to_string),
+        })
+    }
+}
+
+/// Changes that are kept in memory.
+const KEPT: usize = 1000;
+
+/// So much of the end of the file is read at the start.
+const TAIL_BYTES: u64 = 1 << 20;
+
+/// Time for the last lines to be written.
+const LAST_LINES: Duration = Duration::from_secs(2);
+
+/// The changes so far.
+#[derive(Debug, Default)]
+pub struct History {
+    recent: Mutex<VecDeque<ChangeRecord>>,
+    writer: Option<Writer>,
+}
+
+#[derive(Debug)]
+struct Writer {
+    lines: Option<mpsc::Sender<String>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl History {
+    /// In memory alone, or with the file at `path`, which is made if it is not there.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub fn new(path: Option<&Path>) -> io::Result<Self> {
+        let Some(path) = path else { return Ok(Self::default()) };
+        let file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
+        let recent = Mutex::new(tail(&file)?);
+        Ok(Self { recent, writer: Some(Writer::start(file, path.to_owned())?) })
+    }
+
+    /// Takes note of a change that has ended; others are left out.
+    pub fn record(&self, event: &ModelEvent) {
+        let Some(record) = ChangeRecord::of(event) else { return };
+        if let (Some(writer), Ok(line)) = (&self.writer, serde_json::to_string(&record)) {
+            writer.write(line);
+        }
+        let mut recent = self.recent.lock();
+        recent.push_back(record);
+        if recent.len() > KEPT {
+            recent.pop_front();
+        }
+    }
+
+    /// The last `most` changes of a model, or of all, the newest last.
+    pub fn last(&self, model: Option<&str>, most: usize) -> Vec<ChangeRecord> {
+        let recent = self.recent.lock();
+        let wanted = |record: &&ChangeRecord| model.is_none_or(|model| record.model == model);
+        let mut last: Vec<_> = recent.iter().rev().filter(wanted).take(most).cloned().collect();
+        last.reverse();
+        last
+    }
+}
+
+/// The changes at the end of the file. Lines that cannot be read, such as half a line of a machine that went down, are
+/// passed over.
+fn tail(mut file: &File) -> io::Result<VecDeque<ChangeRecord>> {
+    let size = file.metadata()?.len();
+    let from = size.saturating_sub(TAIL_BYTES);
+    file.seek(SeekFrom::Start(from))?;
+    let mut bytes = Vec::new();
+    file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+    if bytes.last().is_some_and(|byte| *byte != b'\n') {
+        // What comes next must not go on half a line.
+        file.write_all(b"\n")?;
+    }
+    let lines = bytes.split(|byte| *byte == b'\n').skip(usize::from(from > 0));
+    let mut records: VecDeque<_> = lines.filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    let over = records.len().saturating_sub(KEPT);
+    records.drain(..over);
+    Ok(records)
+}
+
+impl Writer {
+    fn start(mut file: File, path: PathBuf) -> io::Result<Self> {
+        let (lines, queue) = mpsc::channel::<String>();
+        let thread = std::thread::Builder::new().name("audit".to_owned()).spawn(move || {
+            let mut failing = false;
+            while let Ok(mut line) = queue.recv() {
+                line.push('\n');
+                // One write a line: lines of several servers do not mix.
+                let outcome = file.write_all(line.as_bytes()).and_then(|()| file.sync_data());
+                match outcome {
+                    Ok(()) => failing = false,
+                    Err(error) => {
+                        if !failing {
+                            tracing::error!(%error, path = %path.display(), "cannot write the audit log: what follows is in this log alone");
+                        }
+                        failing = true;
+                        tracing::warn!(target: "torchlane::models", record = shown(line.trim_end(), 2048), "not in the audit log");
+                    }
+                }
+            }
+        })?;
+        Ok(Self { lines: Some(lines), thread: Some(thread) })
+    }
+
+    fn write(&self, line: String) {
+        if let Some(lines) = &self.lines {
+            // The thread lives as long as this.
+            let _received = lines.send(line);
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.lines = None;
+        if let Some(thread) = self.thread.take()
+            && !threads::join(vec![thread], LAST_LINES)
+        {
+            tracing::warn!("the audit log could not be written to its end");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(model: &str, generation: u64) -> ChangeRecord {
+        ChangeRecord {
+            at: "2026-01-01T00:00:00.000Z".into(),
+            model: model.into(),
+            change: "reloaded".into(),
+            asker: Some("repository".into()),
+            version: Some(2),
+            previous: Some(1),
+            live: Some(2),
+            generation,
+            sha256: Some("ab".into()),
+            bytes: Some(45),
+            phases: [("load".to_owned(), 0.5)].into(),
+            reason: None,
+            error: None,
+        }
+    }
+
+    #[test]
+    fn a_server_remembers_what_was_before_its_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.jsonl");
+        let lines: String = (0..3).map(|i| serde_json::to_string(&record("m", i)).unwrap() + "\n").collect();
+        std::fs::write(&path, format!("{lines}{{\"at\": \"half a li")).unwrap();
+        let history = History::new(Some(&path)).unwrap();
+        assert_eq!(history.last(Some("m"), 2), [record("m", 1), record("m", 2)]);
+        assert_eq!(history.last(Some("n"), 2), []);
+        let writer = history.writer.as_ref().unwrap();
+        writer.write(serde_json::to_string(&record("n", 4)).unwrap());
+        drop(history);
+        let again = History::new(Some(&path)).unwrap();
+        assert_eq!(again.last(None, 10).len(), 4, "the half line is passed over, the one after it is whole");
+        assert_eq!(again.last(Some("n"), 10), [record("n", 4)]);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_an_error_at_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(History::new(Some(&dir.path().join("no/such/dir.jsonl"))).is_err());
+    }
+}
