@@ -13,6 +13,8 @@ use tokio::{
     sync::mpsc,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::transport::server::TcpConnectInfo;
+use tower::util::MapRequest;
 
 use super::activity::{Activity, Lively};
 use crate::sched;
@@ -170,6 +172,12 @@ async fn connection<S>(
         .max_header_list_size(16 * 1024)
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .keep_alive_timeout(Duration::from_secs(20));
+    // Who asks for a change of a model is written down.
+    let from = TcpConnectInfo { local_addr: stream.local_addr().ok(), remote_addr: stream.peer_addr().ok() };
+    let service = MapRequest::new(service, move |mut request: http::Request<_>| {
+        request.extensions_mut().insert(from.clone());
+        request
+    });
     let greeted = tokio::select! {
         greeted = greeted(stream, activity) => greeted,
         () = stop.cancelled() => return,
