@@ -15,6 +15,7 @@
 )]
 
 mod echo;
+mod fenced;
 mod isolation;
 mod load;
 mod models;
@@ -102,6 +103,28 @@ enum What {
         #[arg(long, default_value = "target/bench/reload.json")]
         json: PathBuf,
     },
+    /// A steady load, and reloads of a model of 45 MB back to back: what those who are served notice of them
+    Fenced {
+        /// Repository that tools/models/bench_models.py made
+        #[arg(long, default_value = "bench-models")]
+        repository: PathBuf,
+        #[arg(long, default_value_t = 1000)]
+        reloads: usize,
+        /// Length of each window with or without reloads, in seconds
+        #[arg(long, default_value_t = 20.0)]
+        seconds: f64,
+        /// Part of capacity that is sent
+        #[arg(long, default_value_t = 0.7)]
+        load: f64,
+        /// Only these scenarios: same, other
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+        #[arg(long, default_value = "target/bench/fenced.json")]
+        json: PathBuf,
+        /// Where the picture goes
+        #[arg(long, default_value = "target/bench/fenced.svg")]
+        svg: PathBuf,
+    },
     /// A tonic server that answers without a model
     #[command(hide = true)]
     Echo,
@@ -124,6 +147,9 @@ fn main() -> Result<()> {
             isolation::run(&isolation::Plan { repository, rounds, seconds, only, json, svg })
         }
         What::Reload { reloads, callers, json } => reload::run(reloads, callers, &json),
+        What::Fenced { repository, reloads, seconds, load, only, json, svg } => {
+            fenced::run(&fenced::Plan { repository, reloads, seconds, load, only, json, svg })
+        }
         What::Echo => echo::serve(),
         What::Plain { repository, threads } => plain::obey(&repository, threads),
     }

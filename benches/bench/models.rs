@@ -52,9 +52,13 @@ fn noise(count: i64) -> Bytes {
 impl Model {
     /// One item, encoded: every caller sends the same bytes.
     pub fn request(&self) -> Bytes {
+        self.request_to(self.name)
+    }
+
+    /// The same, for a model of another name.
+    pub fn request_to(&self, name: &str) -> Bytes {
         let input = tensor("x", self.input, noise(self.input.iter().product()));
-        let request =
-            proto::InferRequest { model: self.name.into(), inputs: vec![input], ..Default::default() };
+        let request = proto::InferRequest { model: name.into(), inputs: vec![input], ..Default::default() };
         request.encode_to_vec().into()
     }
 
