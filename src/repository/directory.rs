@@ -22,7 +22,10 @@ use std::{
 
 use thiserror::Error;
 
-use crate::model::{ModelName, Version};
+use crate::{
+    loader::seal::FILE as SEAL,
+    model::{ModelName, Version},
+};
 
 /// The archive's file name within a version.
 const ARCHIVE: &str = "model.pt";
@@ -32,9 +35,6 @@ const WEIGHTS: [&str; 2] = ["weights.safetensors", "weights.pth"];
 
 /// Inputs to run, and what should come out.
 const SAMPLES: &str = "samples.safetensors";
-
-/// Sizes, digests and signatures of a version's files.
-const SEAL: &str = "manifest.json";
 
 /// What a model's directory says about it.
 const MANIFEST: &str = "model.toml";
@@ -79,6 +79,19 @@ impl VersionFiles {
     /// A lone archive.
     fn bare(archive: PathBuf) -> Self {
         Self { version: Version(1), archive, weights: None, samples: None, seal: None, manifest: None }
+    }
+
+    /// What a version's directory holds, seen by itself: the archive is taken to be in it, whether it is or not.
+    pub fn in_directory(version: Version, directory: &Path) -> Self {
+        let at = |file: &str| Some(directory.join(file)).filter(|path| is_there(path));
+        Self {
+            version,
+            archive: directory.join(ARCHIVE),
+            weights: WEIGHTS.into_iter().find_map(at),
+            samples: at(SAMPLES),
+            seal: at(SEAL),
+            manifest: None,
+        }
     }
 }
 
@@ -180,16 +193,9 @@ impl Directory {
                 let version: Version = entry.file_name().to_str()?.parse().ok()?;
                 // By the directory's own word where it has one: the entry itself may not be open to us.
                 let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir()) || entry.path().is_dir();
-                is_dir.then(|| {
-                    let at = |file: &str| Some(entry.path().join(file)).filter(|path| is_there(path));
-                    VersionFiles {
-                        version,
-                        archive: entry.path().join(ARCHIVE),
-                        weights: WEIGHTS.into_iter().find_map(at),
-                        samples: at(SAMPLES),
-                        seal: at(SEAL),
-                        manifest: manifest.clone(),
-                    }
+                is_dir.then(|| VersionFiles {
+                    manifest: manifest.clone(),
+                    ..VersionFiles::in_directory(version, &entry.path())
                 })
             })
             .collect();
