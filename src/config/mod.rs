@@ -7,4 +7,4 @@ mod layers;
 mod settings;
 
 pub use layers::{ConfigError, Layered, Provenance, load};
-pub use settings::{Admission, BackendKind, Executors, Loader, Log, Server, Settings};
+pub use settings::{Admission, BackendKind, Executors, Integrity, Loader, Log, Server, Settings};
