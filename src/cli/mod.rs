@@ -120,6 +120,11 @@ fn print_line(line: std::fmt::Arguments<'_>) {
     }
 }
 
+/// `1 file`, `2 files`.
+fn counted(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 /// Prints rows in columns.
 fn print_table(header: &[&str], rows: &[Vec<String>]) {
     let width = |column: usize| {

@@ -5,6 +5,7 @@ use std::{path::PathBuf, time::SystemTime};
 use super::{
     Failure,
     client::show_bytes,
+    counted,
     versions::{OnDisk, at},
 };
 use crate::{
@@ -113,9 +114,9 @@ fn sign(args: &Args, on_disk: &OnDisk, key: Option<&PrivateKey>) -> Result<(), F
         format!("signed by {}", signers.join(", "))
     };
     println!(
-        "{}: {} files ({}) {of}, {signed}",
+        "{}: {} ({}) {of}, {signed}",
         directory.join(seal::FILE).display(),
-        made.files().len(),
+        counted(made.files().len(), "file"),
         show_bytes(bytes)
     );
     Ok(())

@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, ops::ControlFlow, path::PathBuf};
 
-use super::{Failure, print_table, versions::at};
+use super::{Failure, counted, print_table, versions::at};
 use crate::loader::seal::{self, Integrity, Policy, TrustedKey};
 
 /// Checks versions against their manifest.json as a server would, and tells all that is wrong. Nothing is loaded.
@@ -59,6 +59,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     print_table(&["VERSION", "WHAT", "RESULT"], &rows);
     match problems {
         0 => Ok(()),
-        _ => Err(Failure::Failed(format!("{problems} things are wrong in {} versions", versions.len()))),
+        _ => {
+            let (problems, versions) = (counted(problems, "problem"), counted(versions.len(), "version"));
+            Err(Failure::Failed(format!("{problems} in {versions}: see the lines with WRONG")))
+        }
     }
 }

@@ -39,7 +39,8 @@ pub(super) fn at(path: &Path) -> Result<Vec<OnDisk>, Failure> {
             (Ok(version), Some((repository, model))) => {
                 let found = Directory::open(&repository).and_then(|dir| dir.find(&model)).map_err(failed)?;
                 let is_it = |on_disk: &OnDisk| on_disk.files.version == version;
-                found.and_then(|found| versions(&whole, found).into_iter().find(is_it))
+                let model = repository.join(model.as_str());
+                found.and_then(|found| versions(&model, found).into_iter().find(is_it))
             }
             _ => None,
         };
@@ -79,4 +80,41 @@ fn versions(model: &Path, found: Found) -> Vec<OnDisk> {
         OnDisk { place: Place::of(&name, files.version), path, files }
     };
     found.versions.into_iter().map(on_disk).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_leads_to_its_versions_and_says_where_they_lie() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("models");
+        for file in
+            ["m/1/model.pt", "m/2/weights.pth", "7/1/model.pt", "bare.pt", "m/.3/model.pt", "empty/notes.txt"]
+        {
+            let path = root.join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "").unwrap();
+        }
+        let found = |path: &str| {
+            let show = |on_disk: OnDisk| {
+                let Place { model, version } = on_disk.place;
+                let path = on_disk.path.strip_prefix(&root).unwrap().display().to_string();
+                (model.map(|model| model.to_string()).unwrap_or_default(), version.map_or(0, |v| v.0), path)
+            };
+            at(&root.join(path)).map(|all| all.into_iter().map(show).collect::<Vec<_>>())
+        };
+        let is = |model: &str, version, path: &str| (model.to_owned(), version, path.to_owned());
+        assert_eq!(found("m/2/").unwrap(), [is("m", 2, "m/2")]);
+        assert_eq!(found("m").unwrap(), [is("m", 1, "m/1"), is("m", 2, "m/2")]);
+        assert_eq!(found("m/2/..").unwrap(), found("m").unwrap());
+        assert_eq!(found("7").unwrap(), [is("7", 1, "7/1")], "a number may be a model's name");
+        assert_eq!(found("m/.3").unwrap(), [is("", 0, "m/.3")], "one that is being made lies nowhere yet");
+        let all = found("").unwrap();
+        assert_eq!(all, [is("7", 1, "7/1"), is("bare", 1, "bare.pt"), is("m", 1, "m/1"), is("m", 2, "m/2")]);
+        for wrong in ["none", "empty", "bare.pt"] {
+            assert!(matches!(found(wrong), Err(Failure::Usage(_))), "{wrong}");
+        }
+    }
 }

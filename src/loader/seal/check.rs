@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{FILE, Fact, Integrity, MOST_BYTES, Place, Policy, Seal, Violation};
+use super::{Base, FILE, Fact, Integrity, MOST_BYTES, Place, Policy, Seal, Violation};
 use crate::{
     loader::{FileIdentity, digest},
     repository::VersionFiles,
@@ -99,12 +99,12 @@ pub fn examine<B>(
         seal.files().iter().map(|(name, fact)| (name.clone(), directory.join(name), fact)).collect();
     if !files.archive.starts_with(directory) {
         match seal.base() {
-            Some(base) => {
-                let of = base.version.map_or_else(String::new, |version| format!(" (version {version})"));
-                listed.push((format!("base archive{of}"), files.archive.clone(), &base.fact));
-            }
+            Some(base) => listed.push((base_name(base), files.archive.clone(), &base.fact)),
             None => tell("base archive", Err(Violation::NoBase))?,
         }
+    } else if let Some(base) = seal.base().filter(|_| !files.archive.exists()) {
+        // Weights that lie apart from the archive below them: half of what was sealed.
+        tell(&base_name(base), Err(Violation::Missing(base_name(base))))?;
     }
     // Sizes of all, then digests: a copy that was cut short is found without reading gigabytes.
     let mut to_hash = Vec::new();
@@ -135,11 +135,18 @@ fn read_of(files: &VersionFiles) -> impl Iterator<Item = &Path> {
 
 /// Files that would be read though the seal beside them does not list them.
 fn unlisted(seal: &Seal, directory: &Path, files: &VersionFiles) -> Vec<String> {
+    let elsewhere = |path: &Path| seal.base().is_some() && path == files.archive && !path.exists();
     read_of(files)
+        .filter(|path| !elsewhere(path))
         .filter_map(|path| path.strip_prefix(directory).ok()?.to_str())
         .filter(|name| !seal.files().contains_key(*name))
         .map(str::to_owned)
         .collect()
+}
+
+fn base_name(base: &Base) -> String {
+    let of = base.version.map_or_else(String::new, |version| format!(" (version {version})"));
+    format!("base archive{of}")
 }
 
 fn of_size(name: &str, path: &Path, fact: &Fact) -> Result<(), Violation> {

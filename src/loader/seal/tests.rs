@@ -193,6 +193,28 @@ fn an_old_version_does_not_come_back_under_a_new_number() {
 }
 
 #[test]
+fn weights_apart_from_their_archive_are_half_of_what_was_sealed() {
+    let repository = Repository::new();
+    fs::rename(repository.path("2"), repository.path("staged")).unwrap();
+    let files = VersionFiles::in_directory(Version(2), &repository.path("staged"));
+    let mut told = Vec::new();
+    let examined = examine::<()>(&Repository::place(2), &files, &Integrity::default(), &mut |what, found| {
+        told.push((what.to_owned(), found.err()));
+        std::ops::ControlFlow::Continue(())
+    });
+    assert!(examined.is_continue());
+    let base = "base archive (version 1)".to_owned();
+    let expected = [
+        (base.clone(), Some(Violation::Missing(base))),
+        ("samples.safetensors".into(), None),
+        ("weights.safetensors".into(), None),
+    ];
+    assert_eq!(told, expected);
+    // A server reads the archive first, so it does not come so far.
+    assert!(matches!(check(&Place::default(), &files, &Integrity::default()), Err(Violation::Unreadable(_))));
+}
+
+#[test]
 fn what_a_policy_asks_for() {
     let repository = Repository::new();
     fs::remove_file(repository.path("1/manifest.json")).unwrap();
