@@ -99,8 +99,12 @@ reasons! {
     ForwardFailed => "FORWARD_FAILED", Internal;
     /// An archive could not be verified, loaded or warmed up; the message names the phase.
     LoadFailed => "LOAD_FAILED", FailedPrecondition;
-    /// The archive's sha256 is not the one expected.
+    /// A version's files are not those that the caller or its `manifest.json` names.
     DigestMismatch => "DIGEST_MISMATCH", FailedPrecondition;
+    /// A version lacks the `manifest.json`, or the signature, that `integrity.policy` asks for.
+    NotSigned => "NOT_SIGNED", FailedPrecondition;
+    /// No signature of a version's `manifest.json` is a trusted key's.
+    SignatureInvalid => "SIGNATURE_INVALID", FailedPrecondition;
     /// A newer change of the same model came in before this one was done.
     Superseded => "SUPERSEDED", Aborted;
     /// There is nothing to roll back to.

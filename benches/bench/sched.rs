@@ -18,7 +18,7 @@ use torchlane::{
     backend::{Backend, FakeBackend},
     call::{Admitted, BoundCall, InferCall},
     lifecycle::{Preparation, Rules, prepare},
-    model::{BatchKey, Batching, Lane, ModelName, NamedTensor, TenantId, VersionSelector},
+    model::{BatchKey, Batching, Lane, NamedTensor, TenantId, VersionSelector},
     registry::{ModelSlot, Registry, SlotId},
     repository::Directory,
     sched::{
@@ -66,10 +66,13 @@ fn scheduler(rounds: usize) -> Result<Value> {
         fs::write(folder.join("model.toml"), format!("[batching]\nmax_batch = {max_batch}\n"))?;
         let backend: Arc<dyn Backend> = Arc::new(FakeBackend);
         let found = Directory::open(repository.path())?.scan()?;
-        let files = found.first().and_then(|model| model.versions.first()).ok_or("no model")?;
+        let model = found.first().ok_or("no model")?;
+        let files = model.versions.first().ok_or("no version")?;
         let registry = Arc::new(Registry::default());
-        let slot = registry.get_or_insert(&"echo".parse::<ModelName>()?);
-        slot.swap(Some(prepare(backend.as_ref(), &Preparation::alone(files, &Rules::default()))?.servable));
+        let slot = registry.get_or_insert(&model.name);
+        let rules = Rules::default();
+        let alone = Preparation::alone(&model.name, files, &rules);
+        slot.swap(Some(prepare(backend.as_ref(), &alone)?.servable));
         let executors = ExecutorConfig { threads: 1, intra_op: 1, spare: 0, queue: QUEUE };
         let scheduler = Scheduler::start(executors, &backend)?;
         let mut rate = Rounds::default();

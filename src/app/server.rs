@@ -16,10 +16,13 @@ use crate::{
     admission::{ControlLane, Forecaster, InFlightBytes, LimitSnapshot, Pressure, ResolveLayer, Tenants},
     api::{health::Health, http, native::ModelServerService},
     backend::{Backend, FakeBackend, ThreadRole},
-    config::{BackendKind, Settings},
+    config::{self, BackendKind, Settings},
     layers::{CountBytes, End, Guard, ReadDeadline, RequestCap, Shed},
     lifecycle::{History, Manager, ManagerConfig, Preparation, Rules, WatchConfig, prepare, watch},
-    loader::LoaderPool,
+    loader::{
+        LoaderPool,
+        seal::{Integrity, KeyError, Policy, TrustedKey},
+    },
     proto::{self, model_server_server::ModelServerServer},
     registry::Registry,
     repository::{Directory, RepositoryError},
@@ -52,6 +55,9 @@ pub enum StartError {
         "this binary was built without libtorch: build it with the feature 'torch', or set backend = 'fake'"
     )]
     NoTorch,
+    /// A key that cannot be trusted, because it is none.
+    #[error("integrity.trusted_keys: {0}")]
+    Key(#[from] KeyError),
     /// The system refused threads or the like.
     #[error("cannot start: {0}")]
     System(#[from] std::io::Error),
@@ -337,8 +343,21 @@ fn history(settings: &Settings) -> Result<Arc<History>, StartError> {
 }
 
 /// What every version must satisfy, by the settings.
-fn rules(_settings: &Settings) -> Result<Rules, StartError> {
-    Ok(Rules::default())
+fn rules(settings: &Settings) -> Result<Rules, StartError> {
+    Ok(Rules { integrity: integrity(&settings.integrity)? })
+}
+
+fn integrity(settings: &config::Integrity) -> Result<Integrity, StartError> {
+    let trusted = settings
+        .trusted_keys
+        .iter()
+        .map(|key| TrustedKey::from_setting(key))
+        .collect::<Result<Vec<_>, _>>()?;
+    if !trusted.is_empty() && settings.policy != Policy::Signed {
+        let policy = settings.policy.as_str();
+        tracing::warn!("integrity.trusted_keys are not looked at: integrity.policy is {policy}, not signed");
+    }
+    Ok(Integrity { policy: settings.policy, trusted })
 }
 
 /// What `torchlane check` found out about one version of a model.
@@ -374,7 +393,7 @@ pub fn check_models(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> 
                     (None, Some(unreadable.unwrap_or_else(nothing)))
                 }
                 Some(files) => {
-                    let problem = prepare(backend.as_ref(), &Preparation::alone(files, &rules))
+                    let problem = prepare(backend.as_ref(), &Preparation::alone(&found.name, files, &rules))
                         .err()
                         .map(|failure| failure.to_string());
                     (Some(files.version.0), problem)

@@ -16,6 +16,9 @@ mod models;
 mod picture;
 mod reload;
 mod serve;
+mod sign;
+mod verify;
+mod versions;
 
 use std::{io::Write as _, process::ExitCode};
 
@@ -66,6 +69,10 @@ enum Command {
     Bench(bench::Args),
     /// Print what an archive holds, without running it
     Inspect(inspect::Args),
+    /// Write the digests of a version's files, and sign them
+    Sign(sign::Args),
+    /// Check versions against their digests and signatures
+    Verify(verify::Args),
     /// Print a completion script for a shell
     Completions {
         /// bash, zsh, fish, elvish or powershell
@@ -83,6 +90,8 @@ pub fn main() -> ExitCode {
         Command::Models(args) => models::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Sign(args) => sign::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "torchlane", &mut script);
@@ -109,6 +118,11 @@ fn print_line(line: std::fmt::Arguments<'_>) {
         let _unwritable = writeln!(std::io::stderr(), "error: cannot write the result: {error}");
         std::process::exit(1);
     }
+}
+
+/// `1 file`, `2 files`.
+fn counted(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// Prints rows in columns.

@@ -7,4 +7,6 @@ mod layers;
 mod settings;
 
 pub use layers::{ConfigError, Layered, Provenance, load};
-pub use settings::{Admission, Audit, BackendKind, Executors, Loader, Log, Server, Settings, Watch};
+pub use settings::{
+    Admission, Audit, BackendKind, Executors, Integrity, Loader, Log, Server, Settings, Watch,
+};

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::human_duration;
 use crate::{
     admission::{PressureSettings, TenantSettings},
+    loader::seal::Policy,
     telemetry::{AccessPolicy, LogFormat},
 };
 
@@ -37,6 +38,8 @@ pub struct Settings {
     pub watch: Watch,
     /// What is written down of changes of models.
     pub audit: Audit,
+    /// What files of models are held to.
+    pub integrity: Integrity,
     /// Log lines.
     pub log: Log,
 }
@@ -55,6 +58,7 @@ impl Default for Settings {
             loader: Loader::default(),
             watch: Watch::default(),
             audit: Audit::default(),
+            integrity: Integrity::default(),
             log: Log::default(),
         }
     }
@@ -236,6 +240,17 @@ impl Default for Watch {
     }
 }
 
+/// `[integrity]`
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Integrity {
+    /// What a version must bring: `off` (nothing), `digest` (a `manifest.json`) or `signed` (one with a signature by a
+    /// trusted key). A `manifest.json` that is there must be true in any case.
+    pub policy: Policy,
+    /// Public keys: paths of PEM files, PEM text, or `ed25519:` and 32 bytes in base64. Read at the start.
+    pub trusted_keys: Vec<String>,
+}
+
 /// `[log]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -335,6 +350,10 @@ impl Settings {
                 _ => "tenants.*.rate",
             };
             return Err((key, value, allowed));
+        }
+        if self.integrity.policy == Policy::Signed && self.integrity.trusted_keys.is_empty() {
+            let allowed = "at least one public key where integrity.policy is signed";
+            return Err(("integrity.trusted_keys", "[]".to_owned(), allowed));
         }
         if self.repositories.is_empty() {
             return Err(("repositories", "[]".to_owned(), "at least one directory"));

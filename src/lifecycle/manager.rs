@@ -366,11 +366,19 @@ impl Manager {
     ) -> Result<Prepared> {
         let (backend, rules) = (self.backend.clone(), self.config.rules.clone());
         let (served, live) = (entry.slot.served().all(), entry.slot.lease());
+        let model = entry.name().clone();
         let prepared = self
             .loader
             .run(move || {
                 let expected_sha256 = expected_sha256.as_deref();
-                let of = Preparation { files: &files, expected_sha256, served: &served, live, rules: &rules };
+                let of = Preparation {
+                    model: &model,
+                    files: &files,
+                    expected_sha256,
+                    served: &served,
+                    live,
+                    rules: &rules,
+                };
                 prepare(backend.as_ref(), &of)
             })
             .await

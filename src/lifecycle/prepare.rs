@@ -10,8 +10,8 @@ use crate::{
     admission::Breaker,
     backend::{Backend, Servable},
     error::{Error, Reason},
-    loader::{FileIdentity, digest},
-    model::{ModelManifest, Signature},
+    loader::seal::{self, Place},
+    model::{ModelManifest, ModelName, Signature},
     registry::{InputShapes, Lease},
     repository::VersionFiles,
     sched::{Measured, Quick},
@@ -46,20 +46,19 @@ pub struct LoadFailure {
     pub phase: Phase,
     /// One line.
     pub cause: String,
-    /// The archive's digest is not the one asked for.
-    pub digest_mismatch: bool,
+    /// What callers are told.
+    pub reason: Reason,
 }
 
 impl LoadFailure {
     fn new(phase: Phase, cause: impl fmt::Display) -> Self {
-        Self { phase, cause: cause.to_string(), digest_mismatch: false }
+        Self { phase, cause: cause.to_string(), reason: Reason::LoadFailed }
     }
 }
 
 impl From<LoadFailure> for Error {
     fn from(failure: LoadFailure) -> Self {
-        let reason = if failure.digest_mismatch { Reason::DigestMismatch } else { Reason::LoadFailed };
-        Self::new(reason, failure.to_string())
+        Self::new(failure.reason, failure.to_string())
     }
 }
 
@@ -79,6 +78,8 @@ pub struct Prepared {
 /// What a version is prepared from, and beside what.
 #[derive(Debug)]
 pub struct Preparation<'a> {
+    /// The model that it is a version of.
+    pub model: &'a ModelName,
     /// Where its files lie.
     pub files: &'a VersionFiles,
     /// The archive's digest, where the caller knows it.
@@ -93,8 +94,8 @@ pub struct Preparation<'a> {
 
 impl<'a> Preparation<'a> {
     /// Of a version that stands alone: nothing serves beside it, nothing was served before.
-    pub fn alone(files: &'a VersionFiles, rules: &'a Rules) -> Self {
-        Self { files, expected_sha256: None, served: &[], live: None, rules }
+    pub fn alone(model: &'a ModelName, files: &'a VersionFiles, rules: &'a Rules) -> Self {
+        Self { model, files, expected_sha256: None, served: &[], live: None, rules }
     }
 }
 
@@ -116,13 +117,13 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     let at = |phase| move |cause: &dyn fmt::Display| LoadFailure::new(phase, cause);
     let verify = at(Phase::Verify);
     let archive = files.archive.as_path();
-    let readable = |error: std::io::Error| verify(&format!("{}: {error}", archive.display()));
-    let before = FileIdentity::of(archive).map_err(readable)?;
-    // Digests first: not a byte of a file that is not what it should be is parsed.
-    let sha256 = digest(archive).map_err(readable)?;
-    if let Some(expected) = expected_sha256.filter(|expected| !expected.eq_ignore_ascii_case(&sha256)) {
+    // Digests and signatures first: not a byte of a file that is not what it should be is parsed.
+    let checked = seal::check(&Place::of(of.model, files.version), files, &of.rules.integrity)
+        .map_err(|wrong| LoadFailure { reason: wrong.reason(), ..verify(&wrong) })?;
+    let sha256 = &checked.sha256;
+    if let Some(expected) = expected_sha256.filter(|expected| !expected.eq_ignore_ascii_case(sha256)) {
         let cause = format!("sha256 of {} is {sha256}, {expected} was expected", archive.display());
-        return Err(LoadFailure { digest_mismatch: true, ..verify(&cause) });
+        return Err(LoadFailure { reason: Reason::DigestMismatch, ..verify(&cause) });
     }
     let summary = backend.inspect(archive).map_err(|error| verify(&error))?;
     let manifest = match &files.manifest {
@@ -146,10 +147,10 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
         load(&error)
     })?;
     // What was hashed must be what was loaded.
-    if FileIdentity::of(archive).ok() != Some(before) {
+    if let Some(changed) = checked.changed() {
         return Err(load(&format!(
             "{} changed while it was read: write versions aside and rename them",
-            archive.display()
+            changed.display()
         )));
     }
     phases.load = lap();
@@ -165,8 +166,8 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
         stateful: summary.stateful,
         quick: Arc::default(),
         max_batch,
-        sha256,
-        bytes: before.size,
+        sha256: checked.sha256,
+        bytes: checked.bytes,
         torch_version: summary.torch_version,
     };
     let shapes = shapes::shapes(&servable, served).map_err(|cause| LoadFailure::new(Phase::WarmUp, cause))?;

@@ -1,5 +1,10 @@
 //! What every version must satisfy before it may serve, whatever its model.
 
+use crate::loader::seal::Integrity;
+
 /// Made from the settings once; the same for every load.
 #[derive(Debug, Clone, Default)]
-pub struct Rules {}
+pub struct Rules {
+    /// What its files are held to.
+    pub integrity: Integrity,
+}

@@ -1,8 +1,9 @@
-//! From files to a servable: reading archives without running them, digests, and the threads that load.
+//! From files to a servable: reading archives without running them, digests, signatures, and the threads that load.
 
 pub mod archive;
 mod digest;
 mod pool;
+pub mod seal;
 pub mod summary;
 
 pub use digest::{FileIdentity, digest};

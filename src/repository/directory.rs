@@ -24,7 +24,10 @@ use std::{
 use thiserror::Error;
 
 use super::stamp::{age, stamp};
-use crate::model::{ModelName, Version};
+use crate::{
+    loader::seal::FILE as SEAL,
+    model::{ModelName, Version},
+};
 
 /// The archive's file name within a version.
 const ARCHIVE: &str = "model.pt";
@@ -34,9 +37,6 @@ const WEIGHTS: [&str; 2] = ["weights.safetensors", "weights.pth"];
 
 /// Inputs to run, and what should come out.
 const SAMPLES: &str = "samples.safetensors";
-
-/// Sizes, digests and signatures of a version's files.
-const SEAL: &str = "manifest.json";
 
 /// What a model's directory says about it.
 const MANIFEST: &str = "model.toml";
@@ -110,6 +110,21 @@ impl VersionFiles {
     /// Whether one of its files was written so lately that it may still be being written.
     pub fn is_younger_than(&self, settle: Duration) -> bool {
         age(self.files(), SystemTime::now()).is_some_and(|age| age < settle)
+    }
+
+    /// What a version's directory holds, seen by itself: the archive is taken to be in it, whether it is or not.
+    pub fn in_directory(version: Version, directory: &Path) -> Self {
+        let at = |file: &str| Some(directory.join(file)).filter(|path| is_there(path));
+        Self {
+            version,
+            archive: directory.join(ARCHIVE),
+            weights: WEIGHTS.into_iter().find_map(at),
+            samples: at(SAMPLES),
+            seal: at(SEAL),
+            manifest: None,
+            stamp: 0,
+            manifest_stamp: 0,
+        }
     }
 }
 
@@ -216,18 +231,9 @@ impl Directory {
                 let version: Version = entry.file_name().to_str()?.parse().ok()?;
                 // By the directory's own word where it has one: the entry itself may not be open to us.
                 let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir()) || entry.path().is_dir();
-                is_dir.then(|| {
-                    let at = |file: &str| Some(entry.path().join(file)).filter(|path| is_there(path));
-                    VersionFiles {
-                        version,
-                        archive: entry.path().join(ARCHIVE),
-                        weights: WEIGHTS.into_iter().find_map(at),
-                        samples: at(SAMPLES),
-                        seal: at(SEAL),
-                        manifest: manifest.clone(),
-                        stamp: 0,
-                        manifest_stamp: 0,
-                    }
+                is_dir.then(|| VersionFiles {
+                    manifest: manifest.clone(),
+                    ..VersionFiles::in_directory(version, &entry.path())
                 })
             })
             .collect();

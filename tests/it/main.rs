@@ -14,6 +14,7 @@ mod batching;
 mod edges;
 mod fake;
 mod history;
+mod integrity;
 mod server;
 mod tidy;
 #[cfg(feature = "torch")]
