@@ -34,7 +34,7 @@ pub(super) fn at(path: &Path) -> Result<Vec<OnDisk>, Failure> {
     let failed = |error| Failure::failed(error);
     // A number may name a model too, so what is in it decides.
     let alone = VersionFiles::in_directory(name.parse().unwrap_or(Version(0)), &whole);
-    if alone.archive.is_file() || alone.weights.is_some() || alone.seal.is_some() {
+    if holds_something(&alone) {
         let found = match (name.parse::<Version>(), whole.parent().and_then(model_of)) {
             (Ok(version), Some((repository, model))) => {
                 let found = Directory::open(&repository).and_then(|dir| dir.find(&model)).map_err(failed)?;
@@ -54,7 +54,7 @@ pub(super) fn at(path: &Path) -> Result<Vec<OnDisk>, Failure> {
         }
         None => None,
     };
-    let found: Vec<_> = match as_model.filter(|found| !found.versions.is_empty()) {
+    let found: Vec<_> = match as_model.filter(|found| found.versions.iter().any(holds_something)) {
         Some(found) => versions(&whole, found),
         None => {
             let scan = Directory::open(&whole).and_then(|dir| dir.scan()).map_err(failed)?;
@@ -65,6 +65,11 @@ pub(super) fn at(path: &Path) -> Result<Vec<OnDisk>, Failure> {
         return Err(wrong(&"no version is there: name the directory of a version, a model or a repository"));
     }
     Ok(found)
+}
+
+/// A directory with a number for a name may also be a model.
+fn holds_something(files: &VersionFiles) -> bool {
+    files.archive.is_file() || files.weights.is_some() || files.seal.is_some()
 }
 
 fn model_of(directory: &Path) -> Option<(PathBuf, ModelName)> {
