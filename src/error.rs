@@ -99,6 +99,8 @@ reasons! {
     ForwardFailed => "FORWARD_FAILED", Internal;
     /// An archive could not be verified, loaded or warmed up; the message names the phase.
     LoadFailed => "LOAD_FAILED", FailedPrecondition;
+    /// The archive asks for what a model does not need: files, other processes, memory that nobody checks.
+    UnsafeModel => "UNSAFE_MODEL", FailedPrecondition;
     /// The archive's sha256 is not the one expected.
     DigestMismatch => "DIGEST_MISMATCH", FailedPrecondition;
     /// A newer change of the same model came in before this one was done.

@@ -307,8 +307,8 @@ fn open(settings: &Settings) -> Result<Vec<Directory>, StartError> {
 }
 
 /// What every version must satisfy, by the settings.
-fn rules(_settings: &Settings) -> Result<Rules, StartError> {
-    Ok(Rules::default())
+fn rules(settings: &Settings) -> Result<Rules, StartError> {
+    Ok(Rules { safety: settings.safety.clone() })
 }
 
 /// What `torchlane check` found out about one version of a model.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::human_duration;
 use crate::{
     admission::{PressureSettings, TenantSettings},
+    loader::archive::safety::Safety,
     telemetry::{AccessPolicy, LogFormat},
 };
 
@@ -33,6 +34,8 @@ pub struct Settings {
     pub executors: Executors,
     /// Threads that load models.
     pub loader: Loader,
+    /// What archives may ask for.
+    pub safety: Safety,
     /// Log lines.
     pub log: Log,
 }
@@ -49,6 +52,7 @@ impl Default for Settings {
             pressure: PressureSettings::default(),
             executors: Executors::default(),
             loader: Loader::default(),
+            safety: Safety::default(),
             log: Log::default(),
         }
     }
@@ -302,6 +306,9 @@ impl Settings {
                 _ => "tenants.*.rate",
             };
             return Err((key, value, allowed));
+        }
+        if let Some((value, allowed)) = self.safety.problem() {
+            return Err(("safety.allow", value, allowed));
         }
         if self.repositories.is_empty() {
             return Err(("repositories", "[]".to_owned(), "at least one directory"));

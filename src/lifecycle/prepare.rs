@@ -1,6 +1,6 @@
 //! From a version's files to a warmed servable. Blocking: runs on a loader thread.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, path::Path, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tokio::time::Instant;
@@ -8,9 +8,9 @@ use tokio::time::Instant;
 use super::{Phases, Rules, WarmupReport, shapes, warmup};
 use crate::{
     admission::Breaker,
-    backend::{Backend, Servable},
+    backend::{ArchiveSummary, Backend, Servable},
     error::{Error, Reason},
-    loader::{FileIdentity, digest},
+    loader::{FileIdentity, archive::safety::Verdict, digest},
     model::{ModelManifest, Signature},
     registry::{InputShapes, Lease},
     repository::VersionFiles,
@@ -48,17 +48,23 @@ pub struct LoadFailure {
     pub cause: String,
     /// The archive's digest is not the one asked for.
     pub digest_mismatch: bool,
+    /// The archive is not known to be safe.
+    pub unsafe_model: bool,
 }
 
 impl LoadFailure {
     fn new(phase: Phase, cause: impl fmt::Display) -> Self {
-        Self { phase, cause: cause.to_string(), digest_mismatch: false }
+        Self { phase, cause: cause.to_string(), digest_mismatch: false, unsafe_model: false }
     }
 }
 
 impl From<LoadFailure> for Error {
     fn from(failure: LoadFailure) -> Self {
-        let reason = if failure.digest_mismatch { Reason::DigestMismatch } else { Reason::LoadFailed };
+        let reason = match &failure {
+            LoadFailure { digest_mismatch: true, .. } => Reason::DigestMismatch,
+            LoadFailure { unsafe_model: true, .. } => Reason::UnsafeModel,
+            _ => Reason::LoadFailed,
+        };
         Self::new(reason, failure.to_string())
     }
 }
@@ -98,12 +104,26 @@ impl<'a> Preparation<'a> {
     }
 }
 
+/// Refuses, or logs, what is not known to be safe: before libtorch sees a byte of it.
+fn check_safety(rules: &Rules, archive: &Path, summary: &ArchiveSummary) -> Result<(), LoadFailure> {
+    match rules.safety.judge(&summary.findings) {
+        Verdict::Serve => Ok(()),
+        Verdict::Warn(line) => {
+            tracing::warn!(target: "torchlane::load", archive = %archive.display(), "{line}");
+            Ok(())
+        }
+        Verdict::Refuse(line) => {
+            Err(LoadFailure { unsafe_model: true, ..LoadFailure::new(Phase::Verify, line) })
+        }
+    }
+}
+
 /// Verifies, loads and warms up.
 ///
 /// # Errors
 /// The phase that failed, and why.
 pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, LoadFailure> {
-    let Preparation { files, expected_sha256, served, .. } = *of;
+    let Preparation { files, expected_sha256, served, rules, .. } = *of;
     let mut phases = Phases::default();
     let mut clock = Instant::now();
     let mut lap = || {
@@ -125,6 +145,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
         return Err(LoadFailure { digest_mismatch: true, ..verify(&cause) });
     }
     let summary = backend.inspect(archive).map_err(|error| verify(&error))?;
+    check_safety(rules, archive, &summary)?;
     let manifest = match &files.manifest {
         None => ModelManifest::default(),
         Some(path) => {
