@@ -47,18 +47,18 @@ pub(super) enum Value<'a> {
 impl Value<'_> {
     /// The values that this one is made of.
     pub(super) fn parts(&self) -> impl Iterator<Item = Id> {
-        let (list, pairs, two): (&[Id], &[(Id, Id)], [Option<Id>; 2]) = match self {
-            Self::Tuple(items) | Self::List(items) => (items, &[], [None; 2]),
-            Self::Dict(pairs) => (&[], pairs, [None; 2]),
-            Self::Object { class, state } => (&[], &[], [Some(*class), *state]),
-            Self::Reduce { callable, args } => (&[], &[], [Some(*callable), Some(*args)]),
-            Self::Persistent(id) => (&[], &[], [Some(*id), None]),
+        let (mut list, mut pairs, mut others): (&[Id], &[(Id, Id)], _) = (&[], &[], [None, None]);
+        match self {
+            Self::Tuple(items) | Self::List(items) => list = items,
+            Self::Dict(items) => pairs = items,
+            Self::Object { class, state } => others = [Some(*class), *state],
+            Self::Reduce { callable, args } => others = [Some(*callable), Some(*args)],
+            Self::Persistent(id) => others = [Some(*id), None],
             Self::None | Self::Bool(_) | Self::Int(_) | Self::Number | Self::Str(_) | Self::Global { .. } => {
-                (&[], &[], [None; 2])
             }
-        };
+        }
         let pairs = pairs.iter().flat_map(|(key, value)| [*key, *value]);
-        list.iter().copied().chain(pairs).chain(two.into_iter().flatten())
+        list.iter().copied().chain(pairs).chain(others.into_iter().flatten())
     }
 }
 
