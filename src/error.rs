@@ -99,6 +99,8 @@ reasons! {
     ForwardFailed => "FORWARD_FAILED", Internal;
     /// An archive could not be verified, loaded or warmed up; the message names the phase.
     LoadFailed => "LOAD_FAILED", FailedPrecondition;
+    /// The archive asks for what a model does not need: files, other processes, memory that nobody checks.
+    UnsafeModel => "UNSAFE_MODEL", FailedPrecondition;
     /// A version's files are not those that the caller or its `manifest.json` names.
     DigestMismatch => "DIGEST_MISMATCH", FailedPrecondition;
     /// A version lacks the `manifest.json`, or the signature, that `integrity.policy` asks for.

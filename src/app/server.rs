@@ -344,7 +344,7 @@ fn history(settings: &Settings) -> Result<Arc<History>, StartError> {
 
 /// What every version must satisfy, by the settings.
 fn rules(settings: &Settings) -> Result<Rules, StartError> {
-    Ok(Rules { integrity: integrity(&settings.integrity)? })
+    Ok(Rules { integrity: integrity(&settings.integrity)?, safety: settings.safety.clone() })
 }
 
 fn integrity(settings: &config::Integrity) -> Result<Integrity, StartError> {

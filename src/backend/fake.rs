@@ -7,6 +7,7 @@
 //! fail = "message"      # the pass fails, if the first element is negative or `fail_always`
 //! fail_while = "path"   # the pass fails as long as there is such a file
 //! load_error = "text"   # loading fails
+//! unsafe = ["aten::x"]  # what an inspection would find that is not known to be harmless
 //! ```
 
 use std::{
@@ -19,6 +20,7 @@ use serde::Deserialize;
 
 use super::{ArchiveSummary, Backend, BackendError, Module, Pass, ThreadRole};
 use crate::{
+    loader::archive::safety::{Danger, Finding},
     model::{ArgKind, Argument, NamedTensor},
     tensor::{DType, HostTensor},
 };
@@ -41,6 +43,7 @@ struct Script {
     stateful: bool,
     nan: bool,
     nan_at_zero: bool,
+    r#unsafe: Vec<String>,
 }
 
 impl Default for Script {
@@ -57,6 +60,7 @@ impl Default for Script {
             stateful: false,
             nan: false,
             nan_at_zero: false,
+            r#unsafe: Vec::new(),
         }
     }
 }
@@ -65,6 +69,11 @@ fn script(path: &Path) -> Result<Script, BackendError> {
     let text =
         std::fs::read_to_string(path).map_err(|e| BackendError::new(format!("{}: {e}", path.display())))?;
     toml::from_str(&text).map_err(|e| BackendError::new(format!("not a fake archive: {}", e.message())))
+}
+
+fn finding(what: String) -> Finding {
+    let danger = Danger::Unknown;
+    Finding { what, place: "script".to_owned(), count: 1, severity: danger.severity(), danger }
 }
 
 impl Backend for FakeBackend {
@@ -93,6 +102,7 @@ impl Backend for FakeBackend {
             loops: false,
             stateful: script.stateful,
             torch_version: None,
+            findings: script.r#unsafe.into_iter().map(finding).collect(),
         })
     }
 

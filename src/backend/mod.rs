@@ -15,6 +15,7 @@ pub use torch::TorchBackend;
 
 use crate::{
     admission::Breaker,
+    loader::archive::safety::Finding,
     model::{Arg, Argument, ModelManifest, NamedTensor, Signature, Version},
     sched::Quick,
     tensor::Joined,
@@ -44,6 +45,8 @@ pub struct ArchiveSummary {
     pub stateful: bool,
     /// Version of torch that wrote it, where it says.
     pub torch_version: Option<String>,
+    /// What is not known to be harmless, the worst first.
+    pub findings: Vec<Finding>,
 }
 
 /// Why an archive could not be read, loaded or run. One line; the log has the rest.

@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 
 use super::{Failure, client::show_bytes, print_table};
-use crate::loader::archive::{self, TensorInfo};
+use crate::loader::archive::{
+    self, TensorInfo,
+    safety::{Finding, Policy, Safety, Verdict},
+};
 
-/// Nothing in the file is run.
+/// Nothing in the file is run. Exits with 1 if a server with `safety.policy = "strict"` would refuse it as unsafe.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// A TorchScript archive
@@ -13,6 +16,9 @@ pub(super) struct Args {
     /// All parameters, buffers and operators, not only the first ten
     #[arg(long)]
     all: bool,
+    /// A name that safety.allow would have; may be given several times
+    #[arg(long, value_name = "NAME")]
+    allow: Vec<String>,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -24,9 +30,17 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         archive::ArchiveError::Missing(_) => Failure::failed(error),
         error => Failure::Failed(format!("{}: {error}", args.file.display())),
     })?;
+    let safety = Safety { policy: Policy::Strict, allow: args.allow.clone() };
+    if let Some((value, allowed)) = safety.problem() {
+        return Err(Failure::Usage(format!("--allow {value}: it takes {allowed}")));
+    }
+    let verdict = match safety.judge(&info.findings) {
+        Verdict::Refuse(line) => Err(Failure::Failed(format!("{}: {line}", args.file.display()))),
+        Verdict::Serve | Verdict::Warn(_) => Ok(()),
+    };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&info).map_err(Failure::failed)?);
-        return Ok(());
+        return verdict;
     }
     println!(
         "{}: {} ({}, {} entries)",
@@ -50,6 +64,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     ];
     let effects: Vec<_> = effects.iter().filter(|(is, _)| *is).map(|(_, what)| *what).collect();
     println!("effects       {}", if effects.is_empty() { "none".to_owned() } else { effects.join(", ") });
+    println!("safety        {}", summary(&info.findings));
     if let Some(forward) = &info.forward {
         println!("\nforward");
         let mut rows: Vec<_> = forward
@@ -73,7 +88,28 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let rows: Vec<_> =
         operators.iter().map(|(name, count)| vec![(*name).clone(), count.to_string()]).collect();
     section(&["OPERATOR", "USES"], rows, args.all);
-    Ok(())
+    findings(&info.findings, args.all);
+    verdict
+}
+
+fn summary(findings: &[Finding]) -> String {
+    match findings.len() {
+        0 => "nothing but ordinary operators, plain pickles".to_owned(),
+        n => format!("{n} not known to be safe, see the end"),
+    }
+}
+
+/// The last section, so that it is what stays on the screen.
+fn findings(findings: &[Finding], all: bool) {
+    let row = |finding: &Finding| {
+        vec![
+            finding.what.clone(),
+            finding.place.clone(),
+            finding.count.to_string(),
+            finding.danger.to_string(),
+        ]
+    };
+    section(&["NOT KNOWN TO BE SAFE", "FIRST AT", "PLACES", "WHY"], findings.iter().map(row).collect(), all);
 }
 
 fn tensors(title: &str, tensors: &[TensorInfo], all: bool) {

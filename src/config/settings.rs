@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::human_duration;
 use crate::{
     admission::{PressureSettings, TenantSettings},
-    loader::seal::Policy,
+    loader::{archive::safety::Safety, seal::Policy},
     telemetry::{AccessPolicy, LogFormat},
 };
 
@@ -40,6 +40,8 @@ pub struct Settings {
     pub audit: Audit,
     /// What files of models are held to.
     pub integrity: Integrity,
+    /// What archives may ask for.
+    pub safety: Safety,
     /// Log lines.
     pub log: Log,
 }
@@ -59,6 +61,7 @@ impl Default for Settings {
             watch: Watch::default(),
             audit: Audit::default(),
             integrity: Integrity::default(),
+            safety: Safety::default(),
             log: Log::default(),
         }
     }
@@ -354,6 +357,9 @@ impl Settings {
         if self.integrity.policy == Policy::Signed && self.integrity.trusted_keys.is_empty() {
             let allowed = "at least one public key where integrity.policy is signed";
             return Err(("integrity.trusted_keys", "[]".to_owned(), allowed));
+        }
+        if let Some((value, allowed)) = self.safety.problem() {
+            return Err(("safety.allow", value, allowed));
         }
         if self.repositories.is_empty() {
             return Err(("repositories", "[]".to_owned(), "at least one directory"));

@@ -1,6 +1,6 @@
 //! From a version's files to a warmed servable. Blocking: runs on a loader thread.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, path::Path, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tokio::time::Instant;
@@ -8,9 +8,12 @@ use tokio::time::Instant;
 use super::{Phases, Rules, WarmupReport, shapes, warmup};
 use crate::{
     admission::Breaker,
-    backend::{Backend, Servable},
+    backend::{ArchiveSummary, Backend, Servable},
     error::{Error, Reason},
-    loader::seal::{self, Place},
+    loader::{
+        archive::safety::Verdict,
+        seal::{self, Place},
+    },
     model::{ModelManifest, ModelName, Signature},
     registry::{InputShapes, Lease},
     repository::VersionFiles,
@@ -99,12 +102,26 @@ impl<'a> Preparation<'a> {
     }
 }
 
+/// Refuses, or logs, what is not known to be safe: before libtorch sees a byte of it.
+fn check_safety(rules: &Rules, archive: &Path, summary: &ArchiveSummary) -> Result<(), LoadFailure> {
+    match rules.safety.judge(&summary.findings) {
+        Verdict::Serve => Ok(()),
+        Verdict::Warn(line) => {
+            tracing::warn!(target: "torchlane::load", archive = %archive.display(), "{line}");
+            Ok(())
+        }
+        Verdict::Refuse(line) => {
+            Err(LoadFailure { reason: Reason::UnsafeModel, ..LoadFailure::new(Phase::Verify, line) })
+        }
+    }
+}
+
 /// Verifies, loads and warms up.
 ///
 /// # Errors
 /// The phase that failed, and why.
 pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, LoadFailure> {
-    let Preparation { files, expected_sha256, served, .. } = *of;
+    let Preparation { files, expected_sha256, served, rules, .. } = *of;
     let mut phases = Phases::default();
     let mut clock = Instant::now();
     let mut lap = || {
@@ -126,6 +143,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
         return Err(LoadFailure { reason: Reason::DigestMismatch, ..verify(&cause) });
     }
     let summary = backend.inspect(archive).map_err(|error| verify(&error))?;
+    check_safety(rules, archive, &summary)?;
     let manifest = match &files.manifest {
         None => ModelManifest::default(),
         Some(path) => {

@@ -37,6 +37,10 @@ pub enum Stopped {
     Panicked,
 }
 
+/// libtorch's compiler calls itself for what is nested in a model's code. `archive::safety` bounds the nesting for this
+/// much stack, of which only what is used takes memory.
+const STACK_BYTES: usize = 64 << 20;
+
 /// Work that may wait for a thread. The manager admits one change a model at a time, so this is not reached in practice.
 const QUEUE: usize = 4096;
 
@@ -52,7 +56,9 @@ impl LoaderPool {
         let threads = (0..threads.max(1))
             .map(|index| {
                 let (queue, backend) = (queue.clone(), backend.clone());
-                std::thread::Builder::new().name(format!("load-{index}")).spawn(move || {
+                let thread =
+                    std::thread::Builder::new().name(format!("load-{index}")).stack_size(STACK_BYTES);
+                thread.spawn(move || {
                     // On Linux this is the thread's own priority. Without it loading still works, only less politely.
                     if let Err(error) = rustix::process::setpriority_process(None, 19) {
                         tracing::warn!(%error, "loader threads keep normal CPU priority");

@@ -1,10 +1,6 @@
 //! From what an archive says to what serving needs of it.
 
-use std::{
-    fs::File,
-    io::{self, BufReader},
-    path::Path,
-};
+use std::path::Path;
 
 use super::archive::{self, TypeExpr};
 use crate::{
@@ -18,7 +14,7 @@ use crate::{
 /// Not a TorchScript archive with a `forward` that requests can fill.
 pub fn of_archive(path: &Path) -> Result<ArchiveSummary, BackendError> {
     let info = archive::inspect(path).map_err(|error| BackendError::new(error.to_string()))?;
-    check_sums(path).map_err(|error| BackendError::new(error.to_string()))?;
+    archive::check_entries(path).map_err(|error| BackendError::new(error.to_string()))?;
     let Some(forward) = &info.forward else {
         return Err(BackendError::new("the module has no forward method"));
     };
@@ -51,23 +47,8 @@ pub fn of_archive(path: &Path) -> Result<ArchiveSummary, BackendError> {
         stateful: info.effects.assigns_attributes
             || info.effects.mutates_containers && !info.attributes.is_empty(),
         torch_version: info.torch_version,
+        findings: info.findings,
     })
-}
-
-/// Reads every entry and checks its CRC: libtorch checks none, and would serve weights with a flipped bit.
-fn check_sums(path: &Path) -> io::Result<()> {
-    let damaged = |name: &str, error: &dyn std::fmt::Display| {
-        io::Error::other(format!("the archive is damaged: entry {name}: {error}: copy or export it again"))
-    };
-    // As the inspection reads it: the zip begins where the file does, nothing is searched for.
-    let config = zip::read::Config { archive_offset: zip::read::ArchiveOffset::Known(0) };
-    let mut zip = zip::ZipArchive::with_config(config, BufReader::new(File::open(path)?))?;
-    for index in 0..zip.len() {
-        let mut entry = zip.by_index(index)?;
-        let name = String::from_utf8_lossy(entry.name_raw()).into_owned();
-        io::copy(&mut entry, &mut io::sink()).map_err(|error| damaged(&name, &error))?;
-    }
-    Ok(())
 }
 
 fn kind(ty: &TypeExpr) -> Option<ArgKind> {

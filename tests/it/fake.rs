@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path, time::Duration};
 
+use torchlane::loader::archive::safety::{Policy, Safety};
 use torchlane::proto::{self, ModelState, Priority, model_server_client::ModelServerClient};
 
 use super::server::{Server, f32s, floats, reason, refused, request, serving, tensor};
@@ -22,6 +23,33 @@ pub fn repository(models: &[(&str, &str)]) -> tempfile::TempDir {
 
 pub fn reload(model: &str, version: u64) -> proto::ReloadModelRequest {
     proto::ReloadModelRequest { model: model.into(), version: version.to_string(), ..Default::default() }
+}
+
+#[tokio::test]
+async fn a_model_that_is_not_known_to_be_safe_is_refused_by_the_policy() {
+    let dir = repository(&[("good", ""), ("bad", "unsafe = ['aten::x', 'ns::y']")]);
+    let serves = async |policy, allow: &[&str]| {
+        let server = Server::fake(dir.path(), |settings| {
+            settings.safety = Safety { policy, allow: allow.iter().map(|&name| name.to_owned()).collect() };
+        });
+        let mut client = server.ready().await;
+        client.reload_model(reload("bad", 1)).await
+    };
+    for allow in [&[][..], &["aten::x"], &["ns::*"]] {
+        let status = serves(Policy::Strict, allow).await.unwrap_err();
+        assert_eq!(
+            (reason(&status).as_str(), status.code()),
+            ("UNSAFE_MODEL", tonic::Code::FailedPrecondition)
+        );
+        assert!(
+            status.message().starts_with("verify failed: the model is not known to be safe: "),
+            "{status}"
+        );
+        assert_eq!(status.message().contains("aten::x"), !allow.contains(&"aten::x"), "{status}");
+    }
+    serves(Policy::Strict, &["aten::x", "ns::*"]).await.unwrap();
+    serves(Policy::Warn, &[]).await.unwrap();
+    serves(Policy::Off, &[]).await.unwrap();
 }
 
 #[tokio::test]

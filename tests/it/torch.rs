@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use torchlane::{config::BackendKind, proto};
+use torchlane::{config::BackendKind, loader::archive::safety::Policy, proto};
 
 use super::server::{Client, Server, f32s, floats, reason, refused, request, tensor};
 
@@ -381,6 +381,36 @@ async fn broken_archives_are_refused_with_their_own_words() {
         client.infer(request("identity", vec![f32s("x", &[1], &[1.0])])).await.is_ok(),
         "what is live stays so"
     );
+}
+
+#[tokio::test]
+async fn a_model_that_reads_files_is_refused_unless_it_may() {
+    let dir = archives(&["identity", "reads_file"]);
+    for (allow, policy) in
+        [(vec![], "strict"), (vec!["aten::from_file".to_owned()], "strict"), (vec![], "warn")]
+    {
+        let refuses = allow.is_empty() && policy == "strict";
+        let server = Server::start(dir.path(), BackendKind::Torch, |settings| {
+            settings.safety.allow = allow;
+            settings.safety.policy = if policy == "warn" { Policy::Warn } else { Policy::Strict };
+        });
+        let mut client = server.ready().await;
+        let reload = proto::ReloadModelRequest { model: "reads_file".into(), ..Default::default() };
+        let answer = client.reload_model(reload).await;
+        if refuses {
+            let status = answer.unwrap_err();
+            assert_eq!(
+                (reason(&status).as_str(), status.code()),
+                ("UNSAFE_MODEL", tonic::Code::FailedPrecondition)
+            );
+            let says = "aten::from_file (code/__torch__.py:8) reads, maps or writes files";
+            assert!(status.message().contains(says), "{}", status.message());
+        } else {
+            answer.unwrap();
+            let answer = infer(&mut client, "reads_file", vec![f32s("x", &[1], &[0.0])]).await;
+            assert_eq!(floats(&answer.outputs[0]), [f32::from(b'[')]);
+        }
+    }
 }
 
 /// Resident memory of this process in KiB.

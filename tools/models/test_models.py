@@ -298,6 +298,13 @@ class NoForward(nn.Module):
         return x
 
 
+class ReadsFile(nn.Module):
+    """`x` -> x plus the first byte of `Cargo.toml`, as it lies where the process runs: what no model should do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.from_file("Cargo.toml", False, 1, dtype=torch.uint8)
+
+
 class Mlp(nn.Module):
     """`x` [batch, 4] -> [batch, 3], two layers; traced, so that its argument's name is the trace's."""
 
@@ -342,6 +349,7 @@ def made() -> Dict[str, nn.Module]:
         "returns_nothing": ReturnsNothing(),
         "no_arguments": NoArguments(),
         "no_forward": NoForward(),
+        "reads_file": ReadsFile(),
         "traced": Mlp(),
     }
 
@@ -404,6 +412,7 @@ def check() -> None:
     assert load("returns_number")(one) == 1 and load("returns_nothing")(one) is None
     assert load("no_arguments")().item() == 3.5
     assert not load("no_forward")._c._has_method("forward")
+    assert load("reads_file")(torch.tensor([0])).item() == ord("[")
     assert load("traced")(torch.ones(7, 4)).shape == (7, 3)
     load("flipped_bit")
     with zipfile.ZipFile(OUT / "flipped_bit.pt") as archive:

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::effects::Scan;
 use super::info::{Argument, Effects, MethodSignature};
 use super::lexer::{Lexer, Line, Token};
+use super::safety::{Findings, Mentions};
 use super::types::{TypeExpr, bracketed, demangle, split};
 
 /// Most tokens in declarations; a large traced model has some hundred thousand.
@@ -37,6 +38,7 @@ pub(super) struct Code {
     classes: HashMap<String, Class>,
     functions: HashSet<String>,
     scan: Scan,
+    mentions: Mentions,
     unreadable: bool,
     /// Tokens of the declarations so far, which stay in memory as types and names.
     declaration_tokens: usize,
@@ -47,14 +49,20 @@ impl Code {
     ///
     /// A file that cannot be read is remembered: what the code may do is then unknown.
     pub(super) fn read(&mut self, module: &str, text: &[u8]) {
+        self.mentions.begin_file(module);
         let Ok(text) = std::str::from_utf8(text) else {
             self.unreadable = true;
+            self.mentions.unreadable("bytes that are not UTF-8");
             return;
         };
         // What was read of a class before an error is kept: its signatures are still worth knowing.
         let mut open = None;
         let read = self.lines(module, text, &mut open);
-        self.unreadable |= read.is_err() | self.close(open).is_err();
+        let closed = self.close(open);
+        if let Err(reason) = read.and(closed) {
+            self.unreadable = true;
+            self.mentions.unreadable(reason);
+        }
         self.scan.end_file();
     }
 
@@ -80,8 +88,23 @@ impl Code {
         }
         let methods =
             self.classes.values().flat_map(|class| &class.methods).map(|method| method.name.as_str());
-        let defined = |path: &str| self.functions.contains(path) || self.classes.contains_key(path);
-        self.scan.effects(&methods.collect(), defined)
+        self.scan.effects(&methods.collect(), |path| self.defines(path))
+    }
+
+    /// Whether it has a class or a function of this path.
+    pub(super) fn defines(&self, path: &str) -> bool {
+        self.functions.contains(path) || self.classes.contains_key(path)
+    }
+
+    /// What it mentions that is not known to be harmless. Once: what was collected is taken.
+    pub(super) fn take_findings(&mut self) -> Findings {
+        let mentions = std::mem::take(&mut self.mentions);
+        let mut members = HashSet::new();
+        for class in self.classes.values() {
+            members.extend(class.methods.iter().map(|method| method.name.as_str()));
+            members.extend(class.attributes.iter().map(|(name, _)| name.as_str()));
+        }
+        mentions.findings(|path| self.defines(path), |name| members.contains(name))
     }
 
     /// A signature with the named tuples of the archive spelled out.
@@ -138,6 +161,7 @@ impl Code {
             }
             let tokens = line.tokens.as_slice();
             self.scan.line(tokens);
+            self.mentions.line(line.number, line.indent, tokens);
             let declares = matches!(tokens, [Token::Name("def" | "class"), ..])
                 || member_indent.is_some_and(|indent| indent == line.indent);
             if declares {

@@ -88,7 +88,7 @@ pub enum ArchiveError {
     #[error("{entry}, byte {offset}: {reason}: save the model again with torch.jit.save")]
     Pickle {
         /// Name of the entry.
-        entry: &'static str,
+        entry: String,
         /// Where in it.
         offset: usize,
         /// What is wrong there.
@@ -101,6 +101,20 @@ pub enum ArchiveError {
         storage: String,
         /// What is wrong with it.
         reason: String,
+    },
+    /// An entry that libtorch would read instead of what was inspected.
+    #[error("{0}, which libtorch would load instead of the code: the archive is made to deceive")]
+    Deceptive(&'static str),
+    /// Entries that inflate to far more than they take in the file.
+    #[error(
+        "its compressed entries would inflate to {declared_bytes} bytes, more than the {limit_bytes} allowed for a \
+         file of this size: if it is yours, save it again with torch.jit.save, which does not compress weights"
+    )]
+    Inflates {
+        /// What they declare.
+        declared_bytes: u64,
+        /// Most that is inflated.
+        limit_bytes: u64,
     },
     /// Modules nested deeper, or more of them, than is ever read.
     #[error("the module tree is {0} than any model's: the archive is damaged or hostile")]

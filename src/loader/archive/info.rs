@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde::Serialize;
 
+use super::safety::Finding;
 use super::types::TypeExpr;
 
 /// Everything that can be said about an archive without running it.
@@ -46,6 +47,8 @@ pub struct ArchiveInfo {
     pub effects: Effects,
     /// Some code loops: how long a call takes may depend on values, not only on sizes.
     pub loops: bool,
+    /// What is not known to be harmless, the worst first.
+    pub findings: Vec<Finding>,
 }
 
 impl ArchiveInfo {

@@ -41,6 +41,8 @@ impl<'a> Token<'a> {
 /// One logical line.
 #[derive(Debug, Default)]
 pub(super) struct Line<'a> {
+    /// Number of the line of the text in which it begins, from 1.
+    pub(super) number: usize,
     /// Blanks before it.
     pub(super) indent: usize,
     /// Its tokens, at least one.
@@ -50,6 +52,8 @@ pub(super) struct Line<'a> {
 /// Hands out a text's logical lines.
 pub(super) struct Lexer<'a> {
     rest: &'a str,
+    /// Line breaks that are cut off.
+    breaks: usize,
 }
 
 /// Operators of more than one letter, longest first.
@@ -60,7 +64,7 @@ const LONG_SYMBOLS: &[&str] = &[
 
 impl<'a> Lexer<'a> {
     pub(super) fn new(text: &'a str) -> Self {
-        Self { rest: text }
+        Self { rest: text, breaks: 0 }
     }
 
     /// The next line, `None` at the end, an error (what is wrong) where the text cannot be code.
@@ -73,7 +77,8 @@ impl<'a> Lexer<'a> {
             if self.rest.is_empty() {
                 return Ok(None);
             }
-            let line = self.line(indent)?;
+            let number = self.breaks + 1;
+            let line = Line { number, ..self.line(indent)? };
             if has_tab && !line.tokens.is_empty() {
                 return Err("a line indented by a tab");
             }
@@ -124,12 +129,13 @@ impl<'a> Lexer<'a> {
                 return Err("a line that is too long");
             }
         }
-        if depth > 0 { Err("a bracket that is never closed") } else { Ok(Line { indent, tokens }) }
+        if depth > 0 { Err("a bracket that is never closed") } else { Ok(Line { number: 0, indent, tokens }) }
     }
 
     fn cut(&mut self, length: usize) -> &'a str {
         let (taken, rest) = self.rest.split_at_checked(length).unwrap_or((self.rest, ""));
         self.rest = rest;
+        self.breaks += taken.bytes().filter(|byte| *byte == b'\n').count();
         taken
     }
 

@@ -6,20 +6,22 @@
 //! **Guarantees.** Nothing is executed. Any bytes give a value or an error, never a panic. The weights are not read, so
 //! the time does not depend on their size; that each tensor's bytes are there is checked against the zip directory.
 //! Memory and time are bounded: 100,000 entries, 64 MiB of code and pickle together, two million pickle values, no
-//! recursion without a limit.
+//! recursion without a limit. What the code and the pickles ask for that a model does not need is found ([`safety`]).
 //!
-//! **Not done.** The weights' checksums (a digest of the whole file does that), and any check that libtorch can compile
-//! the code.
+//! **Not done.** The weights' checksums (a digest of the whole file does that, and [`check_entries`]), and any check that
+//! libtorch can compile the code.
 
 mod code;
 mod container;
 mod effects;
 mod end_record;
 mod error;
+mod inflate;
 mod info;
 mod lexer;
 mod operators;
 mod pickle;
+pub mod safety;
 mod sniff;
 mod tensors;
 #[cfg(test)]
@@ -32,6 +34,7 @@ use std::io::{self, BufReader, Read, Seek};
 use std::path::Path;
 
 pub use error::ArchiveError;
+pub use inflate::check_entries;
 pub use info::{ArchiveInfo, Argument, Effects, MethodSignature, TensorInfo};
 pub use types::TypeExpr;
 
@@ -39,6 +42,7 @@ use code::Code;
 use container::Container;
 use error::shown;
 use pickle::{Pickle, Value};
+use safety::Findings;
 use tree::{Names, Walk};
 
 /// Reads everything that can be said about the archive at `path` without running it.
@@ -72,9 +76,15 @@ pub fn inspect_reader<R: Read + Seek>(reader: R, size: u64) -> Result<ArchiveInf
     if let Some(looks_like) = other_kind(&container, &names) {
         return Err(ArchiveError::NotTorchScript { looks_like });
     }
-    let code = read_code(&mut container, &names)?;
+    // The format of torch 1.0 to 1.2, which libtorch looks for first.
+    if container.has("model.json") {
+        return Err(ArchiveError::Deceptive("there is a model.json beside data.pkl"));
+    }
+    let mut code = read_code(&mut container, &names)?;
     let data = required(&mut container, "data.pkl")?;
     let constants = container.read("constants.pkl")?.unwrap_or_default();
+    let mut findings = code.take_findings();
+    read_line_tables(&mut container, &names, &mut findings)?;
     let format_version = match container.read("version")?.or(container.read(".data/version")?) {
         Some(bytes) => Some(number(&bytes)?),
         None => None,
@@ -82,6 +92,7 @@ pub fn inspect_reader<R: Read + Seek>(reader: R, size: u64) -> Result<ArchiveInf
 
     let pickle = Pickle::parse(&data, "data.pkl")?;
     tensors::check_all(&pickle, "data", &container)?;
+    safety::check_pickle(&pickle, "data.pkl", |path| code.defines(path), &mut findings);
     let (class_path, top) = top_class(&pickle, &code)?;
     let class_name = types::demangle(&class_path);
     let forward = top.methods.iter().find(|method| method.name == "forward");
@@ -106,7 +117,7 @@ pub fn inspect_reader<R: Read + Seek>(reader: R, size: u64) -> Result<ArchiveInf
     });
     let is_module = |name: &str| state.get(name).is_some_and(|id| walk.is_module(*id));
     let attributes = other_attributes(top, is_module);
-    let constants = read_constants(&constants, &container, &mut seen)?;
+    let constants = read_constants(&constants, &container, &mut seen, &code, &mut findings)?;
 
     let text = |bytes: Option<Vec<u8>>| bytes.map(|bytes| shown(String::from_utf8_lossy(&bytes).trim()));
     Ok(ArchiveInfo {
@@ -128,6 +139,7 @@ pub fn inspect_reader<R: Read + Seek>(reader: R, size: u64) -> Result<ArchiveInf
         operators: code.operators().clone(),
         effects: code.effects(),
         loops: code.loops(),
+        findings: findings.into_list(),
     })
 }
 
@@ -172,6 +184,20 @@ fn read_code<R: Read + Seek>(container: &mut Container<R>, names: &[String]) -> 
     Ok(code)
 }
 
+/// `code/....py.debug_pkl`: which line of Python a line of code came from. libtorch reads one when it words an error.
+fn read_line_tables<R: Read + Seek>(
+    container: &mut Container<R>,
+    names: &[String],
+    findings: &mut Findings,
+) -> Result<(), ArchiveError> {
+    for name in names.iter().filter(|name| name.to_ascii_lowercase().ends_with(".debug_pkl")) {
+        if let Some(bytes) = container.read(name)? {
+            safety::check_lines(&Pickle::parse(&bytes, name)?, name, findings);
+        }
+    }
+    Ok(())
+}
+
 fn required<R: Read + Seek>(container: &mut Container<R>, name: &str) -> Result<Vec<u8>, ArchiveError> {
     let missing = || ArchiveError::Entry { entry: name.to_owned(), reason: "missing".to_owned() };
     container.read(name)?.ok_or_else(missing)
@@ -203,12 +229,15 @@ fn read_constants<R: Read + Seek>(
     bytes: &[u8],
     container: &Container<R>,
     names: &mut Names,
+    code: &Code,
+    findings: &mut Findings,
 ) -> Result<Vec<TensorInfo>, ArchiveError> {
     if bytes.is_empty() {
         return Ok(Vec::new());
     }
     let pickle = Pickle::parse(bytes, "constants.pkl")?;
     tensors::check_all(&pickle, "constants", container)?;
+    safety::check_pickle(&pickle, "constants.pkl", |path| code.defines(path), findings);
     let mut constants = Vec::new();
     for (index, id) in pickle.tuple(pickle.root()).unwrap_or_default().iter().enumerate() {
         if let Some(tensor) = tensors::tensor(&pickle, *id, "constants", container)? {

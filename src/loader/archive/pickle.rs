@@ -44,6 +44,24 @@ pub(super) enum Value<'a> {
     Persistent(Id),
 }
 
+impl Value<'_> {
+    /// The values that this one is made of.
+    pub(super) fn parts(&self) -> impl Iterator<Item = Id> {
+        let (mut list, mut pairs, mut others): (&[Id], &[(Id, Id)], _) = (&[], &[], [None, None]);
+        match self {
+            Self::Tuple(items) | Self::List(items) => list = items,
+            Self::Dict(items) => pairs = items,
+            Self::Object { class, state } => others = [Some(*class), *state],
+            Self::Reduce { callable, args } => others = [Some(*callable), Some(*args)],
+            Self::Persistent(id) => others = [Some(*id), None],
+            Self::None | Self::Bool(_) | Self::Int(_) | Self::Number | Self::Str(_) | Self::Global { .. } => {
+            }
+        }
+        let pairs = pairs.iter().flat_map(|(key, value)| [*key, *value]);
+        list.iter().copied().chain(pairs).chain(others.into_iter().flatten())
+    }
+}
+
 /// A pickle, read.
 #[derive(Debug)]
 pub(super) struct Pickle<'a> {
@@ -53,7 +71,7 @@ pub(super) struct Pickle<'a> {
 
 impl<'a> Pickle<'a> {
     /// Reads all of `bytes`; `entry` is the name that errors carry.
-    pub(super) fn parse(bytes: &'a [u8], entry: &'static str) -> Result<Self, ArchiveError> {
+    pub(super) fn parse(bytes: &'a [u8], entry: &str) -> Result<Self, ArchiveError> {
         let mut machine = Machine {
             bytes,
             at: 0,
@@ -64,7 +82,7 @@ impl<'a> Pickle<'a> {
         };
         match machine.run() {
             Ok(root) => Ok(Self { values: machine.values, root }),
-            Err(reason) => Err(ArchiveError::Pickle { entry, offset: machine.at, reason }),
+            Err(reason) => Err(ArchiveError::Pickle { entry: shown(entry), offset: machine.at, reason }),
         }
     }
 
@@ -329,6 +347,10 @@ impl<'a> Machine<'a> {
     }
 
     fn memoize(&mut self, slot: u32) -> Step<()> {
+        // libtorch makes room for all slots up to this one.
+        if slot as usize > self.values.len() {
+            return Err(format!("memo slot {slot}, where {} would be next", self.values.len()));
+        }
         let top = self.top()?;
         self.memo.insert(slot, top);
         Ok(())

@@ -13,6 +13,10 @@ const COPY: &str = "copy the file again";
 
 /// The error for a file of `size` bytes that begins with `head`, or `None` where it begins like a zip file.
 pub(super) fn foreign(head: &[u8], size: u64) -> Option<ArchiveError> {
+    // A zip file that is a flatbuffer too: libtorch's loaders for phones look for this mark first.
+    if head.get(4..8) == Some(b"PTMF") {
+        return Some(ArchiveError::Deceptive("it begins like a zip file and like a flatbuffer"));
+    }
     let (looks_like, advice) = kind(head, size)?;
     Some(ArchiveError::Foreign { looks_like, advice })
 }

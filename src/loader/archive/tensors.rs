@@ -74,7 +74,7 @@ pub(super) fn tensor<R: Read + Seek>(
     }
 }
 
-/// Checks every tensor of a pickle, also those that no module names.
+/// Checks every tensor of a pickle, also those that no module names, and every storage, also those that no tensor has.
 pub(super) fn check_all<R: Read + Seek>(
     pickle: &Pickle<'_>,
     folder: &str,
@@ -87,8 +87,58 @@ pub(super) fn check_all<R: Read + Seek>(
         {
             rebuild(pickle, name, pickle.tuple(*args).unwrap_or_default(), folder, container)?;
         }
+        // libtorch makes a tensor of each, whether something rebuilds it or not.
+        if let Value::Persistent(description) = value {
+            storage(pickle, *description, folder, container)?;
+        }
     }
     Ok(())
+}
+
+/// A storage of a pickle, checked against the entry that holds its bytes.
+struct Storage {
+    entry: String,
+    dtype: &'static str,
+    item_bytes: u64,
+    elements: u64,
+}
+
+/// The storage that `("storage", class, key, device, elements)` describes.
+fn storage<R: Read + Seek>(
+    pickle: &Pickle<'_>,
+    description: Id,
+    folder: &str,
+    container: &Container<R>,
+) -> Result<Storage, ArchiveError> {
+    let &[_, class, key, _, declared, ..] = pickle.tuple(description).unwrap_or_default() else {
+        return Err(wrong(folder, "the description of its storage is incomplete"));
+    };
+    let (Some((module, class)), Value::Str(key)) = (pickle.global(class), pickle.get(key)) else {
+        return Err(wrong(folder, "the description of its storage names no class or no key"));
+    };
+    let entry = format!("{folder}/{}", shown(key));
+    if key.len() > MAX_KEY_BYTES {
+        return Err(wrong(&entry, "the key of its storage is no number"));
+    }
+    let Some(&(_, dtype, item_bytes)) =
+        STORAGES.iter().find(|(name, ..)| *name == class && module == "torch")
+    else {
+        return Err(wrong(&entry, &format!("storage class {} is not known", shown_global(module, class))));
+    };
+    let held = container
+        .size_of(&format!("{folder}/{key}"))
+        .ok_or_else(|| wrong(&entry, "its storage is missing"))?;
+    let elements = size(pickle, declared)
+        .ok_or_else(|| wrong(&entry, "the length of its storage is negative or no number"))?;
+    let bytes = elements.checked_mul(item_bytes).ok_or_else(|| wrong(&entry, "its size overflows"))?;
+    if bytes > held {
+        return Err(wrong(&entry, &format!("its storage should have {bytes} bytes and has {held}")));
+    }
+    Ok(Storage { entry, dtype, item_bytes, elements })
+}
+
+fn wrong(storage: &str, reason: &str) -> ArchiveError {
+    ArchiveError::Tensor { storage: shown(storage), reason: reason.to_owned() }
 }
 
 fn rebuild<R: Read + Seek>(
@@ -115,55 +165,30 @@ fn rebuild<R: Read + Seek>(
             return Err(ArchiveError::Tensor { storage: folder.to_owned(), reason });
         }
     }
-    let wrong = |storage: &str, reason: &str| ArchiveError::Tensor {
-        storage: shown(storage),
-        reason: reason.to_owned(),
-    };
-    let &[storage, offset, shape, strides, ..] = args else {
+    let &[description, offset, shape, strides, ..] = args else {
         return Err(wrong(folder, "its description is incomplete"));
     };
-    let Value::Persistent(storage) = pickle.get(storage) else {
+    let Value::Persistent(description) = pickle.get(description) else {
         return Err(wrong(folder, "it has no storage"));
     };
-    let &[_, class, key, _, declared, ..] = pickle.tuple(*storage).unwrap_or_default() else {
-        return Err(wrong(folder, "the description of its storage is incomplete"));
-    };
-    let (Some((module, class)), Value::Str(key)) = (pickle.global(class), pickle.get(key)) else {
-        return Err(wrong(folder, "the description of its storage names no class or no key"));
-    };
-    let entry = format!("{folder}/{}", shown(key));
-    if key.len() > MAX_KEY_BYTES {
-        return Err(wrong(&entry, "the key of its storage is no number"));
-    }
-    let Some((_, dtype, item_bytes)) = STORAGES.iter().find(|(name, ..)| *name == class && module == "torch")
-    else {
-        return Err(wrong(&entry, &format!("storage class {} is not known", shown_global(module, class))));
-    };
-    let held = container
-        .size_of(&format!("{folder}/{key}"))
-        .ok_or_else(|| wrong(&entry, "its storage is missing"))?;
+    let Storage { entry, dtype, item_bytes, elements: declared } =
+        storage(pickle, *description, folder, container)?;
 
     let shape = sizes(pickle, shape).ok_or_else(|| wrong(&entry, "a size is negative or no number"))?;
     let strides = sizes(pickle, strides).ok_or_else(|| wrong(&entry, "a stride is negative or no number"))?;
-    let (Some(offset), Some(declared)) = (size(pickle, offset), size(pickle, declared)) else {
-        return Err(wrong(&entry, "its offset or the length of its storage is negative or no number"));
-    };
+    let offset = size(pickle, offset).ok_or_else(|| wrong(&entry, "its offset is negative or no number"))?;
     if shape.len() != strides.len() {
         return Err(wrong(&entry, "it has not as many strides as sizes"));
     }
     let overflow = || wrong(&entry, "its size overflows");
     let elements = shape.iter().try_fold(1_u64, |all, size| all.checked_mul(*size)).ok_or_else(overflow)?;
-    let bytes = elements.checked_mul(*item_bytes).ok_or_else(overflow)?;
+    let bytes = elements.checked_mul(item_bytes).ok_or_else(overflow)?;
     let reach = reach(&shape, &strides, offset).ok_or_else(overflow)?;
-    let storage_bytes = declared.checked_mul(*item_bytes).ok_or_else(overflow)?;
-    if storage_bytes > held {
-        return Err(wrong(&entry, &format!("its storage should have {storage_bytes} bytes and has {held}")));
-    }
     if reach > declared {
         let reason = format!("it reaches to element {reach} of a storage of {declared}");
         return Err(wrong(&entry, &reason));
     }
-    Ok(Tensor { storage: entry, offset, dtype: (*dtype).to_owned(), shape, strides, bytes })
+    Ok(Tensor { storage: entry, offset, dtype: dtype.to_owned(), shape, strides, bytes })
 }
 
 /// One past the last element that a tensor of these sizes touches; zero for one without elements.

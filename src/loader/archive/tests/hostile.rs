@@ -290,3 +290,83 @@ fn hostile_code_takes_linear_time() {
     let info = inspect_bytes(&zipped(&entries(&format!("{body}{line}"), module_pickle(b"")))).unwrap();
     assert_eq!(info.effects, super::super::Effects::UNKNOWN);
 }
+
+#[test]
+fn an_archive_that_libtorch_would_read_otherwise_is_refused() {
+    let mut all = identity(b"");
+    all.push(stored("m/MODEL.json", b"{}"));
+    assert!(matches!(inspect_bytes(&zipped(&all)), Err(ArchiveError::Deceptive(_))));
+    let mut bytes = zipped(&identity(b""));
+    bytes[4..8].copy_from_slice(b"PTMF");
+    assert!(matches!(inspect_bytes(&bytes), Err(ArchiveError::Deceptive(_))));
+}
+
+/// libtorch makes a tensor of a storage as soon as it is mentioned.
+#[test]
+fn a_storage_without_a_tensor_needs_its_bytes_too() {
+    let bare = [
+        b"(".to_vec(),
+        key("storage"),
+        b"ctorch\nFloatStorage\n".to_vec(),
+        key("0"),
+        key("cpu"),
+        b"J\0\0\0\x40tQ".to_vec(),
+    ]
+    .concat();
+    let error = error(&zipped(&weight(bare, 24)));
+    assert!(
+        error.starts_with("tensor in data/0: its storage should have 4294967296 bytes and has 24"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_memo_slot_far_away_is_refused() {
+    // libtorch would make room for four billion values.
+    let pickle = b"\x80\x02)r\xff\xff\xff\xff.".to_vec();
+    let error = error(&zipped(&entries(super::IDENTITY, pickle)));
+    assert!(error.contains("memo slot 4294967295, where 1 would be next"), "{error}");
+}
+
+fn deflated(name: &str, mib: usize) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    let mut writer = zip::ZipWriter::new(file.as_file_mut());
+    let options = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Deflated);
+    writer.start_file(name, options).unwrap();
+    for _ in 0..mib {
+        writer.write_all(&vec![0; 1 << 20]).unwrap();
+    }
+    writer.finish().unwrap();
+    file
+}
+
+#[test]
+fn weights_that_inflate_without_end_are_refused_before_they_do() {
+    let bomb = deflated("m/data/0", 300);
+    let error = super::super::check_entries(bomb.path()).unwrap_err();
+    assert!(matches!(error, ArchiveError::Inflates { .. }), "{error}");
+    assert!(super::super::check_entries(deflated("m/data/0", 20).path()).is_ok(), "20 MiB is no bomb");
+}
+
+#[test]
+fn weights_that_lie_about_their_size_are_refused() {
+    let file = deflated("m/data/0", 1);
+    let mut bytes = std::fs::read(file.path()).unwrap();
+    let declared = (1_u32 << 20).to_le_bytes();
+    while let Some(at) = bytes.windows(4).position(|four| four == declared) {
+        bytes[at..at + 4].copy_from_slice(&1000_u32.to_le_bytes());
+    }
+    std::fs::write(file.path(), bytes).unwrap();
+    let error = super::super::check_entries(file.path()).unwrap_err().to_string();
+    assert!(error.starts_with("entry m/data/0: ") && error.contains("larger than its declared"), "{error}");
+}
+
+#[test]
+fn a_flipped_bit_in_the_weights_is_found_when_they_are_read() {
+    let mut all = weight(tensor(6, &[2, 3], &[3, 1], 0), 24);
+    all[4].crc ^= 1;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), zipped(&all)).unwrap();
+    let error = super::super::check_entries(file.path()).unwrap_err().to_string();
+    assert!(error.starts_with("entry m/data/0: ") && error.contains("checksum"), "{error}");
+}

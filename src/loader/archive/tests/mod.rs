@@ -3,6 +3,7 @@
 mod effects;
 mod hostile;
 mod random;
+mod unsafe_models;
 mod written;
 
 use std::io::Cursor;

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::super::lexer::Lexer;
 use super::super::pickle::Pickle;
+use super::super::safety::Danger;
 use super::{entries, inspect_bytes, module_pickle, testdata, zipped};
 
 static WRITTEN: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
@@ -86,6 +87,17 @@ proptest! {
     #[test]
     fn random_declarations(code in "(class|def) [A-Za-z(\\):,\\[\\]\"=_\n >\\-\\.]{0,200}") {
         drop(inspect_bytes(&zipped(&entries(&format!("{}{code}", super::IDENTITY), module_pickle(b"")))));
+    }
+
+    /// Wherever it stands in whatever else, the name of an operator that opens files is found, or nothing is known.
+    #[test]
+    fn a_dangerous_name_is_never_lost(before in "[a-z_\\.\\(\\)\\[\\]=:,#\\\\ \n0-9+\\-]{0,40}", after in "[a-z_\\.\\(\\)=,\"' \n]{0,40}") {
+        let call = format!("{before}\n    y = torch.from_file(x)\n    {after}\n");
+        let code = format!("class M(Module):\n  def forward(self: __torch__.M, x: Tensor) -> Tensor:\n    return x\ndef f(x: Tensor) -> Tensor:\n    {call}");
+        if let Ok(info) = inspect_bytes(&zipped(&entries(&code, module_pickle(b"")))) {
+            let found = info.findings.iter().any(|f| f.what == "aten::from_file" || f.danger == Danger::Unreadable);
+            prop_assert!(found, "{:?} in {code:?}", info.findings);
+        }
     }
 
     /// A tokenizer that loses a letter would lose an effect.
