@@ -5,6 +5,8 @@
 pub mod human_duration;
 mod layers;
 mod settings;
+mod stores;
 
 pub use layers::{ConfigError, Layered, Provenance, load};
 pub use settings::{Admission, BackendKind, Executors, Loader, Log, Server, Settings};
+pub use stores::{Cache, OptionText, Store};

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
-use super::human_duration;
+use super::{Cache, Store, human_duration};
 use crate::{
     admission::{PressureSettings, TenantSettings},
     telemetry::{AccessPolicy, LogFormat},
@@ -15,7 +15,7 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Directories that hold models; the first that has a model wins.
+    /// Directories, or URLs of object stores, that hold models; the first that has a model wins.
     pub repositories: Vec<PathBuf>,
     /// Start even if the repositories hold no model.
     pub allow_empty: bool,
@@ -33,6 +33,10 @@ pub struct Settings {
     pub executors: Executors,
     /// Threads that load models.
     pub loader: Loader,
+    /// Object stores.
+    pub store: Store,
+    /// Where files from object stores are kept.
+    pub cache: Cache,
     /// Log lines.
     pub log: Log,
 }
@@ -49,6 +53,8 @@ impl Default for Settings {
             pressure: PressureSettings::default(),
             executors: Executors::default(),
             loader: Loader::default(),
+            store: Store::default(),
+            cache: Cache::default(),
             log: Log::default(),
         }
     }
@@ -303,6 +309,7 @@ impl Settings {
             };
             return Err((key, value, allowed));
         }
+        self.validate_stores()?;
         if self.repositories.is_empty() {
             return Err(("repositories", "[]".to_owned(), "at least one directory"));
         }

@@ -23,7 +23,7 @@ use crate::{
     loader::{LoaderPool, Stopped},
     model::{Generation, ModelName, Version},
     registry::Registry,
-    repository::{Directory, Found, RepositoryError, VersionFiles},
+    repository::{Found, RepositoryError, Source, VersionFiles},
     sched::ProfilePoint,
 };
 
@@ -31,7 +31,7 @@ use crate::{
 #[derive(Debug)]
 pub struct ManagerConfig {
     /// Where models come from; the first that has a model wins.
-    pub repositories: Vec<Directory>,
+    pub repositories: Vec<Source>,
     /// Longest that a swap waits for requests on the old version before it reports; they still end on it.
     pub drain: Duration,
     /// What every version must satisfy.
@@ -101,11 +101,7 @@ impl Manager {
     /// # Errors
     /// A repository cannot be read.
     pub async fn load_all(self: &Arc<Self>) -> Result<usize, RepositoryError> {
-        let mut found = Vec::new();
-        for repository in &self.config.repositories {
-            found.append(&mut repository.scan()?);
-        }
-        let names = self.take_note(found);
+        let names = self.take_note(self.look().await?);
         let loads: Vec<_> = names
             .iter()
             .map(|name| {
@@ -121,7 +117,7 @@ impl Manager {
     }
 
     async fn load_newest(&self, name: ModelName) -> bool {
-        let versions = match self.find(name.as_str()) {
+        let versions = match self.find(name.as_str()).await {
             Ok(found) if !found.versions.is_empty() => found.versions,
             Ok(_) => {
                 return self.cannot_begin(
@@ -168,7 +164,7 @@ impl Manager {
     /// # Errors
     /// Unknown model or version; the phase that failed and why; or a newer change came in.
     pub async fn reload(&self, request: ReloadRequest, place: Option<ControlPlace>) -> Result<ReloadReport> {
-        let found = self.find(&request.model)?;
+        let found = self.find(&request.model).await?;
         let entry = self.entry(&found.name);
         entry.set_versions(found.versions.iter().map(|files| files.version).collect());
         let files = choose(&found, request.version)?;
@@ -225,15 +221,29 @@ impl Manager {
         if looked.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
             return;
         }
-        let repositories = self.config.repositories.clone();
-        let scan = move || repositories.iter().map(Directory::scan).collect::<Result<Vec<_>, _>>();
-        match tokio::task::spawn_blocking(scan).await {
-            Ok(Ok(found)) => drop(self.take_note(found.into_iter().flatten().collect())),
+        match self.look().await {
+            Ok(found) => drop(self.take_note(found)),
             // What was known stays so.
-            Ok(Err(error)) => tracing::warn!(%error, "cannot look for new versions"),
-            Err(_panicked) => {}
+            Err(error) => tracing::warn!(%error, "cannot look for new versions"),
         }
         *looked = Some(Instant::now());
+    }
+
+    /// What all repositories have now, the first one's first.
+    async fn look(&self) -> Result<Vec<Found>, RepositoryError> {
+        let mut found = Vec::new();
+        for repository in &self.config.repositories {
+            found.append(&mut repository.scan().await?);
+        }
+        Ok(found)
+    }
+
+    /// Sees to it that the files are on this machine, and stay there while they are held.
+    async fn materialize(&self, mut files: VersionFiles) -> Result<VersionFiles> {
+        for repository in &self.config.repositories {
+            files = repository.materialize(files).await?;
+        }
+        Ok(files)
     }
 
     /// Of several models with one name the first counts. Says which there are.
@@ -290,13 +300,13 @@ impl Manager {
         self.entries.lock().get(model).cloned().ok_or_else(|| unknown(model))
     }
 
-    fn find(&self, model: &str) -> Result<Found> {
+    async fn find(&self, model: &str) -> Result<Found> {
         let name: ModelName = model.parse().map_err(|_| unknown(model))?;
         for repository in &self.config.repositories {
-            match repository.find(&name) {
+            match repository.find(&name).await {
                 Ok(Some(found)) => return Ok(found),
                 Ok(None) => {}
-                Err(error) => return Err(Error::new(Reason::LoadFailed, error.to_string())),
+                Err(error) => return Err(Error::new(error.reason(), error.to_string())),
             }
         }
         Err(unknown(model))
@@ -357,6 +367,7 @@ impl Manager {
         expected_sha256: Option<String>,
     ) -> Result<ReloadReport> {
         let started = Instant::now();
+        let files = self.materialize(files).await?;
         let Prepared { servable, phases, warmup, .. } = self.prepare(entry, files, expected_sha256).await?;
         let status = entry.status();
         let live = status.live.map(|live| live.version);
@@ -411,6 +422,7 @@ impl Manager {
         generation: Generation,
         started: Instant,
     ) -> Result<(ReloadReport, Option<Arc<Servable>>)> {
+        let files = self.materialize(files).await?;
         let Prepared { servable, mut phases, warmup, measured } =
             self.prepare(entry, files.clone(), expected_sha256).await?;
         if !entry.is_newest(generation) {

@@ -22,22 +22,26 @@ use std::{
 
 use thiserror::Error;
 
-use crate::model::{ModelName, Version};
+use super::{FetchError, Kept};
+use crate::{
+    error::Reason,
+    model::{ModelName, Version},
+};
 
 /// The archive's file name within a version.
-const ARCHIVE: &str = "model.pt";
+pub(super) const ARCHIVE: &str = "model.pt";
 
 /// Names of newer weights within a version; the first that is there counts.
-const WEIGHTS: [&str; 2] = ["weights.safetensors", "weights.pth"];
+pub(super) const WEIGHTS: [&str; 2] = ["weights.safetensors", "weights.pth"];
 
 /// Inputs to run, and what should come out.
-const SAMPLES: &str = "samples.safetensors";
+pub(super) const SAMPLES: &str = "samples.safetensors";
 
 /// Sizes, digests and signatures of a version's files.
-const SEAL: &str = "manifest.json";
+pub(super) const SEAL: &str = "manifest.json";
 
 /// What a model's directory says about it.
-const MANIFEST: &str = "model.toml";
+pub(super) const MANIFEST: &str = "model.toml";
 
 /// A repository that cannot be read.
 #[derive(Debug, Error)]
@@ -56,6 +60,19 @@ pub enum RepositoryError {
         /// Why.
         source: io::Error,
     },
+    /// A store that cannot be read.
+    #[error(transparent)]
+    Store(#[from] FetchError),
+}
+
+impl RepositoryError {
+    /// What callers of the API are told.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Store(error) => error.reason(),
+            _ => Reason::LoadFailed,
+        }
+    }
 }
 
 /// The files of one version.
@@ -73,12 +90,22 @@ pub struct VersionFiles {
     pub seal: Option<PathBuf>,
     /// The model's `model.toml`, where it has one.
     pub manifest: Option<PathBuf>,
+    /// Keeps them there, where they came from a store.
+    pub kept: Kept,
 }
 
 impl VersionFiles {
     /// A lone archive.
     fn bare(archive: PathBuf) -> Self {
-        Self { version: Version(1), archive, weights: None, samples: None, seal: None, manifest: None }
+        Self {
+            version: Version(1),
+            archive,
+            weights: None,
+            samples: None,
+            seal: None,
+            manifest: None,
+            kept: Kept::default(),
+        }
     }
 }
 
@@ -189,6 +216,7 @@ impl Directory {
                         samples: at(SAMPLES),
                         seal: at(SEAL),
                         manifest: manifest.clone(),
+                        kept: Kept::default(),
                     }
                 })
             })
