@@ -14,6 +14,7 @@ mod batching;
 mod edges;
 mod fake;
 mod server;
+mod store;
 mod tidy;
 #[cfg(feature = "torch")]
 mod torch;
