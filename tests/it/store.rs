@@ -192,8 +192,8 @@ async fn a_download_goes_on_where_it_ended_even_in_another_process() {
     let mut failed = None;
     for _ in 0..2000 {
         let asked = proto::GetModelRequest { model: "m".into(), ..Default::default() };
-        let model = client.get_model(asked).await.ok().and_then(|answer| answer.into_inner().model);
-        failed = model.map(|model| model.last_error).filter(|error| !error.is_empty());
+        let model = client.get_model(asked).await.ok();
+        failed = model.map(|model| model.into_inner().last_error).filter(|error| !error.is_empty());
         if failed.is_some() {
             break;
         }
