@@ -88,7 +88,7 @@ impl Settings {
         each.map(|(scheme, options)| (scheme.clone(), options.iter().map(text).collect())).collect()
     }
 
-    /// The setting, else `store` in the folder that the scripts keep libtorch in.
+    /// The setting, else `store` in the folder that the scripts keep libtorch in. Empty: the user has none.
     fn cache_directory(&self) -> PathBuf {
         if !self.cache.directory.as_os_str().is_empty() {
             return self.cache.directory.clone();
@@ -97,8 +97,8 @@ impl Settings {
         folder("TORCHLANE_CACHE")
             .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("torchlane")))
             .or_else(|| folder("HOME").map(|home| home.join(".cache/torchlane")))
-            .unwrap_or_else(|| env::temp_dir().join("torchlane"))
-            .join("store")
+            .map(|folder| folder.join("store"))
+            .unwrap_or_default()
     }
 
     pub(super) fn validate_stores(&self) -> Result<(), (&'static str, String, &'static str)> {

@@ -191,7 +191,7 @@ async fn a_download_goes_on_where_it_ended_even_in_another_process() {
     let mut client = proto::model_server_client::ModelServerClient::new(server.channel().await);
     let mut failed = None;
     for _ in 0..2000 {
-        let asked = proto::GetModelRequest { model: "m".into(), ..Default::default() };
+        let asked = proto::GetModelRequest { model: "m".into() };
         let model = client.get_model(asked).await.ok();
         failed = model.map(|model| model.into_inner().last_error).filter(|error| !error.is_empty());
         if failed.is_some() {
@@ -307,7 +307,7 @@ async fn the_cache_keeps_what_serves_and_what_a_rollback_needs() {
     assert!(status.message().contains("cache.max_bytes"), "{}", status.message());
     // A rollback needs no store.
     web.dies_after(0);
-    let back = proto::RollbackModelRequest { model: "m".into(), ..Default::default() };
+    let back = proto::RollbackModelRequest { model: "m".into() };
     client.rollback_model(back).await.unwrap();
     assert_eq!(scale(&mut client).await, 1.0);
 }

@@ -3,8 +3,8 @@
     cut.py SERVER_PORT CUT_AFTER LOG
 
 Prints its own port. After CUT_AFTER bytes of answers to requests for model.pt, every connection is closed and 'cut' is
-written to LOG, once: whoever waits for that line kills the server. Each request for model.pt is a line 'get RANGE'
-there, and at the end of its connection 'sent BYTES'. Headers count too: they are some hundred bytes.
+written to LOG, once: whoever waits for that line kills the server. Each request for model.pt is a line 'get PATH RANGE'
+there. Headers count too: they are some hundred bytes.
 """
 
 import asyncio
@@ -25,10 +25,11 @@ def log(line):
 async def requests(reader, writer, state):
     while data := await reader.read(65536):
         if data.startswith(b"GET "):
-            state["file"] = b"model.pt" in data.split(b"\r\n", 1)[0]
+            path = data.split(b" ", 2)[1].decode()
+            state["file"] = path.endswith("/model.pt")
             if state["file"]:
                 found = re.search(rb"(?im)^range: *(.*?)\r$", data)
-                log("get " + (found.group(1).decode() if found else "all"))
+                log(f"get {path} " + (found.group(1).decode() if found else "all"))
         writer.write(data)
         await writer.drain()
     writer.close()
@@ -40,7 +41,6 @@ async def answers(reader, writer, state):
     while data := await reader.read(4096):
         if state["file"]:
             passed += len(data)
-            state["sent"] += len(data)
         writer.write(data)
         await writer.drain()
         if passed >= cut_after and not is_cut:
@@ -52,7 +52,7 @@ async def answers(reader, writer, state):
 
 
 async def serve(reader, writer):
-    state = {"file": False, "sent": 0}
+    state = {"file": False}
     try:
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", server_port)
     except OSError:
@@ -61,8 +61,6 @@ async def serve(reader, writer):
     open_writers.update({writer, up_writer})
     await asyncio.gather(requests(reader, up_writer, state), answers(up_reader, writer, state), return_exceptions=True)
     open_writers.difference_update({writer, up_writer})
-    if state["sent"]:
-        log(f"sent {state['sent']}")
 
 
 async def main():

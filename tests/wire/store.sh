@@ -8,7 +8,7 @@ bin=${CARGO_TARGET_DIR:-target}/release/torchlane
 work=$(mktemp -d)
 server= store= proxy=
 cleanup() {
-    for process in $server $store $proxy; do kill -KILL "$process" 2>/dev/null || true; done
+    for process in $server $store $proxy; do kill -KILL "$process" && wait "$process" || true; done 2>/dev/null
     rm -rf "$work"
 }
 trap cleanup EXIT
@@ -95,8 +95,8 @@ within 60 s3_answers || die "the S3 server comes back"
 serve
 within 60 grep -q '"message":"ready"' "$work/log" || die "ready after the S3 server came back"
 within 30 eval 'cli models | grep -q "digits.*ready"' || die "digits serves"
-grep -q "get bytes=$had-" "$work/cut" || die "it goes on from byte $had: $(cat "$work/cut")"
-! grep -q 'get all' "$work/cut" || [ "$had" -gt 0 ] || die "it began anew"
+grep -q "digits/2/model.pt bytes=$had-" "$work/cut" || die "it goes on from byte $had: $(cat "$work/cut")"
+! grep -q 'digits/2/model.pt all' "$work/cut" || die "it began anew: $(cat "$work/cut")"
 has "$(cli infer digits --image tests/data/digits/png/3-0012.png)" "class 3" "infer"
 ok "after a kill -9 of both it goes on from byte $had of $size"
 [ "$(find "$work/cache/repos" -name model.pt | grep -c /digits/)" = 1 ] || die "only the version that serves was fetched"
@@ -110,8 +110,8 @@ ok "a reload from S3, and its metrics"
 # Without the store what is here serves on: a rollback, and even a start.
 kill -KILL "$store" && { wait "$store" 2>/dev/null || true; } && store=
 has "$(cli reload digits --rollback)" "version 2 is live" "rollback without the store"
-put_fails=$(cli reload nothing 2>&1 || true)
-has "$put_fails" "STORE_UNAVAILABLE" "an unknown model while the store is away"
+answer=$(cli reload nothing 2>&1 || true)
+has "$answer" "STORE_UNAVAILABLE" "an unknown model while the store is away"
 kill -KILL "$server" && { wait "$server" 2>/dev/null || true; } && server=
 serve
 within 60 eval 'cli models | grep -q "digits.*ready"' || die "a start without the store"

@@ -36,7 +36,7 @@ use crate::{
 /// How a store is mirrored.
 #[derive(Debug, Clone)]
 pub struct MirrorConfig {
-    /// Where the cache is. Several stores, and several processes, may share one.
+    /// Where the cache is; empty where nobody knows. Several stores, and several processes, may share one.
     pub cache: PathBuf,
     /// Most that the cache may take, in bytes.
     pub max_bytes: u64,
@@ -104,6 +104,12 @@ impl Mirror {
     }
 
     fn at(address: Address, config: &MirrorConfig, metrics: StoreMetrics) -> Result<Self, FetchError> {
+        if config.cache.as_os_str().is_empty() {
+            // Never a folder that anybody can write to: what lies there is run.
+            let message =
+                format!("{} needs a cache, and HOME is not set: set cache.directory", address.shown);
+            return Err(FetchError::new(Reason::LoadFailed, message));
+        }
         let unusable = |error| FetchError::cache(format_args!("files in {}", config.cache.display()), &error);
         let cache = Cache::open(&config.cache, config.max_bytes).map_err(unusable)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
