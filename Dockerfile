@@ -13,7 +13,7 @@ RUN mkdir -p /image/bin /image/lib \
 
 # Run: no Python, no compiler.
 FROM debian:bookworm-slim
-RUN apt-get update && apt-get install -y --no-install-recommends libstdc++6 \
+RUN apt-get update && apt-get install -y --no-install-recommends libstdc++6 ca-certificates \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --no-create-home torchlane
 COPY --from=build /image /opt/torchlane

@@ -20,7 +20,7 @@ declare -A does=(
     [test]="tests"
     [deny]="licences, bans and sources of the dependencies"
     [advisories]="security advisories"
-    [wire]="grpcurl and Python clients against the real server"
+    [wire]="grpcurl, Python clients and an S3 server against the real server"
 )
 
 # The checks share the tests' profile, so that libtorch's C++ bindings (two minutes) are compiled once for both.
@@ -74,6 +74,7 @@ step_wire() {
     tools=$(scripts/tools.sh)
     eval "$tools"
     tests/wire/run.sh
+    tests/wire/store.sh
 }
 
 took() { printf '%dm%02ds' $(($1 / 60)) $(($1 % 60)); }

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Installs the clients that the wire tests use, once for each user and pinned: a Python with grpcio, and grpcurl.
+# Installs what the wire tests use, once for each user and pinned: a Python with grpcio, an S3 server (SeaweedFS), and
+# grpcurl.
 #
-# Standard output is for `eval "$(scripts/tools.sh)"`: it sets WIRE_PYTHON and GRPCURL. All else goes to standard error.
+# Standard output is for `eval "$(scripts/tools.sh)"`: it sets WIRE_PYTHON, WEED and GRPCURL. All else goes to standard error.
 set -euo pipefail
 
 grpcurl_version=v1.9.4
@@ -22,7 +23,7 @@ venv=$cache/tools/wire-python-$python_tag-$wire_tag
 grpcurl=$cache/tools/grpcurl-$grpcurl_version/grpcurl
 
 answer() {
-    printf 'export WIRE_PYTHON=%q\nexport GRPCURL=%q\n' "$venv/bin/python" "$grpcurl"
+    printf 'export WIRE_PYTHON=%q\nexport WEED=%q\nexport GRPCURL=%q\n' "$venv/bin/python" "$venv/bin/weed" "$grpcurl"
 }
 
 done_already() { [ -e "$venv/complete" ] && "$venv/bin/python" -c '' 2>/dev/null && [ -x "$grpcurl" ]; }
@@ -49,7 +50,7 @@ mkdir -p "$work/tmp"
 export TMPDIR=$work/tmp PIP_REQUIRE_VIRTUALENV=0 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 
 if ! { [ -e "$venv/complete" ] && "$venv/bin/python" -c '' 2>/dev/null; }; then
-    say "installing grpcio and its tools for Python $python_tag"
+    say "installing grpcio, its tools and SeaweedFS for Python $python_tag"
     # A virtual environment cannot be moved: a mark, written last, says that this one is whole.
     rm -rf "$venv"
     python3 -m venv "$venv" >&2 || die "no virtual environment: sudo apt-get install python3-venv"

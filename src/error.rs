@@ -99,6 +99,10 @@ reasons! {
     ForwardFailed => "FORWARD_FAILED", Internal;
     /// An archive could not be verified, loaded or warmed up; the message names the phase.
     LoadFailed => "LOAD_FAILED", FailedPrecondition;
+    /// The object store that a model comes from does not answer.
+    StoreUnavailable => "STORE_UNAVAILABLE", Unavailable;
+    /// A version does not fit into the cache, or on its disk.
+    CacheFull => "CACHE_FULL", ResourceExhausted;
     /// The archive asks for what a model does not need: files, other processes, memory that nobody checks.
     UnsafeModel => "UNSAFE_MODEL", FailedPrecondition;
     /// A version's files are not those that the caller or its `manifest.json` names.
@@ -122,6 +126,8 @@ impl Reason {
     pub const fn http_status(self) -> u16 {
         match self {
             Self::MessageTooLarge => 413,
+            // "Insufficient storage": more patience does not help.
+            Self::CacheFull => 507,
             _ => match self.code() {
                 Code::InvalidArgument | Code::FailedPrecondition => 400,
                 Code::NotFound => 404,

@@ -25,7 +25,7 @@ use crate::{
     },
     proto::{self, model_server_server::ModelServerServer},
     registry::Registry,
-    repository::{Directory, RepositoryError},
+    repository::{RepositoryError, Source},
     sched::{ExecutorConfig, QueueConfig, Scheduler},
     telemetry::{AccessLog, Metrics, Sources},
 };
@@ -102,7 +102,8 @@ async fn run(
     stop: CancellationToken,
     started: impl FnOnce(SocketAddr, SocketAddr),
 ) -> Result<(), StartError> {
-    let repositories = open(&settings)?;
+    let metrics = Arc::new(Metrics::default());
+    let repositories = open(&settings, &metrics).await?;
     let grpc = io::bind(settings.server.grpc_addr, "--grpc-addr").await.map_err(StartError::Listen)?;
     let web_listener =
         io::bind(settings.server.http_addr, "--http-addr").await.map_err(StartError::Listen)?;
@@ -110,7 +111,6 @@ async fn run(
 
     let plan = CpuPlan::new(cpu_quota(), &settings.executors, settings.server.io_threads);
     let tasks = TaskTracker::new();
-    let metrics = Arc::new(Metrics::default());
     let (health, health_service) = Health::new().await;
     let registry = Arc::new(Registry::default());
     let executors = ExecutorConfig {
@@ -317,12 +317,13 @@ async fn becomes(so: impl Fn() -> bool) {
     }
 }
 
-fn open(settings: &Settings) -> Result<Vec<Directory>, StartError> {
+async fn open(settings: &Settings, metrics: &Metrics) -> Result<Vec<Source>, StartError> {
+    let config = settings.mirror();
     let mut repositories = Vec::new();
     let mut models = 0;
     for path in &settings.repositories {
-        let repository = Directory::open(path)?;
-        models += repository.scan()?.len();
+        let repository = Source::open(path, &config, metrics.store())?;
+        models += repository.scan().await?.len();
         repositories.push(repository);
     }
     if models == 0 && !settings.allow_empty {
@@ -376,26 +377,36 @@ pub struct ModelCheck {
 /// # Errors
 /// A repository or the backend cannot be used.
 pub fn check_models(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(check(settings))
+}
+
+async fn check(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
     let backend = backend(settings.backend)?;
     let _guard = backend.enter_thread(ThreadRole::Loader);
     let rules = rules(settings)?;
     let mut checks: Vec<ModelCheck> = Vec::new();
-    for repository in open(settings)? {
-        for found in repository.scan()? {
+    for repository in open(settings, &Metrics::default()).await? {
+        for found in repository.scan().await? {
             let name = found.name.to_string();
             if checks.iter().any(|check| check.name == name) {
                 continue;
             }
             let (version, problem) = match found.versions.last() {
                 None => {
-                    let unreadable = repository.find(&found.name).err().map(|error| error.to_string());
+                    let unreadable = repository.find(&found.name).await.err().map(|error| error.to_string());
                     let nothing = || format!("no version: put an archive at {name}/1/model.pt");
                     (None, Some(unreadable.unwrap_or_else(nothing)))
                 }
                 Some(files) => {
-                    let problem = prepare(backend.as_ref(), &Preparation::alone(&found.name, files, &rules))
-                        .err()
-                        .map(|failure| failure.to_string());
+                    let problem = match repository.materialize(files.clone()).await {
+                        Ok(files) => {
+                            prepare(backend.as_ref(), &Preparation::alone(&found.name, &files, &rules))
+                                .err()
+                                .map(|failure| failure.to_string())
+                        }
+                        Err(error) => Some(error.to_string()),
+                    };
                     (Some(files.version.0), problem)
                 }
             };

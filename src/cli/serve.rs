@@ -17,8 +17,9 @@ pub(super) struct ConfigArgs {
     /// Configuration file [default: torchlane.toml, if it is there]
     #[arg(long, value_name = "FILE", env = "TORCHLANE_CONFIG")]
     config: Option<PathBuf>,
-    /// Directory that holds models; may be given several times [default: models]
-    #[arg(long, value_name = "DIR")]
+    /// Directory that holds models, or URL of an object store (s3://bucket/prefix); may be given several times
+    /// [default: models]
+    #[arg(long, value_name = "DIR|URL")]
     repository: Vec<PathBuf>,
     /// Address of the gRPC server [default: 127.0.0.1:50051]
     #[arg(long, value_name = "ADDR")]

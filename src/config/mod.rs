@@ -5,8 +5,10 @@
 pub mod human_duration;
 mod layers;
 mod settings;
+mod stores;
 
 pub use layers::{ConfigError, Layered, Provenance, load};
 pub use settings::{
     Admission, Audit, BackendKind, Executors, Integrity, Loader, Log, Server, Settings, Watch,
 };
+pub use stores::{Cache, OptionText, Store};

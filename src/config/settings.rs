@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
-use super::human_duration;
+use super::{Cache, Store, human_duration};
 use crate::{
     admission::{PressureSettings, TenantSettings},
     loader::{archive::safety::Safety, seal::Policy},
@@ -16,7 +16,7 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Directories that hold models; the first that has a model wins.
+    /// Directories, or URLs of object stores, that hold models; the first that has a model wins.
     pub repositories: Vec<PathBuf>,
     /// Start even if the repositories hold no model.
     pub allow_empty: bool,
@@ -42,6 +42,10 @@ pub struct Settings {
     pub integrity: Integrity,
     /// What archives may ask for.
     pub safety: Safety,
+    /// Object stores.
+    pub store: Store,
+    /// Where files from object stores are kept.
+    pub cache: Cache,
     /// Log lines.
     pub log: Log,
 }
@@ -62,6 +66,8 @@ impl Default for Settings {
             audit: Audit::default(),
             integrity: Integrity::default(),
             safety: Safety::default(),
+            store: Store::default(),
+            cache: Cache::default(),
             log: Log::default(),
         }
     }
@@ -361,6 +367,7 @@ impl Settings {
         if let Some((value, allowed)) = self.safety.problem() {
             return Err(("safety.allow", value, allowed));
         }
+        self.validate_stores()?;
         if self.repositories.is_empty() {
             return Err(("repositories", "[]".to_owned(), "at least one directory"));
         }

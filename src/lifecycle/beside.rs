@@ -40,10 +40,14 @@ impl Manager {
         let (started, told) = (Instant::now(), Told::of(Some(version), asker));
         let previous = entry.live().map(|(version, _)| version);
         self.announce(entry, Change::LoadingBeside, told.clone());
-        let outcome = self.prepare(entry, files.clone(), None).await;
-        let Prepared { servable, measured, phases, .. } = match outcome {
+        let outcome = async {
+            let files = self.materialize(files).await?;
+            Ok((self.prepare(entry, files.clone(), None).await?, files))
+        };
+        let outcome: Result<_> = outcome.await;
+        let (Prepared { servable, measured, phases, .. }, files) = match outcome {
             Ok(prepared) if entry.is_newest(generation) => prepared,
-            Ok(prepared) => {
+            Ok((prepared, _)) => {
                 self.discard(prepared.servable).await;
                 let error = entry.superseded();
                 self.announce(entry, Change::Abandoned, told.failed(&error));

@@ -25,7 +25,7 @@ use crate::{
     loader::{LoaderPool, Stopped},
     model::{Generation, ModelName, Version},
     registry::Registry,
-    repository::{Directory, Found, VersionFiles},
+    repository::{Found, Source, VersionFiles},
     sched::ProfilePoint,
 };
 
@@ -33,7 +33,7 @@ use crate::{
 #[derive(Debug)]
 pub struct ManagerConfig {
     /// Where models come from; the first that has a model wins.
-    pub repositories: Vec<Directory>,
+    pub repositories: Vec<Source>,
     /// Longest that a swap waits for requests on the old version before it reports; they still end on it.
     pub drain: Duration,
     /// What every version must satisfy.
@@ -139,14 +139,14 @@ impl Manager {
         asker: Asker,
         place: Option<ControlPlace>,
     ) -> Result<ReloadReport> {
-        let found = self.find(&request.model)?;
+        let found = self.find(&request.model).await?;
         let entry = self.entry(&found.name);
         entry.set_versions(found.versions.iter().map(|files| files.version).collect());
         if request.validate_only {
             let files = choose(&found, request.version)?;
             return self.validate(&entry, files, request.expected_sha256).await;
         }
-        let plan = super::sync::plan(&found).unwrap_or_default();
+        let plan = self.plan(&found).await.unwrap_or_default();
         let files = choose(&found, request.version.or(plan.live))?;
         // Whoever asks for another version than the one that the repository is for wants to keep it.
         let as_planned = plan.live.is_none_or(|live| live == files.version);
@@ -174,7 +174,7 @@ impl Manager {
                 format!("model '{model}' has no earlier version to go back to"),
             )
         })?;
-        let holding = self.find(model).map_or(Holding::As, |found| Holding::Begin(Hold::at(&found)));
+        let holding = self.holding(model).await;
         let order = Order { files, expected_sha256: Some(sha256), holding, keep: false, asker };
         self.change(&entry, order, place).await
     }
@@ -203,7 +203,7 @@ impl Manager {
         let generation = waiting.generation;
         let turn = entry.turn(waiting).await?;
         let old = entry.slot.swap(None).ok_or_else(nothing_live)?;
-        let holding = self.find(model).map_or(Holding::As, |found| Holding::Begin(Hold::at(&found)));
+        let holding = self.holding(model).await;
         entry.went_away(generation, holding);
         let version = old.version;
         let told = Told::of(Some(version), &asker).done(Some(version), Phases::default());
@@ -255,13 +255,26 @@ impl Manager {
         self.entries.lock().get(model).cloned().ok_or_else(|| unknown(model))
     }
 
-    pub(super) fn find(&self, model: &str) -> Result<Found> {
+    /// What is live from now on is what somebody chose.
+    async fn holding(&self, model: &str) -> Holding {
+        self.find(model).await.map_or(Holding::As, |found| Holding::Begin(Hold::at(&found)))
+    }
+
+    /// Sees to it that the files are on this machine, and stay there while they are held.
+    pub(super) async fn materialize(&self, mut files: VersionFiles) -> Result<VersionFiles> {
+        for repository in &self.config.repositories {
+            files = repository.materialize(files).await?;
+        }
+        Ok(files)
+    }
+
+    pub(super) async fn find(&self, model: &str) -> Result<Found> {
         let name: ModelName = model.parse().map_err(|_| unknown(model))?;
         for repository in &self.config.repositories {
-            match repository.find(&name) {
+            match repository.find(&name).await {
                 Ok(Some(found)) => return Ok(found),
                 Ok(None) => {}
-                Err(error) => return Err(Error::new(Reason::LoadFailed, error.to_string())),
+                Err(error) => return Err(Error::new(error.reason(), error.to_string())),
             }
         }
         Err(unknown(model))
@@ -340,6 +353,7 @@ impl Manager {
         expected_sha256: Option<String>,
     ) -> Result<ReloadReport> {
         let started = Instant::now();
+        let files = self.materialize(files).await?;
         let Prepared { servable, phases, warmup, .. } = self.prepare(entry, files, expected_sha256).await?;
         let status = entry.status();
         let live = status.live.map(|live| live.version);
@@ -409,15 +423,16 @@ impl Manager {
                 .is_none_or(|expected| expected.eq_ignore_ascii_case(&side.servable.sha256))
         };
         let side = entry.side_of(&files).filter(is_expected);
-        let (servable, mut phases, warmup, measured) = match &side {
+        let (servable, files, mut phases, warmup, measured) = match &side {
             Some(side) => {
                 let nothing = (Phases::default(), WarmupReport::default());
-                (side.servable.clone(), nothing.0, nothing.1, side.measured.clone())
+                (side.servable.clone(), side.files.clone(), nothing.0, nothing.1, side.measured.clone())
             }
             None => {
+                let files = self.materialize(files).await?;
                 let Prepared { servable, phases, warmup, measured } =
                     self.prepare(entry, files.clone(), expected_sha256).await?;
-                (servable, phases, warmup, measured)
+                (servable, files, phases, warmup, measured)
             }
         };
         if !entry.is_newest(generation) {

@@ -1,6 +1,6 @@
 //! Brings what is loaded in line with what is on disk.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -12,7 +12,7 @@ use super::{
 use crate::{
     error::{Error, Reason, Result},
     model::{ModelManifest, ModelName, Version, VersionPlan},
-    repository::{Directory, Found, RepositoryError, VersionFiles},
+    repository::{Found, RepositoryError, VersionFiles},
 };
 
 /// Calls that ask what is on disk share a look for this long.
@@ -23,22 +23,6 @@ pub(super) const AGAIN: Duration = Duration::from_secs(30);
 
 /// Never longer than this.
 pub(super) const AGAIN_AT_MOST: Duration = Duration::from_secs(3600);
-
-/// What `model.toml` wants of the versions that are there.
-///
-/// # Errors
-/// It cannot be read.
-pub(super) fn plan(found: &Found) -> Result<VersionPlan> {
-    let there: Vec<_> = found.versions.iter().map(|files| files.version).collect();
-    let Some(path) = found.versions.last().and_then(|files| files.manifest.as_ref()) else {
-        return Ok(ModelManifest::default().versions.plan(&there));
-    };
-    let failed =
-        |error: &dyn std::fmt::Display| Error::new(Reason::LoadFailed, format!("verify failed: {error}"));
-    let text =
-        std::fs::read_to_string(path).map_err(|error| failed(&format!("{}: {error}", path.display())))?;
-    Ok(ModelManifest::parse(&text).map_err(|error| failed(&error))?.versions.plan(&there))
-}
 
 impl Manager {
     /// Loads what should be loaded of every model in the repositories, side by side. A model whose newest version fails
@@ -89,13 +73,13 @@ impl Manager {
     /// # Errors
     /// A repository cannot be read.
     pub async fn scan(&self) -> Result<Vec<Found>, RepositoryError> {
-        let repositories = self.config.repositories.clone();
-        let scan = move || repositories.iter().map(Directory::scan).collect::<Result<Vec<_>, _>>();
-        // Nothing in it panics, and nothing aborts it.
-        let found = tokio::task::spawn_blocking(scan).await.unwrap_or_else(|_| Ok(Vec::new()))?;
+        let mut found = Vec::new();
+        for repository in &self.config.repositories {
+            found.append(&mut repository.scan().await?);
+        }
         let mut all: Vec<Found> = Vec::new();
         let mut names = std::collections::HashSet::new();
-        all.extend(found.into_iter().flatten().filter(|found| names.insert(found.name.clone())));
+        all.extend(found.into_iter().filter(|found| names.insert(found.name.clone())));
         Ok(all)
     }
 
@@ -146,7 +130,7 @@ impl Manager {
     }
 
     async fn bring_in_line(&self, entry: &Entry, found: &Found, asker: &Asker) -> Result<()> {
-        let plan = match self.planned(found) {
+        let plan = match self.planned(found).await {
             Ok(plan) => plan,
             Err(error) => {
                 entry.failed(error.to_string());
@@ -202,15 +186,33 @@ impl Manager {
         outcome
     }
 
-    fn planned(&self, found: &Found) -> Result<VersionPlan> {
+    async fn planned(&self, found: &Found) -> Result<VersionPlan> {
         if found.versions.is_empty() {
             let name = &found.name;
             // One that cannot be read says what is the matter.
-            self.find(name.as_str())?;
+            self.find(name.as_str()).await?;
             let message = format!("model '{name}' has no version: put an archive at {name}/1/model.pt");
             return Err(Error::new(Reason::LoadFailed, message));
         }
-        plan(found)
+        self.plan(found).await
+    }
+
+    /// What `model.toml` wants of the versions that are there.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(super) async fn plan(&self, found: &Found) -> Result<VersionPlan> {
+        let there: Vec<_> = found.versions.iter().map(|files| files.version).collect();
+        let Some(newest) = found.versions.last().filter(|files| files.manifest.is_some()) else {
+            return Ok(ModelManifest::default().versions.plan(&there));
+        };
+        let newest = self.materialize(newest.clone()).await?;
+        let path = newest.manifest.as_deref().unwrap_or(Path::new(""));
+        let failed =
+            |error: &dyn std::fmt::Display| Error::new(Reason::LoadFailed, format!("verify failed: {error}"));
+        let text =
+            std::fs::read_to_string(path).map_err(|error| failed(&format!("{}: {error}", path.display())))?;
+        Ok(ModelManifest::parse(&text).map_err(|error| failed(&error))?.versions.plan(&there))
     }
 
     async fn make_live(
@@ -277,7 +279,7 @@ impl Manager {
         let Some(entry) = self.entries.lock().get(name).cloned() else { return };
         let Some((turn, generation)) = entry.quiet_turn().await else { return };
         // It may have come back while this waited.
-        if !matches!(self.find(name.as_str()), Err(error) if error.reason() == Reason::UnknownModel) {
+        if !matches!(self.find(name.as_str()).await, Err(error) if error.reason() == Reason::UnknownModel) {
             return;
         }
         let old = entry.slot.swap(None);

@@ -9,7 +9,7 @@ use notify::{RecursiveMode, Watcher as _};
 use tokio::{sync::Notify, time::Instant};
 
 use super::{Asker, Manager};
-use crate::repository::{Found, Settle};
+use crate::repository::{Found, Settle, Source};
 
 /// How repositories are watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,7 +90,8 @@ fn hints(manager: &Manager, hint: &Arc<Notify>) -> Option<notify::RecommendedWat
     };
     match notify::recommended_watcher(told) {
         Ok(mut watcher) => {
-            manager.config.repositories.iter().for_each(|repository| watch(repository.root(), &mut watcher));
+            let roots = manager.config.repositories.iter().filter_map(Source::root);
+            roots.for_each(|root| watch(root, &mut watcher));
             Some(watcher)
         }
         Err(error) => {

@@ -23,23 +23,27 @@ use std::{
 
 use thiserror::Error;
 
-use super::stamp::{age, stamp};
+use super::{
+    FetchError, Kept,
+    stamp::{age, stamp},
+};
 use crate::{
+    error::Reason,
     loader::seal::FILE as SEAL,
     model::{ModelName, Version},
 };
 
 /// The archive's file name within a version.
-const ARCHIVE: &str = "model.pt";
+pub(super) const ARCHIVE: &str = "model.pt";
 
 /// Names of newer weights within a version; the first that is there counts.
-const WEIGHTS: [&str; 2] = ["weights.safetensors", "weights.pth"];
+pub(super) const WEIGHTS: [&str; 2] = ["weights.safetensors", "weights.pth"];
 
 /// Inputs to run, and what should come out.
-const SAMPLES: &str = "samples.safetensors";
+pub(super) const SAMPLES: &str = "samples.safetensors";
 
 /// What a model's directory says about it.
-const MANIFEST: &str = "model.toml";
+pub(super) const MANIFEST: &str = "model.toml";
 
 /// A repository that cannot be read.
 #[derive(Debug, Error)]
@@ -58,6 +62,19 @@ pub enum RepositoryError {
         /// Why.
         source: io::Error,
     },
+    /// A store that cannot be read.
+    #[error(transparent)]
+    Store(#[from] FetchError),
+}
+
+impl RepositoryError {
+    /// What callers of the API are told.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Store(error) => error.reason(),
+            _ => Reason::LoadFailed,
+        }
+    }
 }
 
 /// The files of one version.
@@ -79,6 +96,8 @@ pub struct VersionFiles {
     pub stamp: u64,
     /// Changes with `model.toml`.
     pub manifest_stamp: u64,
+    /// Keeps them there, where they came from a store.
+    pub kept: Kept,
 }
 
 impl VersionFiles {
@@ -93,6 +112,7 @@ impl VersionFiles {
             manifest: None,
             stamp: 0,
             manifest_stamp: 0,
+            kept: Kept::default(),
         };
         files.stamped()
     }
@@ -124,6 +144,7 @@ impl VersionFiles {
             manifest: None,
             stamp: 0,
             manifest_stamp: 0,
+            kept: Kept::default(),
         }
     }
 }

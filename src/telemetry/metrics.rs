@@ -9,6 +9,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+use super::StoreMetrics;
 use crate::{
     admission::{Forecaster, Limiter, Pressure, Tenants},
     lifecycle::{Change, ModelEvent, Phases},
@@ -38,6 +39,10 @@ pub const CATALOGUE: &[(&str, &str, &str)] = &[
     ("torchlane_pressure_ratio", "gauge", "resource"),
     ("torchlane_in_flight_bytes", "gauge", ""),
     ("torchlane_profile_pass_seconds", "gauge", "model, row_bytes, rows"),
+    ("torchlane_store_downloaded_bytes_total", "counter", "store"),
+    ("torchlane_store_fetches_total", "counter", "store, result"),
+    ("torchlane_store_fetch_duration_seconds", "histogram", "store"),
+    ("torchlane_store_cache_bytes", "gauge", ""),
     ("torchlane_build_info", "gauge", "version"),
 ];
 
@@ -194,6 +199,7 @@ pub struct Metrics {
     pressure: Family<ResourceLabel, Gauge<f64, std::sync::atomic::AtomicU64>>,
     in_flight_bytes: Gauge,
     profile: Family<ProfileLabels, Gauge<f64, std::sync::atomic::AtomicU64>>,
+    store: StoreMetrics,
     sources: Mutex<Option<Sources>>,
 }
 
@@ -255,6 +261,7 @@ impl Default for Metrics {
             pressure: Family::default(),
             in_flight_bytes: Gauge::default(),
             profile: Family::default(),
+            store: StoreMetrics::default(),
             sources: Mutex::default(),
         };
         let r = &mut metrics.registry;
@@ -334,6 +341,7 @@ impl Default for Metrics {
             Unit::Seconds,
             metrics.profile.clone(),
         );
+        metrics.store.register(r);
         let build = Family::<BuildLabels, Gauge>::default();
         build.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
         r.register("build_info", "1 for the version of torchlane", build);
@@ -345,6 +353,11 @@ impl Metrics {
     /// Where queue depths, busy times and profiles are read at each scrape.
     pub fn attach(&self, sources: Sources) {
         *self.sources.lock() = Some(sources);
+    }
+
+    /// Downloads and their cache.
+    pub fn store(&self) -> &StoreMetrics {
+        &self.store
     }
 
     /// Lets go of what [`Metrics::attach`] gave.
@@ -522,6 +535,8 @@ mod tests {
         metrics.tenants.get_or_create(&TenantLabel { tenant: model() }).inc_by(1.0);
         metrics.pressure.get_or_create(&ResourceLabel { resource: "memory" }).set(0.5);
         metrics.profile.get_or_create(&ProfileLabels { model: model(), row_bytes: 1, rows: 1 }).set(1.0);
+        metrics.store.received("s3", 1);
+        metrics.store.fetched("s3", "ok", Duration::ZERO);
         let text = metrics.encode();
         let registered: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
         let documented = include_str!("../../docs/metrics.md");

@@ -16,6 +16,7 @@ mod fake;
 mod history;
 mod integrity;
 mod server;
+mod store;
 mod tidy;
 #[cfg(feature = "torch")]
 mod torch;

@@ -1,0 +1,91 @@
+//! Where models come from: a directory that is used in place, or an object store that is mirrored.
+
+use std::path::Path;
+
+use super::{Directory, FetchError, Found, Mirror, MirrorConfig, RepositoryError, VersionFiles};
+use crate::{model::ModelName, telemetry::StoreMetrics};
+
+/// A repository, whatever it is in. All answers are without waiting for a disk on the caller's thread.
+#[derive(Debug)]
+pub enum Source {
+    /// On this machine, or mounted.
+    Directory(Directory),
+    /// In a bucket or on a web server.
+    Store(Mirror),
+}
+
+impl Source {
+    /// The repository at `place`: a path, a `file://` URL, or the URL of a store.
+    ///
+    /// # Errors
+    /// There is no such directory, or nothing can be reached by such a URL.
+    pub fn open(
+        place: &Path,
+        config: &MirrorConfig,
+        metrics: &StoreMetrics,
+    ) -> Result<Self, RepositoryError> {
+        match place.to_str().filter(|text| text.contains("://")) {
+            None => Ok(Self::Directory(Directory::open(place)?)),
+            Some(url) => match url.strip_prefix("file://") {
+                Some(path) => Ok(Self::Directory(Directory::open(Path::new(path))?)),
+                None => Ok(Self::Store(Mirror::open(url, config, metrics.clone())?)),
+            },
+        }
+    }
+
+    /// Where the system may tell of changes.
+    pub fn root(&self) -> Option<&Path> {
+        match self {
+            Self::Directory(directory) => Some(directory.root()),
+            Self::Store(_) => None,
+        }
+    }
+
+    /// Every model that is there, by name. In a store nothing is downloaded.
+    ///
+    /// # Errors
+    /// It cannot be listed.
+    pub async fn scan(&self) -> Result<Vec<Found>, RepositoryError> {
+        match self {
+            Self::Directory(directory) => {
+                let directory = directory.clone();
+                blocking(move || directory.scan()).await
+            }
+            Self::Store(mirror) => Ok(mirror.scan().await?),
+        }
+    }
+
+    /// One model, read afresh.
+    ///
+    /// # Errors
+    /// It cannot be listed.
+    pub async fn find(&self, name: &ModelName) -> Result<Option<Found>, RepositoryError> {
+        match self {
+            Self::Directory(directory) => {
+                let (directory, name) = (directory.clone(), name.clone());
+                blocking(move || directory.find(&name)).await
+            }
+            Self::Store(mirror) => Ok(mirror.find(name).await?),
+        }
+    }
+
+    /// Sees to it that the files are where they are said to be, and stay there while the result lives. Files of
+    /// another source are returned as they are.
+    ///
+    /// # Errors
+    /// They cannot be fetched.
+    pub async fn materialize(&self, files: VersionFiles) -> Result<VersionFiles, FetchError> {
+        match self {
+            Self::Directory(_) => Ok(files),
+            Self::Store(mirror) => mirror.fetch(files).await,
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    look: impl FnOnce() -> Result<T, RepositoryError> + Send + 'static,
+) -> Result<T, RepositoryError> {
+    tokio::task::spawn_blocking(look).await.unwrap_or_else(|panicked| {
+        Err(RepositoryError::Io { path: Path::new("a directory").to_owned(), source: panicked.into() })
+    })
+}

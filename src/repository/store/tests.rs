@@ -1,0 +1,181 @@
+//! Against a store in memory: what is listed, fetched, kept and refused.
+
+use std::fs;
+
+use object_store::{ObjectStoreExt as _, memory::InMemory};
+
+use super::*;
+use crate::repository::Directory;
+
+struct Bucket {
+    client: Arc<InMemory>,
+    cache: tempfile::TempDir,
+}
+
+impl Bucket {
+    fn new() -> Self {
+        Self { client: Arc::default(), cache: tempfile::tempdir().unwrap() }
+    }
+
+    async fn put(&self, path: &str, bytes: &[u8]) {
+        self.client.put(&Location::from(format!("models/{path}")), bytes.to_vec().into()).await.unwrap();
+    }
+
+    fn mirror(&self, max_bytes: u64) -> Mirror {
+        let config = MirrorConfig {
+            cache: self.cache.path().to_owned(),
+            max_bytes,
+            patience: Duration::from_secs(1),
+            list_every: Duration::ZERO,
+            options: StoreOptions::new(),
+        };
+        let address = Address {
+            client: Box::new(self.client.clone()),
+            prefix: Location::from("models"),
+            shown: "memory://bucket/models".to_owned(),
+            scheme: "s3",
+        };
+        Mirror::at(address, &config, StoreMetrics::default()).unwrap()
+    }
+
+    /// Contents in the cache.
+    fn objects(&self) -> usize {
+        let directories = fs::read_dir(self.cache.path().join("objects/sha256")).unwrap();
+        directories.map(|directory| fs::read_dir(directory.unwrap().path()).unwrap().count()).sum()
+    }
+}
+
+async fn newest(mirror: &Mirror, model: &str) -> VersionFiles {
+    let found = mirror.find(&model.parse().unwrap()).await.unwrap().unwrap();
+    found.versions.last().unwrap().clone()
+}
+
+#[tokio::test]
+async fn only_what_is_wanted_comes_and_lies_as_in_a_directory() {
+    let bucket = Bucket::new();
+    for (path, bytes) in [
+        ("m/model.toml", "description = 'm'"),
+        ("m/1/model.pt", "one"),
+        ("m/2/weights.pth", "two"),
+        ("m/2/samples.safetensors", "two"),
+        ("other.pt", "other"),
+    ] {
+        bucket.put(path, bytes.as_bytes()).await;
+    }
+    let mirror = bucket.mirror(1 << 20);
+    let names: Vec<_> = mirror
+        .scan()
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|found| (found.name.to_string(), found.versions.len()))
+        .collect();
+    assert_eq!(names, [("m".to_owned(), 2), ("other".to_owned(), 1)]);
+    assert_eq!(bucket.objects(), 0, "a listing downloads nothing");
+    let files = mirror.fetch(newest(&mirror, "m").await).await.unwrap();
+    assert_eq!(fs::read(&files.archive).unwrap(), b"one", "the archive that the weights lie over");
+    assert_eq!(fs::read(files.weights.as_ref().unwrap()).unwrap(), b"two");
+    assert_eq!(bucket.objects(), 3, "equal contents once, the other model not at all");
+    // The same by the eyes of a directory.
+    let tree = mirror.shared.tree_of(&files.archive).unwrap();
+    let found = Directory::open(&tree).unwrap().find(&"m".parse().unwrap()).unwrap().unwrap();
+    assert_eq!(found.versions.last(), Some(&files));
+    let bare = mirror.fetch(newest(&mirror, "other").await).await.unwrap();
+    assert_eq!(fs::read(bare.archive).unwrap(), b"other");
+    let elsewhere = VersionFiles { archive: "/elsewhere/model.pt".into(), ..files };
+    assert_eq!(mirror.fetch(elsewhere.clone()).await.unwrap(), elsewhere, "another source's");
+}
+
+#[tokio::test]
+async fn what_is_here_needs_no_store_and_outlives_the_process() {
+    let bucket = Bucket::new();
+    bucket.put("m/1/model.pt", b"one").await;
+    let mirror = bucket.mirror(1 << 20);
+    let files = newest(&mirror, "m").await;
+    let kept = mirror.fetch(files.clone()).await.unwrap();
+    // The object is replaced: the old version is still the one that was fetched.
+    bucket.put("m/1/model.pt", b"another").await;
+    assert_eq!(fs::read(mirror.fetch(files.clone()).await.unwrap().archive).unwrap(), b"one");
+    let new = newest(&mirror, "m").await;
+    assert_ne!(new.archive, files.archive);
+    drop((kept, mirror));
+    let mirror = bucket.mirror(1 << 20);
+    assert_eq!(fs::read(mirror.fetch(files).await.unwrap().archive).unwrap(), b"one", "after a restart");
+    let error = mirror.fetch(new).await.unwrap_err();
+    assert!(error.to_string().contains("changed"), "it was not listed in this life: {error}");
+}
+
+#[tokio::test]
+async fn an_object_that_changes_after_the_listing_is_not_taken() {
+    let bucket = Bucket::new();
+    bucket.put("m/1/model.pt", b"one").await;
+    let mirror = bucket.mirror(1 << 20);
+    let files = newest(&mirror, "m").await;
+    bucket.put("m/1/model.pt", b"two").await;
+    let error = mirror.fetch(files).await.unwrap_err();
+    assert!(error.to_string().contains("models/m/1/model.pt changed"), "{error}");
+    assert_eq!(bucket.objects(), 0);
+    let files = mirror.fetch(newest(&mirror, "m").await).await.unwrap();
+    assert_eq!(fs::read(files.archive).unwrap(), b"two");
+}
+
+#[tokio::test]
+async fn room_is_made_of_what_is_not_in_use_and_a_refusal_removes_nothing() {
+    let bucket = Bucket::new();
+    for version in 1..=4_u8 {
+        bucket.put(&format!("m/{version}/model.pt"), &[version; 100]).await;
+    }
+    bucket.put("big.pt", &[9; 250]).await;
+    // Another process shares the cache: what it holds counts too.
+    let (mirror, beside) = (bucket.mirror(250), bucket.mirror(250));
+    let versions = mirror.find(&"m".parse().unwrap()).await.unwrap().unwrap().versions;
+    beside.scan().await.unwrap();
+    let [one, two, three, four] = [0, 1, 2, 3].map(|i| versions[i].clone());
+    let live = beside.fetch(one).await.unwrap();
+    let second = mirror.fetch(two.clone()).await.unwrap();
+    let error = mirror.fetch(three.clone()).await.unwrap_err();
+    assert_eq!(error.reason(), Reason::CacheFull);
+    assert!(error.to_string().contains("cache.max_bytes"), "{error}");
+    assert!(live.archive.exists() && second.archive.exists(), "what is in use stays");
+    drop(second);
+    let third = mirror.fetch(three).await.unwrap();
+    assert!(!two.archive.exists() && live.archive.exists(), "the one that nobody uses left");
+    drop(third);
+    let big = newest(&mirror, "big").await;
+    assert_eq!(mirror.fetch(big).await.unwrap_err().reason(), Reason::CacheFull);
+    assert_eq!(bucket.objects(), 2, "nothing left for what does not fit all the same");
+    mirror.fetch(four).await.unwrap();
+    assert!(mirror.shared.cache.bytes().unwrap() <= 250);
+}
+
+#[tokio::test]
+async fn a_disk_that_is_full_is_told_apart_and_leaves_no_half_file() {
+    let bucket = Bucket::new();
+    bucket.put("m/1/model.pt", &[1; 5000]).await;
+    let mirror = bucket.mirror(1 << 20);
+    // Every write to this device fails with ENOSPC.
+    let key = super::super::part::key(&mirror.shared.id, "m/1/model.pt");
+    let part = bucket.cache.path().join(format!("parts/{key}.part"));
+    std::os::unix::fs::symlink("/dev/full", &part).unwrap();
+    let files = newest(&mirror, "m").await;
+    let error = mirror.fetch(files.clone()).await.unwrap_err();
+    assert_eq!(error.reason(), Reason::CacheFull);
+    assert!(
+        error.to_string().contains("No space left") && error.to_string().contains("cache.directory"),
+        "{error}"
+    );
+    assert!(!files.archive.exists() && bucket.objects() == 0 && part.symlink_metadata().is_err());
+    // Once there is room, it goes on as if nothing had been.
+    assert_eq!(fs::read(mirror.fetch(files).await.unwrap().archive).unwrap().len(), 5000);
+}
+
+#[tokio::test]
+async fn two_who_want_the_same_download_it_once() {
+    let bucket = Bucket::new();
+    bucket.put("m/1/model.pt", &[1; 100_000]).await;
+    let (mirror, beside) = (bucket.mirror(1 << 20), bucket.mirror(1 << 20));
+    let (files, same) = (newest(&mirror, "m").await, newest(&beside, "m").await);
+    let (a, b) = tokio::join!(mirror.fetch(files), beside.fetch(same));
+    assert_eq!(a.unwrap(), b.unwrap());
+    assert_eq!(bucket.objects(), 1);
+}
