@@ -7,6 +7,8 @@ mod beside;
 mod entry;
 mod manager;
 mod prepare;
+mod rollout;
+mod rollouts;
 mod rules;
 mod shapes;
 mod status;
@@ -16,6 +18,8 @@ mod watch;
 
 pub use manager::{Manager, ManagerConfig, Observer, ReloadRequest};
 pub use prepare::{LoadFailure, Phase, Preparation, Prepared, prepare};
+pub use rollout::{Patch, RolloutChange};
+pub use rollouts::{RolloutBrief, RolloutState, RolloutStatus};
 pub use rules::Rules;
 pub use status::{
     Asker, Change, LiveStatus, LoadedStatus, ModelEvent, ModelState, ModelStatus, Phases, ReloadReport,

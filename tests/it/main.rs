@@ -13,6 +13,7 @@
 mod batching;
 mod edges;
 mod fake;
+mod rollout;
 mod server;
 mod tidy;
 #[cfg(feature = "torch")]
