@@ -16,10 +16,12 @@ use crate::{
 };
 
 /// A request for one forward pass, decoded and not yet looked up.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct InferCall {
     /// The caller's, or made up by the server.
     pub request_id: String,
+    /// The caller gave it.
+    pub own_id: bool,
     /// Name of the model, as the caller wrote it.
     pub model: String,
     /// Version wanted.
@@ -30,6 +32,10 @@ pub struct InferCall {
     pub decided: DecidedLane,
     /// The authenticated principal, or `x-tenant`; empty where neither is there.
     pub tenant: Arc<str>,
+    /// What came with the request beside its message.
+    pub headers: Headers,
+    /// What it is run for.
+    pub purpose: Purpose,
     /// When the answer is of no use any more.
     pub deadline: Option<Instant>,
     /// The tensors.
@@ -40,6 +46,34 @@ pub struct InferCall {
     pub received: Instant,
     /// The request's span: it crosses to the executor thread and back.
     pub span: tracing::Span,
+}
+
+/// What a request is run for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Purpose {
+    /// To be answered.
+    #[default]
+    Answer,
+    /// To be answered, after another version has failed it: it has been counted among its tenant's already.
+    Again,
+    /// To be compared with an answer that was given: it is nobody's.
+    Shadow,
+}
+
+/// The metadata of a request, shared between its copies.
+#[derive(Debug, Clone, Default)]
+pub struct Headers(Option<Arc<tonic::metadata::MetadataMap>>);
+
+impl Headers {
+    /// Of a request that came with these.
+    pub fn new(headers: Arc<tonic::metadata::MetadataMap>) -> Self {
+        Self(Some(headers))
+    }
+
+    /// The value of a header, where it is printable ASCII.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.as_ref()?.get(name)?.to_str().ok()
+    }
 }
 
 /// The lane that a request got: what it asked for, or its model's default, but no higher than its tenant may go. Whoever
@@ -138,7 +172,7 @@ pub struct InferReply {
 }
 
 /// Where the time of one request went.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Timing {
     /// Waiting for a ticket.
     pub queue: Duration,

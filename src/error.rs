@@ -113,6 +113,10 @@ reasons! {
     SignatureInvalid => "SIGNATURE_INVALID", FailedPrecondition;
     /// A newer change of the same model came in before this one was done.
     Superseded => "SUPERSEDED", Aborted;
+    /// A version that was rolled out turned out to be bad: the live one goes on serving.
+    RolledBack => "ROLLED_BACK", Aborted;
+    /// No version of the model is being rolled out.
+    NoRollout => "NO_ROLLOUT", FailedPrecondition;
     /// There is nothing to roll back to.
     NoPreviousVersion => "NO_PREVIOUS_VERSION", FailedPrecondition;
     /// A call that this server does not offer.

@@ -134,11 +134,14 @@ async fn admitted(registry: &Arc<Registry>, count: usize) -> Result<Vec<Admitted
     for i in 0..count {
         let call = InferCall {
             request_id: String::new(),
+            own_id: false,
             model: "echo".to_owned(),
             version: Default::default(),
             lane: Some(Lane::ALL[i % 4]),
             decided: Default::default(),
             tenant: "".into(),
+            headers: Default::default(),
+            purpose: Default::default(),
             deadline: Some(tokio::time::Instant::now() + Duration::from_secs(60)),
             inputs: vec![NamedTensor {
                 name: "x".into(),

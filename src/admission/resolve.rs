@@ -11,7 +11,7 @@ use tower::{Layer, Service};
 
 use super::{Pressure, Tenants};
 use crate::{
-    call::{BoundCall, InferCall},
+    call::{BoundCall, InferCall, Purpose},
     error::{Error, Reason, Result, shown},
     model::{Binding, Version, VersionSelector, VersionWish},
     registry::{ModelSlot, Registry},
@@ -71,8 +71,14 @@ where
 
 fn resolve(to: &ResolveLayer, call: InferCall) -> Result<BoundCall> {
     let registry = to.registry.as_ref();
-    let tenant = to.tenants.get(&call.tenant);
-    let place = tenant.enter()?;
+    let tenant = match call.purpose {
+        Purpose::Answer | Purpose::Again => to.tenants.get(&call.tenant),
+        Purpose::Shadow => to.tenants.shadow(),
+    };
+    let place = match call.purpose {
+        Purpose::Answer => tenant.enter()?,
+        Purpose::Again | Purpose::Shadow => tenant.stay(),
+    };
     let model = registry.get(&call.model).ok_or_else(|| unknown_model(&call.model, registry))?;
     let (slot, wanted) = model.find(&call.version);
     let lease = slot.lease().ok_or_else(|| {

@@ -164,6 +164,12 @@ impl Tenant {
         }
         Ok(place)
     }
+
+    /// Counts a request that needs no leave: it has been let in before, or it is the server's own.
+    pub fn stay(self: &Arc<Self>) -> TenantPlace {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        TenantPlace(self.clone())
+    }
 }
 
 fn nanos(duration: Duration) -> u64 {
@@ -208,7 +214,12 @@ pub struct Tenants {
     others: RwLock<Others>,
     /// Of those without a name, and of those that are too many.
     rest: Arc<Tenant>,
+    /// Copies of requests that are run to compare versions.
+    shadow: Arc<Tenant>,
 }
+
+/// In metrics.
+const SHADOW: &str = "(shadow)";
 
 #[derive(Debug, Default)]
 struct Others {
@@ -253,7 +264,14 @@ impl Tenants {
             .map(|((name, settings), id)| (name.clone(), Arc::new(Tenant::new(id, name, *settings))))
             .collect();
         let rest = Arc::new(Tenant::new(0, "default", default));
-        Self { named, default, others: RwLock::default(), rest }
+        let shadow = TenantSettings { max_lane: Lane::Low, ..TenantSettings::default() };
+        let shadow = Arc::new(Tenant::new(u32::MAX, SHADOW, shadow));
+        Self { named, default, others: RwLock::default(), rest, shadow }
+    }
+
+    /// The account of copies of requests that are run to compare versions: no caller pays for them.
+    pub fn shadow(&self) -> Arc<Tenant> {
+        self.shadow.clone()
     }
 
     /// Time of executors by label: each tenant of the settings, and `default` for all others together.
@@ -262,7 +280,9 @@ impl Tenants {
         let others: Duration =
             others.gone + others.accounts.values().map(|tenant| tenant.compute()).sum::<Duration>();
         let named = self.named.values().map(|tenant| (tenant.label().clone(), tenant.compute()));
-        named.chain([(self.rest.label().clone(), self.rest.compute() + others)]).collect()
+        let shadow = (self.shadow.label().clone(), self.shadow.compute());
+        let shadow = Some(shadow).filter(|(_, compute)| !compute.is_zero());
+        named.chain([(self.rest.label().clone(), self.rest.compute() + others)]).chain(shadow).collect()
     }
 
     /// The tenant of that name; empty for callers that give none.

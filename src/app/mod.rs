@@ -6,6 +6,7 @@ mod drain;
 mod idle;
 mod io;
 mod resources;
+mod rollouts;
 mod server;
 mod stack;
 mod watchdog;

@@ -10,7 +10,7 @@ use tonic::service::Routes;
 use super::{
     activity::Activity,
     cpu::{CpuPlan, cpu_quota},
-    drain, idle, io, resources, stack, watchdog, web,
+    drain, idle, io, resources, rollouts, stack, watchdog, web,
 };
 use crate::{
     admission::{ControlLane, Forecaster, InFlightBytes, LimitSnapshot, Pressure, ResolveLayer, Tenants},
@@ -26,6 +26,7 @@ use crate::{
     proto::{self, model_server_server::ModelServerServer},
     registry::Registry,
     repository::{RepositoryError, Source},
+    rollout::{Mirror, RouteLayer},
     sched::{ExecutorConfig, QueueConfig, Scheduler},
     telemetry::{AccessLog, Metrics, Sources},
 };
@@ -158,7 +159,10 @@ async fn run(
     // `closing` ends accepting and sends GOAWAY; `killed` is the end of patience.
     let (closing, killed) = (CancellationToken::new(), CancellationToken::new());
     let access = Arc::new(AccessLog::new(settings.log.access));
+    let mirror =
+        Mirror::new(tasks.clone(), tokio::runtime::Handle::current(), pressure.clone(), metrics.clone());
     let infer = stack::infer(
+        RouteLayer::new(registry.clone(), mirror, metrics.clone()),
         ResolveLayer::new(registry.clone(), tenants, pressure.clone()),
         forecaster,
         limiter.clone(),
@@ -237,6 +241,7 @@ async fn run(
             tracing::info!(models = live, "ready");
         })
     };
+    tasks.spawn(ending.clone().run_until_cancelled_owned(rollouts::look_after(manager.clone())));
     let giving_back = tasks.spawn(idle::give_back(scheduler.clone(), manager.clone()));
     let watching = tasks.spawn(watchdog::watch(
         scheduler.clone(),

@@ -11,15 +11,17 @@ use crate::{
         PriorityLimitLayer, ResolveLayer,
     },
     config::Admission,
+    rollout::{Route, RouteLayer},
     sched::{Dispatch, Scheduler},
     telemetry::{AccessLog, Metrics, Record, RecordLayer},
 };
 
 /// What every inference call goes through.
-pub(super) type InferStack = Record<Resolve<Deadline<Forecast<PriorityLimit<Dispatch>>>>>;
+pub(super) type InferStack = Record<Route<Resolve<Deadline<Forecast<PriorityLimit<Dispatch>>>>>>;
 
 /// Builds it.
 pub(super) fn infer(
+    route: RouteLayer,
     resolve: ResolveLayer,
     forecaster: Arc<Forecaster>,
     limiter: Arc<Limiter>,
@@ -30,6 +32,8 @@ pub(super) fn infer(
     ServiceBuilder::new()
         // Sees every outcome, refusals included.
         .layer(RecordLayer::new(metrics, access))
+        // Sends a request to a version that is rolled out, and to the live one where that fails.
+        .layer(route)
         // Wrong requests and lanes that are shed are refused before they wait; from here on the lane is known.
         .layer(resolve)
         // Holds everything below to the deadline: waiting for a ticket, for an executor, for the result.

@@ -6,6 +6,8 @@
 //! delay_ms = 5          # the pass sleeps
 //! fail = "message"      # the pass fails, if the first element is negative or `fail_always`
 //! fail_while = "path"   # the pass fails as long as there is such a file
+//! fail_every = 20       # each twentieth pass fails
+//! offset = 0.5          # is added to output_0
 //! load_error = "text"   # loading fails
 //! unsafe = ["aten::x"]  # what an inspection would find that is not known to be harmless
 //! ```
@@ -13,6 +15,10 @@
 use std::{
     any::Any,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -38,12 +44,17 @@ struct Script {
     fail: Option<String>,
     fail_always: bool,
     fail_while: Option<PathBuf>,
+    fail_every: u64,
+    offset: f32,
     load_error: Option<String>,
     load_delay_ms: u64,
     stateful: bool,
     nan: bool,
     nan_at_zero: bool,
     r#unsafe: Vec<String>,
+    /// So far.
+    #[serde(skip)]
+    passes: Arc<AtomicU64>,
 }
 
 impl Default for Script {
@@ -55,12 +66,15 @@ impl Default for Script {
             fail: None,
             fail_always: false,
             fail_while: None,
+            fail_every: 0,
+            offset: 0.0,
             load_error: None,
             load_delay_ms: 0,
             stateful: false,
             nan: false,
             nan_at_zero: false,
             r#unsafe: Vec::new(),
+            passes: Arc::default(),
         }
     }
 }
@@ -122,6 +136,10 @@ impl Module for Script {
         if let Some(path) = self.fail_while.as_ref().filter(|path| path.exists()) {
             return Err(BackendError::new(format!("{} is there", path.display())));
         }
+        let number = self.passes.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.fail_every > 0 && number.is_multiple_of(self.fail_every) {
+            return Err(BackendError::new(format!("pass {number} fails")));
+        }
         let mut outputs = Vec::with_capacity(pass.leaves.len());
         for (i, leaf) in pass.leaves.into_iter().enumerate() {
             let data = leaf.parts.concat();
@@ -136,7 +154,7 @@ impl Module for Script {
                     .chunks_exact(4)
                     .filter_map(|bytes| bytes.try_into().ok())
                     .flat_map(|bytes| {
-                        let scaled = f32::from_le_bytes(bytes) * self.scale;
+                        let scaled = f32::from_le_bytes(bytes) * self.scale + self.offset;
                         let nan = self.nan || (self.nan_at_zero && scaled == 0.0);
                         if nan { f32::NAN } else { scaled }.to_le_bytes()
                     })

@@ -15,6 +15,7 @@ mod inspect;
 mod models;
 mod picture;
 mod reload;
+mod rollout;
 mod serve;
 mod sign;
 mod verify;
@@ -63,6 +64,8 @@ enum Command {
     Infer(infer::Args),
     /// Put a new version live, go back, or unload
     Reload(reload::Args),
+    /// Roll a version out beside the live one, or see how it goes
+    Rollout(rollout::Args),
     /// List models, or show one
     Models(models::Args),
     /// Send load and show how long answers take
@@ -87,6 +90,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Infer(args) => infer::run(&args),
         Command::Reload(args) => reload::run(&args),
+        Command::Rollout(args) => rollout::run(&args),
         Command::Models(args) => models::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
 
-use super::{LiveStatus, LoadedStatus, ModelState, ModelStatus, Phases, beside::Side};
+use super::{LiveStatus, LoadedStatus, ModelState, ModelStatus, Phases, beside::Side, rollouts::Rollouts};
 use crate::{
     backend::Servable,
     error::{Error, Reason, Result},
@@ -24,6 +24,8 @@ pub(super) struct Entry {
     syncing: Arc<tokio::sync::Mutex<()>>,
     newest: watch::Sender<Newest>,
     facts: Mutex<Facts>,
+    /// Locked after `facts`, where both are.
+    pub(super) rollouts: Mutex<Rollouts>,
 }
 
 /// The newest change, and how many that somebody asked for wait for their turn.
@@ -124,6 +126,7 @@ impl Entry {
             syncing: Arc::default(),
             newest: watch::Sender::default(),
             facts: Mutex::default(),
+            rollouts: Mutex::default(),
         }
     }
 
@@ -178,6 +181,11 @@ impl Entry {
             free
         });
         begun.then_some((turn, generation))
+    }
+
+    /// A turn to drop what nobody needs any more: it makes no other change out of date.
+    pub(super) async fn turn_to_tidy(&self) -> Turn<'_> {
+        self.turn.lock().await
     }
 
     pub(super) fn superseded(&self) -> Error {
@@ -264,6 +272,11 @@ impl Entry {
         self.facts.lock().beside.get(&files.version).filter(|side| side.files == *files).cloned()
     }
 
+    /// The one of that number.
+    pub(super) fn side(&self, version: Version) -> Option<Side> {
+        self.facts.lock().beside.get(&version).cloned()
+    }
+
     /// Requests find it from now on. Gives back what had its place.
     pub(super) fn put_beside(&self, side: Side) -> Option<Side> {
         let mut facts = self.facts.lock();
@@ -299,7 +312,13 @@ impl Entry {
 
     fn publish(&self, facts: &Facts) {
         let slots = facts.beside.iter().map(|(version, side)| (*version, side.slot.clone())).collect();
-        self.slot.set_beside(Beside { slots, labels: facts.labels.clone() });
+        let split = self.rollouts.lock().split();
+        self.slot.set_beside(Beside { slots, labels: facts.labels.clone(), split });
+    }
+
+    /// A rollout has changed: requests are split by it from now on.
+    pub(super) fn republish(&self) {
+        self.publish(&self.facts.lock());
     }
 
     /// `None`: somebody is at it already.
@@ -352,6 +371,7 @@ impl Entry {
             generation: facts.generation,
             loaded: facts.beside.values().map(|side| LoadedStatus::of(&side.servable)).collect(),
             labels: facts.labels.clone(),
+            rollout: self.rollouts.lock().brief(),
             last_error: facts.last_error.clone(),
             last_phases: facts.last_phases,
         }

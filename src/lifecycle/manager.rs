@@ -205,6 +205,7 @@ impl Manager {
         let old = entry.slot.swap(None).ok_or_else(nothing_live)?;
         let holding = self.holding(model).await;
         entry.went_away(generation, holding);
+        self.settle_rollout(&entry, &asker);
         let version = old.version;
         let told = Told::of(Some(version), &asker).done(Some(version), Phases::default());
         self.announce(&entry, Change::Unloaded, told);
@@ -251,7 +252,7 @@ impl Manager {
             .clone()
     }
 
-    fn known(&self, model: &str) -> Result<Arc<Entry>> {
+    pub(super) fn known(&self, model: &str) -> Result<Arc<Entry>> {
         self.entries.lock().get(model).cloned().ok_or_else(|| unknown(model))
     }
 
@@ -281,7 +282,12 @@ impl Manager {
     }
 
     /// A change that somebody asked for: newer than all before it, and it waits for its turn.
-    async fn change(&self, entry: &Entry, order: Order, place: Option<ControlPlace>) -> Result<ReloadReport> {
+    pub(super) async fn change(
+        &self,
+        entry: &Entry,
+        order: Order,
+        place: Option<ControlPlace>,
+    ) -> Result<ReloadReport> {
         let started = Instant::now();
         let waiting = entry.begin();
         let generation = waiting.generation;
@@ -327,9 +333,13 @@ impl Manager {
                 return Err(error);
             }
         };
+        let given_up = self.settle_rollout(entry, &asker);
         // The change is made: others need not wait until the last request on the old version has ended.
         drop((turn, place));
         let draining = Instant::now();
+        if let Some(version) = given_up {
+            self.tidy_beside(entry, version, &asker).await;
+        }
         if let Some(side) = side {
             self.empty(side).await;
         }
@@ -449,6 +459,7 @@ impl Manager {
         phases.swap = swapping.elapsed();
         phases.total = started.elapsed();
         entry.went_live(&servable, files, generation, holding);
+        entry.rollouts.lock().accept(servable.version);
         let side = entry.take_beside(servable.version);
         let report = ReloadReport {
             model: entry.name().clone(),
@@ -498,7 +509,7 @@ impl Manager {
         let (model, name, about) = (entry.name(), change.as_str(), version.map(|version| version.0));
         let asker = event.asker.as_ref().map(ToString::to_string);
         match &event.error {
-            Some(error) if change == Change::Abandoned => {
+            Some(error) if matches!(change, Change::Abandoned | Change::RolloutAborted) => {
                 tracing::info!(target: "torchlane::models", %model, change = name, version = about, live, asker, "{error}")
             }
             Some(error) => {
@@ -518,7 +529,7 @@ fn unknown(model: &str) -> Error {
     Error::new(Reason::UnknownModel, format!("no model '{shown}' in the repositories")).with_field("model")
 }
 
-fn choose(found: &Found, wanted: Option<Version>) -> Result<VersionFiles> {
+pub(super) fn choose(found: &Found, wanted: Option<Version>) -> Result<VersionFiles> {
     let choice = match wanted {
         None => found.versions.last(),
         Some(version) => found.versions.iter().find(|files| files.version == version),

@@ -8,6 +8,8 @@ mod entry;
 mod history;
 mod manager;
 mod prepare;
+mod rollout;
+mod rollouts;
 mod rules;
 mod shapes;
 mod status;
@@ -18,6 +20,8 @@ mod watch;
 pub use history::{ChangeRecord, History};
 pub use manager::{Manager, ManagerConfig, Observer, ReloadRequest};
 pub use prepare::{LoadFailure, Phase, Preparation, Prepared, prepare};
+pub use rollout::{Patch, RolloutChange};
+pub use rollouts::{RolloutBrief, RolloutState, RolloutStatus};
 pub use rules::Rules;
 pub use status::{
     Asker, Change, Done, LiveStatus, LoadedStatus, ModelEvent, ModelState, ModelStatus, Phases, ReloadReport,

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use super::RolloutBrief;
 use crate::{
     backend::Servable,
     error::Error,
@@ -118,6 +119,8 @@ pub struct ModelStatus {
     pub loaded: Vec<LoadedStatus>,
     /// Names of versions, but for `stable`.
     pub labels: BTreeMap<Label, Version>,
+    /// The rollout that is under way, else how the last one ended.
+    pub rollout: Option<RolloutBrief>,
     /// The last load that failed, unless one succeeded since.
     pub last_error: Option<String>,
     /// Of the last reload that succeeded.
@@ -167,6 +170,8 @@ pub enum Asker {
     Start,
     /// Files in a repository changed.
     Repository,
+    /// What was seen of a version that is rolled out.
+    Rollout,
     /// A caller of the API: the tenant it names, or where it calls from.
     Caller(Arc<str>),
 }
@@ -176,6 +181,7 @@ impl fmt::Display for Asker {
         match self {
             Self::Start => f.write_str("start"),
             Self::Repository => f.write_str("repository"),
+            Self::Rollout => f.write_str("rollout"),
             Self::Caller(who) => write!(f, "caller {who}"),
         }
     }
@@ -192,7 +198,7 @@ pub struct ModelEvent {
     pub change: Change,
     /// The version that it is about.
     pub version: Option<Version>,
-    /// With [`Change::Failed`] and [`Change::Abandoned`]: why.
+    /// With [`Change::Failed`], [`Change::Abandoned`], [`Change::RolledBack`] and [`Change::RolloutAborted`]: why.
     pub error: Option<Error>,
     /// Who or what asked for it. With [`Change::Snapshot`]: nobody.
     pub asker: Option<Asker>,
@@ -234,6 +240,16 @@ pub enum Change {
     LoadedBeside,
     /// A version beside the live one was dropped.
     DroppedBeside,
+    /// A version beside the live one is being rolled out.
+    RolloutStarted,
+    /// More callers see it, or it goes on by another plan.
+    RolloutChanged,
+    /// It was good, and is live.
+    Promoted,
+    /// It was bad: the version that was live serves alone.
+    RolledBack,
+    /// The rollout gave way to something else, or to somebody.
+    RolloutAborted,
     /// It is not in the repositories any more, and was unloaded.
     Removed,
 }
@@ -253,6 +269,11 @@ impl Change {
             Self::LoadingBeside => "loading_beside",
             Self::LoadedBeside => "loaded_beside",
             Self::DroppedBeside => "dropped_beside",
+            Self::RolloutStarted => "rollout_started",
+            Self::RolloutChanged => "rollout_changed",
+            Self::Promoted => "promoted",
+            Self::RolledBack => "rolled_back",
+            Self::RolloutAborted => "rollout_aborted",
             Self::Removed => "removed",
         }
     }

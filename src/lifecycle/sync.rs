@@ -1,6 +1,6 @@
 //! Brings what is loaded in line with what is on disk.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -8,6 +8,7 @@ use super::{
     Asker, Change, Manager, Phases,
     entry::{Entry, Holding},
     manager::{Order, Told},
+    rollout::{Way, way},
 };
 use crate::{
     error::{Error, Reason, Result},
@@ -145,6 +146,9 @@ impl Manager {
             (true, None) => None,
             (false, _) => plan.live,
         };
+        let serves = live.as_ref().map(|(version, _)| *version);
+        let way = way(entry, found, serves, target);
+        let target = if matches!(way, Way::AtOnce) { target } else { serves };
         let mut outcome = Ok(());
         if let Some(files) = target.and_then(|version| files_of(found, version))
             && live.as_ref().is_none_or(|(_, old)| old != files)
@@ -158,12 +162,15 @@ impl Manager {
             }
         }
         let live = entry.live().map(|(version, _)| version);
-        let beside = plan.beside.iter().chain(plan.live.as_ref()).filter(|version| Some(**version) != live);
+        self.end_stale_rollout(entry, found, &way, asker);
+        let rolled_out = match &way {
+            Way::Beside(files, _) => Some(files.version),
+            _ => entry.rollouts.lock().versions().map(|(version, _, _)| version),
+        };
+        let beside: BTreeSet<Version> = plan.beside.iter().copied().chain(rolled_out).collect();
         let wanted: Vec<&VersionFiles> = if live.is_some() {
-            beside
-                .filter(|version| plan.beside.contains(version))
-                .filter_map(|v| files_of(found, *v))
-                .collect()
+            let newest_first = beside.iter().rev().filter(|version| Some(**version) != live);
+            newest_first.filter_map(|version| files_of(found, *version)).collect()
         } else {
             Vec::new()
         };
@@ -183,7 +190,7 @@ impl Manager {
             let loaded = self.load_beside(entry, files.clone(), generation, asker).await;
             outcome = outcome.and(loaded);
         }
-        outcome
+        outcome.and(self.follow_disk(entry, found, way, asker))
     }
 
     async fn planned(&self, found: &Found) -> Result<VersionPlan> {
@@ -284,6 +291,7 @@ impl Manager {
         }
         let old = entry.slot.swap(None);
         entry.went_away(generation, Holding::End);
+        self.settle_rollout(&entry, &Asker::Repository);
         let version = old.as_ref().map(|old| old.version);
         for files in entry.beside() {
             self.drop_beside(&entry, files.version, &Asker::Repository).await;

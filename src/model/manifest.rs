@@ -8,6 +8,7 @@ use thiserror::Error;
 use super::{
     Lane,
     pad::{self, Cut, Pad},
+    rollout::RolloutPlan,
     versions::Versions,
 };
 use crate::tensor::{self, DType};
@@ -30,6 +31,8 @@ pub struct ModelManifest {
     pub warmup: WarmupConfig,
     /// Which versions are loaded, and what they are called.
     pub versions: Versions,
+    /// How a new version comes to be live.
+    pub rollout: RolloutPlan,
 }
 
 /// `[batching]`
@@ -228,6 +231,7 @@ impl ModelManifest {
         }
         pad::check(self)?;
         self.versions.check()?;
+        self.rollout.check()?;
         for (input, shape) in self.warmup.shapes.iter().flatten() {
             let wrong = |why: String| ManifestError::WarmupShape { input: input.clone(), why };
             tensor::byte_len(DType::F64, shape).map_err(|error| wrong(error.to_string()))?;

@@ -6,6 +6,7 @@ mod id;
 mod lane;
 mod manifest;
 mod pad;
+mod rollout;
 mod signature;
 mod versions;
 
@@ -17,6 +18,7 @@ pub use id::{
 pub use lane::{Lane, UnknownLane};
 pub use manifest::{Batching, ManifestError, ModelManifest, Scheduling, WarmupConfig};
 pub use pad::{Cut, Pad, Padded};
+pub use rollout::{RolloutPlan, Strategy};
 pub(crate) use signature::fits;
 pub use signature::{ArgKind, Argument, Signature, TensorSpec, UnsupportedType};
 

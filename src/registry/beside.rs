@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::ModelSlot;
-use crate::model::{Label, Version};
+use crate::{
+    model::{Label, Version},
+    rollout::Split,
+};
 
 /// The slots of versions beside the live one, each with one version in it, and the labels of all.
 #[derive(Debug, Clone, Default)]
@@ -12,11 +15,13 @@ pub struct Beside {
     pub slots: BTreeMap<Version, Arc<ModelSlot>>,
     /// Which version has which label; it may be the live one, or one that is not loaded.
     pub labels: BTreeMap<Label, Version>,
+    /// How requests that leave the version open are split, while one of these is rolled out.
+    pub split: Option<Arc<Split>>,
 }
 
 impl Beside {
-    /// Nothing beside, no label.
+    /// Nothing beside, no label, no rollout.
     pub fn is_empty(&self) -> bool {
-        self.slots.is_empty() && self.labels.is_empty()
+        self.slots.is_empty() && self.labels.is_empty() && self.split.is_none()
     }
 }

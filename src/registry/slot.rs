@@ -11,6 +11,7 @@ use super::{Beside, Lease, ServedShapes};
 use crate::{
     backend::Servable,
     model::{ModelName, Version, VersionSelector, VersionWish},
+    rollout::Split,
     sched::Profile,
 };
 
@@ -107,6 +108,11 @@ impl ModelSlot {
                 (slot, if stands { VersionSelector::Live } else { VersionSelector::Exactly(*version) })
             }
         }
+    }
+
+    /// How requests that leave the version open are split, while another version is rolled out.
+    pub fn split(&self) -> Option<Arc<Split>> {
+        self.beside.load().as_ref().and_then(|beside| beside.split.clone())
     }
 
     /// What is loaded beside the live version.

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use arc_swap::ArcSwap;
 
 use super::ModelSlot;
-use crate::model::ModelName;
+use crate::{model::ModelName, rollout::Split};
 
 /// All models known to this server. Reading takes no lock and the same time however many there are; adding models copies
 /// the table, so that many are best added at once.
@@ -25,6 +25,11 @@ impl Registry {
     /// The slot of that model.
     pub fn get(&self, name: &str) -> Option<Arc<ModelSlot>> {
         self.table.load().by_name.get(name).cloned()
+    }
+
+    /// How requests for that model are split, while a version of it is rolled out. Counts no reference up where there is none.
+    pub fn split(&self, name: &str) -> Option<Arc<Split>> {
+        self.table.load().by_name.get(name)?.split()
     }
 
     /// The slot of that model, made if it is not there.

@@ -9,7 +9,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::StoreMetrics;
+use super::{RolloutMetrics, StoreMetrics};
 use crate::{
     admission::{Forecaster, Limiter, Pressure, Tenants},
     lifecycle::{Change, ModelEvent, Phases},
@@ -43,6 +43,10 @@ pub const CATALOGUE: &[(&str, &str, &str)] = &[
     ("torchlane_store_fetches_total", "counter", "store, result"),
     ("torchlane_store_fetch_duration_seconds", "histogram", "store"),
     ("torchlane_store_cache_bytes", "gauge", ""),
+    ("torchlane_rollout_requests_total", "counter", "model, side, outcome"),
+    ("torchlane_rollout_fallbacks_total", "counter", "model"),
+    ("torchlane_rollout_copies_total", "counter", "model, result"),
+    ("torchlane_rollout_state", "gauge", "model, version, state"),
     ("torchlane_build_info", "gauge", "version"),
 ];
 
@@ -175,6 +179,8 @@ type Kinds = HashMap<(Option<Version>, Lane, &'static str), Series>;
 /// All metrics of a server.
 #[derive(Debug)]
 pub struct Metrics {
+    /// Of rollouts.
+    pub rollouts: RolloutMetrics,
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
     total: Family<RequestLabels, Histogram>,
@@ -238,6 +244,7 @@ fn sizes() -> Histogram {
 impl Default for Metrics {
     fn default() -> Self {
         let mut metrics = Self {
+            rollouts: RolloutMetrics::default(),
             registry: Registry::with_prefix("torchlane"),
             requests: Family::default(),
             total: Family::new_with_constructor(durations),
@@ -344,6 +351,7 @@ impl Default for Metrics {
         metrics.store.register(r);
         let build = Family::<BuildLabels, Gauge>::default();
         build.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
+        metrics.rollouts.register(r);
         r.register("build_info", "1 for the version of torchlane", build);
         metrics
     }
@@ -412,6 +420,7 @@ impl Metrics {
         if let Some(phases) = event.model.last_phases {
             self.phases(&model, phases);
         }
+        self.rollouts.model_event(event);
         let mut live = self.live.lock();
         if let Some(old) = live.remove(&model) {
             self.info.remove(&old);
@@ -537,6 +546,7 @@ mod tests {
         metrics.profile.get_or_create(&ProfileLabels { model: model(), row_bytes: 1, rows: 1 }).set(1.0);
         metrics.store.received("s3", 1);
         metrics.store.fetched("s3", "ok", Duration::ZERO);
+        metrics.rollouts.fill();
         let text = metrics.encode();
         let registered: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
         let documented = include_str!("../../docs/metrics.md");

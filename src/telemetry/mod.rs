@@ -5,6 +5,7 @@ mod logging;
 mod metrics;
 mod record;
 mod store;
+mod rollouts;
 
 pub use access::{AccessLog, AccessPolicy};
 pub(crate) use logging::filter;
@@ -12,3 +13,4 @@ pub use logging::{LogFormat, init_logging};
 pub use metrics::{CATALOGUE, Metrics, Sources};
 pub use record::{Record, RecordLayer};
 pub use store::StoreMetrics;
+pub use rollouts::RolloutMetrics;

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
 use crate::{
-    call::{DecidedLane, InferCall, InferReply},
+    call::{DecidedLane, Headers, InferCall, InferReply, Purpose},
     error::{Error, LOGGED, Reason, Result, shown},
     model::{Lane, NamedTensor, VersionWish},
     proto,
@@ -60,15 +60,19 @@ pub(super) fn infer_call(
     };
     let inputs =
         request.inputs.into_iter().enumerate().map(|(i, t)| tensor(i, t)).collect::<Result<Vec<_>>>()?;
+    let own_id = !request.request_id.is_empty();
     let request_id = if request.request_id.is_empty() { fresh_id() } else { request.request_id };
     let span = tracing::info_span!(target: "torchlane::request", "infer", request_id = shown(&request_id, LOGGED), model = shown(&request.model, LOGGED));
     let call = InferCall {
         request_id,
+        own_id,
         model: request.model,
         version,
         lane,
         decided: DecidedLane::default(),
         tenant,
+        headers: Headers::default(),
+        purpose: Purpose::Answer,
         deadline,
         inputs,
         outputs: request.outputs,

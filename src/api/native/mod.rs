@@ -2,6 +2,7 @@
 
 mod convert;
 mod models;
+mod rollout;
 mod service;
 mod stream;
 

@@ -10,12 +10,12 @@ use tower::{Service, ServiceExt as _};
 
 use super::{
     convert::{infer_call, infer_response},
-    models,
+    models, rollout,
 };
 use crate::{
     admission::{ControlLane, ControlPlace},
     api::status,
-    call::{InferCall, InferReply},
+    call::{Headers, InferCall, InferReply},
     error::{Error, LOGGED, Reason, Result, shown},
     layers::{Deadline, message_bytes},
     lifecycle::{Asker, History, Manager, ReloadRequest},
@@ -65,10 +65,11 @@ where
     async fn answer(
         infer: S,
         request: proto::InferRequest,
-        metadata: &tonic::metadata::MetadataMap,
+        metadata: Arc<tonic::metadata::MetadataMap>,
         deadline: Option<Instant>,
     ) -> Result<proto::InferResponse> {
-        let (call, form) = infer_call(request, metadata, deadline)?;
+        let (mut call, form) = infer_call(request, &metadata, deadline)?;
+        call.headers = Headers::new(metadata);
         let (request_id, model, received) = (call.request_id.clone(), call.model.clone(), call.received);
         let reply = infer.oneshot(call).await?;
         Ok(infer_response(request_id, model, reply, form, received.elapsed()))
@@ -138,7 +139,7 @@ where
         let deadline = deadline(&request);
         let (metadata, extensions, message) = request.into_parts();
         let _counted = message_bytes(&extensions);
-        Self::answer(self.infer.clone(), message, &metadata, deadline)
+        Self::answer(self.infer.clone(), message, Arc::new(metadata), deadline)
             .await
             .map(Response::new)
             .map_err(|error| status(&error))
@@ -158,7 +159,7 @@ where
             let counted = message_bytes(&extensions);
             async move {
                 let _counted = counted;
-                Self::answer(infer, message, &metadata, deadline).await
+                Self::answer(infer, message, metadata, deadline).await
             }
         };
         let answers =
@@ -240,6 +241,30 @@ where
         Ok(Response::new(proto::ListChangesResponse {
             changes: last.into_iter().map(models::change).collect(),
         }))
+    }
+
+    async fn set_rollout(
+        &self,
+        request: Request<proto::SetRolloutRequest>,
+    ) -> Result<Response<proto::Rollout>, Status> {
+        let (deadline, asker) = (deadline(&request), asker(&request));
+        let request = request.into_inner();
+        let model = request.model.clone();
+        let change = rollout::change(request).map_err(|error| status(&error))?;
+        let set = async move |manager: Arc<Manager>, place| {
+            manager.set_rollout(&model, change, asker, Some(place)).await
+        };
+        let status = self.controlled(deadline, GOES_ON, set).await?;
+        Ok(Response::new(rollout::rollout(String::new(), Some(status))))
+    }
+
+    async fn get_rollout(
+        &self,
+        request: Request<proto::GetRolloutRequest>,
+    ) -> Result<Response<proto::Rollout>, Status> {
+        let model = request.into_inner().model;
+        let now = self.manager.rollout(&model).map_err(|error| status(&error))?;
+        Ok(Response::new(rollout::rollout(model, now)))
     }
 
     type WatchModelsStream = Events;

@@ -1,0 +1,358 @@
+//! Rollouts as the manager carries them out: beginning, changing, promoting, rolling back. What is decided is decided in
+//! [`crate::rollout`]; here it is done.
+//!
+//! Promoting is a change like a reload, of a version that is loaded already. Rolling back changes nothing that is live: from one
+//! moment to the next no request is sent to the new version any more, and it is dropped once those that it has are done.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{
+    Asker, Change, Manager, RolloutState, RolloutStatus,
+    entry::{Entry, Hold, Holding},
+    manager::{Order, Told, choose},
+    rollouts::{Beginning, Decision},
+    sync,
+};
+use crate::{
+    admission::ControlPlace,
+    error::{Error, Reason, Result},
+    model::{ModelManifest, RolloutPlan, Strategy, Version},
+    repository::{Found, VersionFiles},
+};
+
+/// A plan made from the one that holds where nothing is said.
+pub type Patch = Box<dyn FnOnce(RolloutPlan) -> Result<RolloutPlan> + Send>;
+
+/// What somebody wants of a rollout.
+pub enum RolloutChange {
+    /// Begin one, or go on by another plan.
+    Plan {
+        /// The new version. `None`: that of the rollout under way, else the newest on disk.
+        version: Option<Version>,
+        /// How.
+        plan: Patch,
+    },
+    /// Put the new version live now.
+    Promote,
+    /// Take it back.
+    Abort,
+}
+
+impl std::fmt::Debug for RolloutChange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Plan { .. } => "Plan",
+            Self::Promote => "Promote",
+            Self::Abort => "Abort",
+        })
+    }
+}
+
+/// What becomes of a version that should be live by what is on disk.
+#[derive(Debug)]
+pub(super) enum Way {
+    /// It goes live, if it is not.
+    AtOnce,
+    /// It is rolled out.
+    Beside(VersionFiles, Box<RolloutPlan>),
+    /// Nothing: it was found bad, or somebody rolls it out by hand.
+    Stays,
+}
+
+/// Only a newer version than the live one is rolled out, and only where the live one is still there to go on with.
+pub(super) fn way(entry: &Entry, found: &Found, live: Option<Version>, target: Option<Version>) -> Way {
+    let files = |version| found.versions.iter().find(|files| files.version == version);
+    let (Some(live), Some(target)) = (live, target) else { return Way::AtOnce };
+    let (Some(_), Some(target)) = (files(live), files(target).filter(|_| target > live)) else {
+        return Way::AtOnce;
+    };
+    let rollouts = entry.rollouts.lock();
+    let by_hand = rollouts.is_by_hand() && rollouts.versions().is_some_and(|(v, _, _)| v == target.version);
+    if by_hand || rollouts.is_rejected(target) {
+        return Way::Stays;
+    }
+    drop(rollouts);
+    match configured(found) {
+        plan if plan.strategy == Strategy::None => Way::AtOnce,
+        plan => Way::Beside(target.clone(), Box::new(plan)),
+    }
+}
+
+/// What `model.toml` says of rollouts; one that cannot be read has been complained of elsewhere.
+fn configured(found: &Found) -> RolloutPlan {
+    let path = found.versions.last().and_then(|files| files.manifest.as_ref());
+    let text = path.and_then(|path| std::fs::read_to_string(path).ok());
+    text.and_then(|text| ModelManifest::parse(&text).ok()).unwrap_or_default().rollout
+}
+
+impl Manager {
+    /// How a model's rollout stands, or how the last one ended.
+    ///
+    /// # Errors
+    /// Unknown model.
+    pub fn rollout(&self, model: &str) -> Result<Option<RolloutStatus>> {
+        let entry = self.known(model)?;
+        let rollouts = entry.rollouts.lock();
+        Ok(rollouts.status(entry.name()))
+    }
+
+    /// Begins, changes or ends a rollout.
+    ///
+    /// # Errors
+    /// Unknown model or version, nothing to change, a plan that cannot be carried out, or the new version does not load.
+    pub async fn set_rollout(
+        &self,
+        model: &str,
+        change: RolloutChange,
+        asker: Asker,
+        place: Option<ControlPlace>,
+    ) -> Result<RolloutStatus> {
+        let found = self.find(model)?;
+        let entry = self.entry(&found.name);
+        entry.set_versions(found.versions.iter().map(|files| files.version).collect());
+        match change {
+            RolloutChange::Plan { version, plan } => {
+                self.plan_rollout(&entry, &found, version, plan, &asker).await?;
+            }
+            RolloutChange::Promote => {
+                let order = self.promotion(&entry, asker).ok_or_else(|| none(&entry))?;
+                let _report = self.change(&entry, order, place).await?;
+            }
+            RolloutChange::Abort => {
+                let why = format!("aborted by {asker}");
+                let (aborted, reject) = (RolloutState::Aborted, true);
+                let version =
+                    self.end_rollout(&entry, aborted, &why, reject, &asker).ok_or_else(|| none(&entry))?;
+                self.tidy_beside(&entry, version, &asker).await;
+            }
+        }
+        let status = entry.rollouts.lock().status(entry.name());
+        status.ok_or_else(|| none(&entry))
+    }
+
+    async fn plan_rollout(
+        &self,
+        entry: &Entry,
+        found: &Found,
+        version: Option<Version>,
+        patch: Patch,
+        asker: &Asker,
+    ) -> Result<()> {
+        let live = || entry.live().map(|(live, _)| live).ok_or_else(|| not_ready(entry));
+        let underway = entry.rollouts.lock().underway();
+        let newest = found.versions.last().map(|files| files.version);
+        let wanted = version.or(underway.as_ref().map(|(files, _)| files.version)).or(newest);
+        let files = choose(found, wanted)?;
+        if files.version == live()? {
+            let message = format!("version {} is live already: name another to roll out", files.version);
+            return Err(Error::new(Reason::BadRequest, message).with_field("version"));
+        }
+        let same = underway.filter(|(old, _)| *old == files);
+        let plan = patch(same.as_ref().map_or_else(|| configured(found), |(_, plan)| plan.clone()))?;
+        let wrong = |message: String| Error::new(Reason::BadRequest, message).with_field("plan");
+        if plan.strategy == Strategy::None {
+            return Err(wrong("say how it is to be rolled out: canary, shadow or ab".to_owned()));
+        }
+        plan.check()
+            .map_err(|error| wrong(error.to_string().trim_start_matches("model.toml: ").to_owned()))?;
+        if same.is_some() {
+            entry.rollouts.lock().change(plan, Instant::now());
+            entry.republish();
+            self.announce(entry, Change::RolloutChanged, told(Some(files.version), None, asker));
+            return Ok(());
+        }
+        let waiting = entry.begin();
+        let generation = waiting.generation;
+        let turn = entry.turn(waiting).await?;
+        if entry.side_of(&files).is_none() {
+            self.load_beside(entry, files.clone(), generation, asker).await?;
+        }
+        let before = self.begin_rollout(entry, files, plan, true, asker)?;
+        drop(turn);
+        if let Some(before) = before {
+            self.tidy_beside(entry, before, asker).await;
+        }
+        Ok(())
+    }
+
+    /// Begins a rollout of a version that is loaded beside the live one, in the place of any other. Gives back the version of
+    /// that, which is to be dropped.
+    pub(super) fn begin_rollout(
+        &self,
+        entry: &Entry,
+        files: VersionFiles,
+        plan: RolloutPlan,
+        by_hand: bool,
+        asker: &Asker,
+    ) -> Result<Option<Version>> {
+        let (live, _) = entry.live().ok_or_else(|| not_ready(entry))?;
+        let version = files.version;
+        let why = format!("version {version} is rolled out now");
+        let before = self.end_rollout(entry, RolloutState::Aborted, &why, false, asker);
+        let beginning = Beginning { files, live, plan, by_hand };
+        entry.rollouts.lock().begin(entry.name(), beginning, Instant::now());
+        entry.republish();
+        self.announce(entry, Change::RolloutStarted, told(Some(version), None, asker));
+        Ok(before.filter(|before| *before != version))
+    }
+
+    /// Ends the rollout that is under way: from here on no request is sent to its version. Gives back which that was.
+    pub(super) fn end_rollout(
+        &self,
+        entry: &Entry,
+        state: RolloutState,
+        why: &str,
+        rejected: bool,
+        asker: &Asker,
+    ) -> Option<Version> {
+        let version = entry.rollouts.lock().end(entry.name(), state, why, rejected)?;
+        entry.republish();
+        let (change, error) = match state {
+            RolloutState::Promoted => (Change::Promoted, None),
+            RolloutState::RolledBack => {
+                let message = format!("version {version} was rolled back: {why}");
+                (Change::RolledBack, Some(Error::new(Reason::RolledBack, message)))
+            }
+            RolloutState::Running | RolloutState::Aborted => {
+                let message = format!("the rollout of version {version} ended: {why}");
+                (Change::RolloutAborted, Some(Error::new(Reason::Superseded, message)))
+            }
+        };
+        self.announce(entry, change, told(Some(version), error, asker));
+        Some(version)
+    }
+
+    /// What is live has changed: a rollout has come to its end by that, unless its live version was only loaded again. Gives
+    /// back the version of one that was given up.
+    pub(super) fn settle_rollout(&self, entry: &Entry, asker: &Asker) -> Option<Version> {
+        let live = entry.live().map(|(live, _)| live);
+        let (version, beside, verdict) = entry.rollouts.lock().versions()?;
+        if live == Some(version) {
+            self.end_rollout(entry, RolloutState::Promoted, &verdict, false, asker);
+            return None;
+        }
+        if live == Some(beside) && !matches!(asker, Asker::Caller(_)) {
+            return None;
+        }
+        let why =
+            live.map_or_else(|| "nothing is live".to_owned(), |live| format!("version {live} was put live"));
+        self.end_rollout(entry, RolloutState::Aborted, &why, false, asker)
+    }
+
+    /// Drops a version that was rolled out, unless it is to be loaded all the same.
+    pub(super) async fn tidy_beside(&self, entry: &Entry, version: Version, asker: &Asker) {
+        let _turn = entry.turn_to_tidy().await;
+        let again = entry.rollouts.lock().versions().is_some_and(|(now, _, _)| now == version);
+        let plan = self.find(entry.name().as_str()).and_then(|found| sync::plan(&found));
+        if !again && !plan.is_ok_and(|plan| plan.beside.contains(&version)) {
+            self.drop_beside(entry, version, asker).await;
+        }
+    }
+
+    /// After a look at the disk: a rollout whose version is not there any more, or is not the newest, ends before it is dropped.
+    pub(super) fn end_stale_rollout(&self, entry: &Entry, found: &Found, way: &Way, asker: &Asker) {
+        let Some((version, _, _)) = entry.rollouts.lock().versions() else { return };
+        let gone = found.versions.iter().all(|files| files.version != version);
+        let why = match way {
+            _ if gone => "its files were removed".to_owned(),
+            Way::Beside(files, _) if files.version != version => format!("version {} came", files.version),
+            _ => return,
+        };
+        self.end_rollout(entry, RolloutState::Aborted, &why, false, asker);
+    }
+
+    /// After a look at the disk: begins the rollout of a version that has been loaded for it, or begins it again where its
+    /// files have changed.
+    pub(super) fn follow_disk(&self, entry: &Entry, found: &Found, way: Way, asker: &Asker) -> Result<()> {
+        let underway = entry.rollouts.lock().underway();
+        let by_hand = entry.rollouts.lock().is_by_hand();
+        let (files, plan) = match (way, &underway) {
+            (Way::Beside(files, plan), _) => (files, *plan),
+            (_, Some((old, plan))) => match found.versions.iter().find(|now| now.version == old.version) {
+                Some(now) => (now.clone(), plan.clone()),
+                None => return Ok(()),
+            },
+            (_, None) => return Ok(()),
+        };
+        let is_new = underway.is_none_or(|(old, _)| old != files);
+        if is_new && entry.side_of(&files).is_some() {
+            self.begin_rollout(entry, files, plan, by_hand, asker)?;
+        }
+        Ok(())
+    }
+
+    /// Looks at the counts of all rollouts and does what they ask for; what takes time goes on in tasks of its own.
+    pub fn look_at_rollouts(self: &Arc<Self>, now: Instant) {
+        let entries: Vec<_> = self.entries.lock().values().cloned().collect();
+        for entry in entries {
+            let Some((version, _, _)) = entry.rollouts.lock().versions() else { continue };
+            if entry.side(version).is_none() {
+                let (aborted, why) = (RolloutState::Aborted, "its version is not loaded any more");
+                self.end_rollout(&entry, aborted, why, false, &Asker::Rollout);
+                continue;
+            }
+            let decision = entry.rollouts.lock().look(now);
+            match decision {
+                None => {}
+                Some(Decision::Stepped) => {
+                    entry.republish();
+                    self.announce(&entry, Change::RolloutChanged, told(Some(version), None, &Asker::Rollout));
+                }
+                Some(Decision::RollBack(why)) => {
+                    let (back, rejected) = (RolloutState::RolledBack, true);
+                    self.end_rollout(&entry, back, &why, rejected, &Asker::Rollout);
+                    let manager = self.clone();
+                    self.tasks
+                        .spawn(async move { manager.tidy_beside(&entry, version, &Asker::Rollout).await });
+                }
+                Some(Decision::Promote) => {
+                    let manager = self.clone();
+                    self.tasks.spawn(async move { manager.promote(&entry).await });
+                }
+            }
+        }
+    }
+
+    /// Puts the new version live, unless somebody changes the model: then the next look may ask for it again.
+    async fn promote(&self, entry: &Entry) {
+        if let Some(turn) = entry.quiet_turn().await
+            && let Some(order) = self.promotion(entry, Asker::Rollout)
+        {
+            let _told = self.carry_out(entry, order, turn, Instant::now(), None).await;
+        }
+        entry.rollouts.lock().not_promoted();
+    }
+
+    fn promotion(&self, entry: &Entry, asker: Asker) -> Option<Order> {
+        let (version, _, _) = entry.rollouts.lock().versions()?;
+        let files = entry.side(version)?.files;
+        let found = self.find(entry.name().as_str()).ok();
+        let plan = found.as_ref().and_then(|found| sync::plan(found).ok()).unwrap_or_default();
+        let holding = match found {
+            // Somebody rolled out another version than the one that the repository is for, and wants to keep it.
+            Some(found) if plan.live.is_some_and(|live| live != version) => Holding::Begin(Hold::at(&found)),
+            _ => Holding::End,
+        };
+        let live = entry.live().map(|(live, _)| live);
+        let keep = live.is_some_and(|live| live != version && plan.beside.contains(&live));
+        Some(Order { files, expected_sha256: None, holding, keep, asker })
+    }
+}
+
+fn told(version: Option<Version>, error: Option<Error>, asker: &Asker) -> Told {
+    Told { version, error, asker: asker.clone() }
+}
+
+fn none(entry: &Entry) -> Error {
+    Error::new(Reason::NoRollout, format!("no version of model '{}' is being rolled out", entry.name()))
+}
+
+fn not_ready(entry: &Entry) -> Error {
+    let message = format!(
+        "model '{}' has no version live: reload it, there is nothing to roll out beside",
+        entry.name()
+    );
+    Error::new(Reason::ModelNotReady, message)
+}
