@@ -101,6 +101,8 @@ reasons! {
     LoadFailed => "LOAD_FAILED", FailedPrecondition;
     /// The archive's sha256 is not the one expected.
     DigestMismatch => "DIGEST_MISMATCH", FailedPrecondition;
+    /// It does not fit the memory budget, whatever else is unloaded.
+    MemoryBudget => "MEMORY_BUDGET", ResourceExhausted;
     /// A newer change of the same model came in before this one was done.
     Superseded => "SUPERSEDED", Aborted;
     /// There is nothing to roll back to.

@@ -7,6 +7,8 @@
 //! fail = "message"      # the pass fails, if the first element is negative or `fail_always`
 //! fail_while = "path"   # the pass fails as long as there is such a file
 //! load_error = "text"   # loading fails
+//! memory_bytes = 1000   # what it says that it takes once it is loaded
+//! estimate_bytes = 500  # what is thought before; default: memory_bytes
 //! ```
 
 use std::{
@@ -41,6 +43,8 @@ struct Script {
     stateful: bool,
     nan: bool,
     nan_at_zero: bool,
+    memory_bytes: u64,
+    estimate_bytes: Option<u64>,
 }
 
 impl Default for Script {
@@ -57,6 +61,8 @@ impl Default for Script {
             stateful: false,
             nan: false,
             nan_at_zero: false,
+            memory_bytes: 0,
+            estimate_bytes: None,
         }
     }
 }
@@ -93,7 +99,13 @@ impl Backend for FakeBackend {
             loops: false,
             stateful: script.stateful,
             torch_version: None,
+            tensor_bytes: script.memory_bytes,
         })
+    }
+
+    fn memory_estimate(&self, files: &[&Path]) -> u64 {
+        let script = files.first().and_then(|archive| script(archive).ok()).unwrap_or_default();
+        script.estimate_bytes.unwrap_or(script.memory_bytes)
     }
 
     fn load(&self, archive: &Path) -> Result<Box<dyn Module>, BackendError> {
@@ -107,6 +119,10 @@ impl Backend for FakeBackend {
 }
 
 impl Module for Script {
+    fn memory_bytes(&self) -> Option<u64> {
+        Some(self.memory_bytes)
+    }
+
     fn forward(&self, pass: Pass<'_>) -> Result<Vec<NamedTensor>, BackendError> {
         std::thread::sleep(Duration::from_millis(self.delay_ms));
         if let Some(path) = self.fail_while.as_ref().filter(|path| path.exists()) {

@@ -43,7 +43,10 @@ impl Manager {
             asker: asker.clone(),
         };
         self.announce(entry, Change::LoadingBeside, told(None));
-        let outcome = self.prepare(entry, files.clone(), None).await;
+        let outcome = match self.room(entry, &files).await {
+            Ok(room) => self.prepare(entry, files.clone(), None, room).await,
+            Err(error) => Err(error),
+        };
         let Prepared { servable, measured, .. } = match outcome {
             Ok(prepared) if entry.is_newest(generation) => prepared,
             Ok(prepared) => {

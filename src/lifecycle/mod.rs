@@ -4,9 +4,12 @@
 //! the swap nothing of the live version is touched, and a failure anywhere leaves it serving.
 
 mod beside;
+mod demand;
 mod entry;
+mod footprint;
 mod manager;
 mod prepare;
+mod room;
 mod rules;
 mod shapes;
 mod status;
@@ -14,6 +17,7 @@ mod sync;
 mod warmup;
 mod watch;
 
+pub use demand::{OnDemand, ResidencyConfig};
 pub use manager::{Manager, ManagerConfig, Observer, ReloadRequest};
 pub use prepare::{LoadFailure, Phase, Preparation, Prepared, prepare};
 pub use rules::Rules;

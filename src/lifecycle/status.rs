@@ -10,7 +10,7 @@ use std::{
 use crate::{
     backend::Servable,
     error::Error,
-    model::{Generation, Label, ModelName, Signature, Version},
+    model::{Generation, Label, LoadMode, ModelName, Signature, Version},
 };
 
 /// Where a model stands.
@@ -27,6 +27,8 @@ pub enum ModelState {
     Reloading,
     /// Nothing serves because loading failed.
     Failed,
+    /// Not in memory: the next request loads it.
+    OnDemand,
 }
 
 /// How long each phase of a reload took.
@@ -103,10 +105,23 @@ pub struct ModelStatus {
     pub loaded: Vec<LoadedStatus>,
     /// Names of versions, but for `stable`.
     pub labels: BTreeMap<Label, Version>,
+    /// When it is loaded.
+    pub load: LoadMode,
+    /// It is not in memory, and the next request loads it, unless that is under way already.
+    pub on_demand: bool,
+    /// Bytes of memory that its versions take.
+    pub resident_bytes: u64,
     /// The last load that failed, unless one succeeded since.
     pub last_error: Option<String>,
     /// Of the last reload that succeeded.
     pub last_phases: Option<Phases>,
+}
+
+impl ModelStatus {
+    /// Whether requests are answered, be it after a load.
+    pub fn serves(&self) -> bool {
+        self.live.is_some() || self.on_demand
+    }
 }
 
 /// The live version of a model.
@@ -118,6 +133,8 @@ pub struct LiveStatus {
     pub sha256: String,
     /// Size of its archive.
     pub bytes: u64,
+    /// Bytes of memory that it takes, as measured when it was loaded.
+    pub memory_bytes: u64,
     /// When it went live.
     pub since: SystemTime,
     /// What it takes and returns.
@@ -152,6 +169,10 @@ pub enum Asker {
     Start,
     /// Files in a repository changed.
     Repository,
+    /// A request for a model that was not in memory.
+    Request,
+    /// The memory budget: others needed the room.
+    Budget,
     /// A caller of the API: the tenant it names, or where it calls from.
     Caller(Arc<str>),
 }
@@ -161,6 +182,8 @@ impl fmt::Display for Asker {
         match self {
             Self::Start => f.write_str("start"),
             Self::Repository => f.write_str("repository"),
+            Self::Request => f.write_str("request"),
+            Self::Budget => f.write_str("memory budget"),
             Self::Caller(who) => write!(f, "caller {who}"),
         }
     }
@@ -202,6 +225,10 @@ pub enum Change {
     Abandoned,
     /// It was unloaded.
     Unloaded,
+    /// It is left to its next request.
+    OnDemand,
+    /// It had to go for others; its next request loads it again.
+    Evicted,
     /// A version is being loaded beside the live one.
     LoadingBeside,
     /// A version is loaded beside the live one.
@@ -224,6 +251,8 @@ impl Change {
             Self::Failed => "failed",
             Self::Abandoned => "abandoned",
             Self::Unloaded => "unloaded",
+            Self::OnDemand => "on_demand",
+            Self::Evicted => "evicted",
             Self::LoadingBeside => "loading_beside",
             Self::LoadedBeside => "loaded_beside",
             Self::DroppedBeside => "dropped_beside",

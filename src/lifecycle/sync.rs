@@ -1,6 +1,6 @@
 //! Brings what is loaded in line with what is on disk.
 
-use std::{sync::Arc, time::Duration};
+use std::{cmp::Reverse, collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -8,11 +8,13 @@ use super::{
     Asker, Change, Manager,
     entry::{Entry, Holding},
     manager::{Order, Told},
+    room::Resting,
 };
 use crate::{
     error::{Error, Reason, Result},
-    model::{ModelManifest, ModelName, Version, VersionPlan},
+    model::{LoadMode, ModelManifest, ModelName, Version, VersionPlan},
     repository::{Directory, Found, RepositoryError, VersionFiles},
+    residency::Reservation,
 };
 
 /// Calls that ask what is on disk share a look for this long.
@@ -24,26 +26,28 @@ pub(super) const AGAIN: Duration = Duration::from_secs(30);
 /// Never longer than this.
 pub(super) const AGAIN_AT_MOST: Duration = Duration::from_secs(3600);
 
-/// What `model.toml` wants of the versions that are there.
+/// What `model.toml` wants of the versions that are there, and when it wants the model loaded.
 ///
 /// # Errors
 /// It cannot be read.
-pub(super) fn plan(found: &Found) -> Result<VersionPlan> {
+pub(super) fn plan(found: &Found) -> Result<(VersionPlan, Option<LoadMode>)> {
     let there: Vec<_> = found.versions.iter().map(|files| files.version).collect();
     let Some(path) = found.versions.last().and_then(|files| files.manifest.as_ref()) else {
-        return Ok(ModelManifest::default().versions.plan(&there));
+        return Ok((ModelManifest::default().versions.plan(&there), None));
     };
     let failed =
         |error: &dyn std::fmt::Display| Error::new(Reason::LoadFailed, format!("verify failed: {error}"));
     let text =
         std::fs::read_to_string(path).map_err(|error| failed(&format!("{}: {error}", path.display())))?;
-    Ok(ModelManifest::parse(&text).map_err(|error| failed(&error))?.versions.plan(&there))
+    let manifest = ModelManifest::parse(&text).map_err(|error| failed(&error))?;
+    Ok((manifest.versions.plan(&there), manifest.load))
 }
 
 impl Manager {
     /// Loads what should be loaded of every model in the repositories, side by side. A model whose newest version fails
-    /// falls back to the next older one that loads; one without any does not keep the others from serving. Files that
-    /// were written within the last `settle` are looked at twice. Gives back what was found, and how many serve.
+    /// falls back to the next older one that loads; one without any does not keep the others from serving. What is lazy, or
+    /// finds no room, is left to its first request. Files that were written within the last `settle` are looked at twice.
+    /// Gives back what was found, and how many serve.
     ///
     /// # Errors
     /// A repository cannot be read.
@@ -57,20 +61,21 @@ impl Manager {
             tokio::time::sleep(settle).await;
             let now = self.scan().await?;
             // What has changed meanwhile is still being written: it is left to a later look.
+            let seen: HashMap<_, _> = found.iter().map(|found| (&found.name, &found.versions)).collect();
             let quiet = |name: &ModelName, files: &VersionFiles| {
-                let before = found.iter().find(|found| found.name == *name);
-                before.is_some_and(|before| before.versions.contains(files))
+                seen.get(name).is_some_and(|before| before.contains(files))
             };
             let settled = now.into_iter().filter_map(|Found { name, versions }| {
                 let some = !versions.is_empty();
                 let versions: Vec<_> = versions.into_iter().filter(|files| quiet(&name, files)).collect();
                 (!some || !versions.is_empty()).then_some(Found { name, versions })
             });
-            found = settled.collect();
+            let settled: Vec<_> = settled.collect();
+            found = settled;
         }
         self.take_note(&found);
-        let loads: Vec<_> = found
-            .clone()
+        let loads: Vec<_> = self
+            .in_order_of_start(found.clone())
             .into_iter()
             .map(|found| {
                 let manager = self.clone();
@@ -82,6 +87,22 @@ impl Manager {
             loaded += usize::from(load.await.unwrap_or(false));
         }
         Ok((found, loaded))
+    }
+
+    /// Where not all fit the budget, what is pinned comes first, then what is newest.
+    fn in_order_of_start(&self, mut found: Vec<Found>) -> Vec<Found> {
+        if self.config.memory.is_limited() {
+            let written = |found: &Found| {
+                let newest = found.versions.last()?;
+                newest.archive.metadata().ok()?.modified().ok()
+            };
+            let is_pinned = |found: &Found| {
+                let load = plan(found).ok().and_then(|(_, load)| load);
+                load.unwrap_or(self.config.residency.load) == LoadMode::Pinned
+            };
+            found.sort_by_cached_key(|found| Reverse((is_pinned(found), written(found))));
+        }
+        found
     }
 
     /// What is on disk now, by name: of several models with one name the first counts.
@@ -128,11 +149,11 @@ impl Manager {
         }
     }
 
-    /// Loads what should be loaded and is not, and drops what should not. True if a version is live afterwards.
+    /// Loads what should be loaded and is not, and drops what should not. True if requests are answered afterwards.
     pub async fn sync(&self, found: Found, asker: Asker) -> bool {
         let entry = self.entry(&found.name);
         if entry.is_synced(&found, Instant::now()) {
-            return entry.live().is_some();
+            return entry.status().serves();
         }
         entry.set_versions(found.versions.iter().map(|files| files.version).collect());
         let outcome = self.bring_in_line(&entry, &found, &asker).await;
@@ -142,12 +163,12 @@ impl Manager {
             Err(error) if matches!(error.reason(), Reason::Superseded | Reason::ShuttingDown) => {}
             Err(_told) => entry.set_synced(found, false, Instant::now()),
         }
-        entry.live().is_some()
+        entry.status().serves()
     }
 
-    async fn bring_in_line(&self, entry: &Entry, found: &Found, asker: &Asker) -> Result<()> {
-        let plan = match self.planned(found) {
-            Ok(plan) => plan,
+    pub(super) async fn bring_in_line(&self, entry: &Entry, found: &Found, asker: &Asker) -> Result<()> {
+        let (plan, load) = match self.planned(found) {
+            Ok(planned) => planned,
             Err(error) => {
                 entry.failed(error.to_string());
                 let told = Told { version: None, error: Some(error.clone()), asker: asker.clone() };
@@ -155,18 +176,36 @@ impl Manager {
                 return Err(error);
             }
         };
+        entry.set_load(load.unwrap_or(self.config.residency.load));
         let live = entry.live();
         // What somebody chose stays, but follows its own files and `model.toml`.
         let target = match (entry.is_held(found), &live) {
             (true, Some((version, _))) => Some(*version),
-            (true, None) => None,
+            // It was evicted: it comes back as what it was.
+            (true, None) => entry.away().map(|away| away.files.version),
             (false, _) => plan.live,
         };
+        let mut room = None;
+        if live.is_none()
+            && *asker != Asker::Request
+            && let Some(files) = target.and_then(|version| files_of(found, version))
+        {
+            match self.resting(entry, files) {
+                Resting::Load(reserved) => room = reserved,
+                Resting::Left => {
+                    entry.set_labels(plan.labels.clone());
+                    self.leave_to_requests(entry, asker);
+                    return Ok(());
+                }
+            }
+        }
         let mut outcome = Ok(());
         if let Some(files) = target.and_then(|version| files_of(found, version))
             && live.as_ref().is_none_or(|(_, old)| old != files)
         {
-            outcome = self.make_live(entry, found, &plan, files, live.as_ref().map(|(v, _)| *v), asker).await;
+            let step =
+                Step { found, plan: &plan, files, live: live.as_ref().map(|(version, _)| *version), room };
+            outcome = self.make_live(entry, step, asker).await;
             if live.is_none()
                 && let Err(error) = &outcome
                 && may_fall_back(error)
@@ -203,7 +242,7 @@ impl Manager {
         outcome
     }
 
-    fn planned(&self, found: &Found) -> Result<VersionPlan> {
+    fn planned(&self, found: &Found) -> Result<(VersionPlan, Option<LoadMode>)> {
         if found.versions.is_empty() {
             let name = &found.name;
             // One that cannot be read says what is the matter.
@@ -214,27 +253,37 @@ impl Manager {
         plan(found)
     }
 
-    async fn make_live(
-        &self,
-        entry: &Entry,
-        found: &Found,
-        plan: &VersionPlan,
-        files: &VersionFiles,
-        live: Option<Version>,
-        asker: &Asker,
-    ) -> Result<()> {
+    async fn make_live(&self, entry: &Entry, step: Step<'_>, asker: &Asker) -> Result<()> {
+        let Step { found, plan, files, live, room } = step;
         let started = Instant::now();
         let turn = entry.quiet_turn().await.ok_or_else(|| entry.superseded())?;
+        // Somebody may have loaded it meanwhile: a request is content with any.
+        if *asker == Asker::Request && entry.live().is_some() {
+            return Ok(());
+        }
         let stays = |version: Version| version != files.version && plan.beside.contains(&version);
         let order = Order {
             files: files.clone(),
-            expected_sha256: None,
+            // What somebody chose comes back as that, or not at all.
+            expected_sha256: entry
+                .away()
+                .filter(|away| away.files.version == files.version && entry.is_held(found))
+                .map(|away| away.sha256),
             // While it waited for its turn somebody may have chosen another.
             holding: if entry.is_held(found) { Holding::As } else { Holding::End },
             keep: live.is_some_and(stays),
+            room,
             asker: asker.clone(),
         };
         self.carry_out(entry, order, turn, started, None).await.map(|_report| ())
+    }
+
+    /// Requests load it from now on.
+    fn leave_to_requests(&self, entry: &Entry, asker: &Asker) {
+        if entry.leave_to_requests() {
+            let told = Told { version: None, error: None, asker: asker.clone() };
+            self.announce(entry, Change::OnDemand, told);
+        }
     }
 
     /// Nothing is live and the version that should be does not load: the newest of the others that does.
@@ -253,6 +302,7 @@ impl Manager {
                 expected_sha256: None,
                 holding: Holding::As,
                 keep: false,
+                room: None,
                 asker: asker.clone(),
             };
             match self.carry_out(entry, order, turn, Instant::now(), None).await {
@@ -298,11 +348,22 @@ impl Manager {
     }
 }
 
+/// A version that is to go live, among others.
+struct Step<'a> {
+    found: &'a Found,
+    plan: &'a VersionPlan,
+    files: &'a VersionFiles,
+    live: Option<Version>,
+    /// The room for it, where it is reserved already.
+    room: Option<Reservation>,
+}
+
 fn files_of(found: &Found, version: Version) -> Option<&VersionFiles> {
     found.versions.iter().find(|files| files.version == version)
 }
 
-/// Whether an older version may be tried: not when somebody changes the model already, or the server ends.
+/// Whether an older version may be tried: not when somebody changes the model already, there is no room, or the server
+/// ends.
 fn may_fall_back(error: &Error) -> bool {
-    !matches!(error.reason(), Reason::Superseded | Reason::ShuttingDown)
+    !matches!(error.reason(), Reason::Superseded | Reason::ShuttingDown | Reason::MemoryBudget)
 }

@@ -7,7 +7,7 @@ use std::sync::{
 
 use arc_swap::ArcSwapOption;
 
-use super::{Beside, Lease, ServedShapes};
+use super::{Beside, Lease, ServedShapes, usage::Usage};
 use crate::{
     backend::Servable,
     model::{ModelName, Version, VersionSelector, VersionWish},
@@ -29,6 +29,7 @@ pub struct ModelSlot {
     served: Arc<ServedShapes>,
     profile: Profile,
     beside: ArcSwapOption<Beside>,
+    usage: Usage,
 }
 
 impl ModelSlot {
@@ -46,6 +47,7 @@ impl ModelSlot {
             served,
             profile: Profile::default(),
             beside: ArcSwapOption::empty(),
+            usage: Usage::default(),
         }
     }
 
@@ -70,6 +72,10 @@ impl ModelSlot {
     /// Shapes that this model has served.
     pub fn served(&self) -> &ServedShapes {
         &self.served
+    }
+
+    pub(super) fn usage(&self) -> &Usage {
+        &self.usage
     }
 
     /// What passes of the version in this slot take.

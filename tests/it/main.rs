@@ -13,6 +13,7 @@
 mod batching;
 mod edges;
 mod fake;
+mod residency;
 mod server;
 mod tidy;
 #[cfg(feature = "torch")]
