@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::{
     admission::{Ahead, Tenant, TenantPlace, Ticket, Trial},
     model::{Binding, Lane, NamedTensor, Version, VersionSelector, VersionWish},
-    registry::ModelSlot,
+    registry::InUse,
     sched::RowClass,
 };
 
@@ -105,8 +105,9 @@ impl InferCall {
 pub struct BoundCall {
     /// The call.
     pub call: InferCall,
-    /// The slot of the model that was chosen: that of its live version, or one beside it.
-    pub slot: Arc<ModelSlot>,
+    /// The slot of the model that was chosen: that of its live version, or one beside it. Nothing is evicted from it until
+    /// the call has ended.
+    pub slot: InUse,
     /// Which version in it may answer.
     pub wanted: VersionSelector,
     /// Which tensor goes where.

@@ -111,6 +111,8 @@ reasons! {
     NotSigned => "NOT_SIGNED", FailedPrecondition;
     /// No signature of a version's `manifest.json` is a trusted key's.
     SignatureInvalid => "SIGNATURE_INVALID", FailedPrecondition;
+    /// It does not fit the memory budget, whatever else is unloaded.
+    MemoryBudget => "MEMORY_BUDGET", ResourceExhausted;
     /// A newer change of the same model came in before this one was done.
     Superseded => "SUPERSEDED", Aborted;
     /// A version that was rolled out turned out to be bad: the live one goes on serving.

@@ -23,6 +23,7 @@ pub mod model;
 pub mod proto;
 pub mod registry;
 pub mod repository;
+pub mod residency;
 pub mod rollout;
 pub mod sched;
 pub mod telemetry;

@@ -11,6 +11,7 @@ mod forecast;
 mod in_flight;
 mod limit;
 mod pressure;
+mod residents;
 mod resolve;
 mod tenants;
 
@@ -21,6 +22,8 @@ pub use forecast::{Ahead, Deadlines, Forecast, ForecastLayer, Forecaster, Underw
 pub use in_flight::{InFlightBytes, MessageBytes};
 pub use limit::{Headroom, LimitConfig, LimitSnapshot, Limiter, PriorityLimit, PriorityLimitLayer, Ticket};
 pub use pressure::{Pressure, PressureSettings, Resource};
+pub(crate) use residents::not_ready;
+pub use residents::{Residents, Wanted};
 pub use resolve::{Resolve, ResolveLayer};
 pub(crate) use resolve::{breaker_open, version_gone};
 pub use tenants::{Tenant, TenantPlace, TenantSettings, Tenants};

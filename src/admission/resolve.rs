@@ -1,19 +1,22 @@
 //! From the name of a model to its slot, from named tensors to arguments, from a wish to a lane.
 
 use std::{
+    fmt,
+    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
-use futures::future::{Either, Ready, ready};
+use futures::future::BoxFuture;
+use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tower::{Layer, Service};
 
-use super::{Pressure, Tenants};
+use super::{Pressure, Residents, Tenant, TenantPlace, Tenants, Wanted, not_ready};
 use crate::{
     call::{BoundCall, InferCall, Purpose},
     error::{Error, Reason, Result, shown},
-    model::{Binding, Version, VersionSelector, VersionWish},
+    model::{Binding, Lane, Version, VersionSelector, VersionWish},
     registry::{ModelSlot, Registry},
     sched::RowClass,
 };
@@ -24,12 +27,20 @@ pub struct ResolveLayer {
     registry: Arc<Registry>,
     tenants: Arc<Tenants>,
     pressure: Arc<Pressure>,
+    residents: Option<Arc<dyn Residents>>,
 }
 
 impl ResolveLayer {
     /// Looks models up in `registry` and callers in `tenants`; `pressure` may refuse a lane.
     pub fn new(registry: Arc<Registry>, tenants: Arc<Tenants>, pressure: Arc<Pressure>) -> Self {
-        Self { registry, tenants, pressure }
+        Self { registry, tenants, pressure, residents: None }
+    }
+
+    /// Models that are not in memory are asked of `residents`. Without, requests for them are refused.
+    #[must_use]
+    pub fn with_residents(mut self, residents: Arc<dyn Residents>) -> Self {
+        self.residents = Some(residents);
+        self
     }
 }
 
@@ -42,7 +53,8 @@ impl<S> Layer<S> for ResolveLayer {
 }
 
 /// Refuses what cannot be served (unknown model, wrong tensors, a tenant over its rate, a lane that is shed) before it waits
-/// for anything.
+/// for anything. A call whose model is not in memory waits until it is; the inner service must be ready without a
+/// reservation then.
 #[derive(Debug, Clone)]
 pub struct Resolve<S> {
     inner: S,
@@ -51,26 +63,107 @@ pub struct Resolve<S> {
 
 impl<S> Service<InferCall> for Resolve<S>
 where
-    S: Service<BoundCall, Error = Error>,
+    S: Service<BoundCall, Error = Error> + Clone,
 {
     type Response = S::Response;
     type Error = Error;
-    type Future = Either<S::Future, Ready<Result<S::Response>>>;
+    type Future = Resolving<S>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, call: InferCall) -> Self::Future {
-        match resolve(&self.to, call) {
-            Ok(bound) => Either::Left(self.inner.call(bound)),
-            Err(error) => Either::Right(ready(Err(error))),
+        let state = match enter(&self.to, call).and_then(|entered| bind(&self.to, entered, Look::First)) {
+            Ok(bound) => State::Calling { future: self.inner.call(bound) },
+            Err(Stop::Refused(error)) => State::Refused { error: Some(error) },
+            Err(Stop::Away(entered)) => match bring(&self.to, *entered) {
+                Ok(bound) => State::Bringing { bound, inner: self.inner.clone() },
+                Err(error) => State::Refused { error: Some(error) },
+            },
+        };
+        Resolving { state }
+    }
+}
+
+pin_project! {
+    /// Waits for the model where it is not in memory, then for the inner service.
+    pub struct Resolving<S: Service<BoundCall>> {
+        #[pin]
+        state: State<S>,
+    }
+}
+
+impl<S: Service<BoundCall>> fmt::Debug for Resolving<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resolving").finish_non_exhaustive()
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<S: Service<BoundCall>> {
+        Refused { error: Option<Error> },
+        Bringing { bound: BoxFuture<'static, Result<BoundCall>>, inner: S },
+        Calling { #[pin] future: S::Future },
+    }
+}
+
+impl<S> Future for Resolving<S>
+where
+    S: Service<BoundCall, Error = Error>,
+{
+    type Output = Result<S::Response>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            let next = match this.state.as_mut().project() {
+                StateProj::Calling { future } => return future.poll(cx),
+                StateProj::Refused { error } => {
+                    let again =
+                        || Error::new(Reason::Internal, "a refusal was polled after it had been told");
+                    return Poll::Ready(Err(error.take().unwrap_or_else(again)));
+                }
+                StateProj::Bringing { bound, inner } => match ready!(bound.as_mut().poll(cx)) {
+                    Ok(bound) => State::Calling { future: inner.call(bound) },
+                    Err(error) => State::Refused { error: Some(error) },
+                },
+            };
+            this.state.set(next);
         }
     }
 }
 
-fn resolve(to: &ResolveLayer, call: InferCall) -> Result<BoundCall> {
-    let registry = to.registry.as_ref();
+/// A call whose caller and model are known.
+struct Entered {
+    call: InferCall,
+    tenant: Arc<Tenant>,
+    place: TenantPlace,
+    model: Arc<ModelSlot>,
+}
+
+/// Why a call is not bound.
+enum Stop {
+    Refused(Error),
+    /// Its model is not in memory.
+    Away(Box<Entered>),
+}
+
+/// How often a call has been looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    First,
+    Last,
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
+fn enter(to: &ResolveLayer, call: InferCall) -> Result<Entered, Stop> {
     let tenant = match call.purpose {
         Purpose::Answer | Purpose::Again => to.tenants.get(&call.tenant),
         Purpose::Shadow => to.tenants.shadow(),
@@ -79,16 +172,44 @@ fn resolve(to: &ResolveLayer, call: InferCall) -> Result<BoundCall> {
         Purpose::Answer => tenant.enter()?,
         Purpose::Again | Purpose::Shadow => tenant.stay(),
     };
-    let model = registry.get(&call.model).ok_or_else(|| unknown_model(&call.model, registry))?;
-    let (slot, wanted) = model.find(&call.version);
-    let lease = slot.lease().ok_or_else(|| {
-        let message =
-            format!("model '{}' has no version live: it is loading, failed or was unloaded", slot.name());
-        Error::new(Reason::ModelNotReady, message).with_retry_after(std::time::Duration::from_secs(1))
-    })?;
+    let model = to.registry.get(&call.model).ok_or_else(|| unknown_model(&call.model, &to.registry))?;
+    Ok(Entered { call, tenant, place, model })
+}
+
+/// Waits for the model and binds the call to it.
+fn bring(to: &ResolveLayer, entered: Entered) -> Result<BoxFuture<'static, Result<BoundCall>>> {
+    let Entered { call, tenant, model, .. } = &entered;
+    let Some(residents) = &to.residents else { return Err(not_ready(model.name())) };
+    // The model may have another default: it is not known yet.
+    let lane = tenant.lane(call.lane.unwrap_or(Lane::Normal));
+    to.pressure.admit(lane, Instant::now())?;
+    let wanted =
+        Wanted { model: model.clone(), version: call.version.clone(), lane, deadline: call.deadline };
+    let (brought, to) = (residents.bring(wanted), to.clone());
+    Ok(Box::pin(async move {
+        let _stays_until_bound = brought.await?;
+        bind(&to, entered, Look::Last).map_err(|stop| match stop {
+            Stop::Refused(error) => error,
+            // Somebody unloaded it at once.
+            Stop::Away(entered) => not_ready(entered.model.name()),
+        })
+    }))
+}
+
+fn bind(to: &ResolveLayer, entered: Entered, look: Look) -> Result<BoundCall, Stop> {
+    let (found, wanted) = entered.model.find(&entered.call.version);
+    let Some((slot, lease)) = found.enter().and_then(|slot| slot.lease().map(|lease| (slot, lease))) else {
+        return Err(Stop::Away(Box::new(entered)));
+    };
     if !wanted.admits(lease.version) {
-        return Err(version_not_loaded(&model, &call.version));
+        // It may be one that is just being loaded beside the live one.
+        return Err(match (look, &to.residents) {
+            (Look::First, Some(_)) => Stop::Away(Box::new(entered)),
+            _ => version_not_loaded(&entered.model, &entered.call.version).into(),
+        });
     }
+    let Entered { call, tenant, place, model } = entered;
+    model.touch(call.received);
     let lane = tenant.lane(call.lane.unwrap_or(lease.manifest.scheduling.default_lane));
     call.decided.set(lane);
     let now = Instant::now();
@@ -98,7 +219,7 @@ fn resolve(to: &ResolveLayer, call: InferCall) -> Result<BoundCall> {
     if let Some(twice) = call.outputs.iter().find(|name| !asked.insert(name.as_str())) {
         let shown = shown(twice, 64);
         let message = format!("output '{shown}' is asked for twice");
-        return Err(Error::new(Reason::BadRequest, message).with_field("outputs"));
+        return Err(Error::new(Reason::BadRequest, message).with_field("outputs").into());
     }
     let binding = Binding::new(&lease.signature, &call.inputs, lease.max_batch)?;
     if lease.signature.outputs_declared() {
@@ -108,7 +229,7 @@ fn resolve(to: &ResolveLayer, call: InferCall) -> Result<BoundCall> {
         {
             let names = known.iter().map(|o| o.name.as_ref()).collect::<Vec<_>>().join(", ");
             let message = format!("the model has no output '{bad}': it returns {names}");
-            return Err(Error::new(Reason::UnknownOutput, message).with_field("outputs"));
+            return Err(Error::new(Reason::UnknownOutput, message).with_field("outputs").into());
         }
     }
     // Last: what is refused for another reason is no trial.

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use thiserror::Error;
-use tokio::{sync::broadcast::error::RecvError, time::Instant};
+use tokio::{runtime::Handle, sync::broadcast::error::RecvError, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
@@ -18,7 +18,10 @@ use crate::{
     backend::{Backend, FakeBackend, ThreadRole},
     config::{self, BackendKind, Settings},
     layers::{CountBytes, End, Guard, ReadDeadline, RequestCap, Shed},
-    lifecycle::{History, Manager, ManagerConfig, Preparation, Rules, WatchConfig, prepare, watch},
+    lifecycle::{
+        History, Manager, ManagerConfig, ModelStatus, OnDemand, Preparation, ResidencyConfig, Rules,
+        WatchConfig, prepare, watch,
+    },
     loader::{
         LoaderPool,
         seal::{Integrity, KeyError, Policy, TrustedKey},
@@ -26,6 +29,7 @@ use crate::{
     proto::{self, model_server_server::ModelServerServer},
     registry::Registry,
     repository::{RepositoryError, Source},
+    residency::Memory,
     rollout::{Mirror, RouteLayer},
     sched::{ExecutorConfig, QueueConfig, Scheduler},
     telemetry::{AccessLog, Metrics, Sources},
@@ -132,6 +136,7 @@ async fn run(
     let tenants = Arc::new(Tenants::new(&settings.tenants));
     let bytes = InFlightBytes::new(settings.server.max_in_flight_bytes.as_u64());
     let pressure = Pressure::new(settings.pressure, bytes.clone());
+    let memory = Memory::new(settings.memory.budget.as_u64());
     metrics.attach(Sources {
         limiter: limiter.clone(),
         scheduler: scheduler.clone(),
@@ -139,6 +144,7 @@ async fn run(
         tenants: tenants.clone(),
         forecaster: forecaster.clone(),
         pressure: pressure.clone(),
+        memory: memory.clone(),
     });
     let history = history(&settings)?;
     let observer = {
@@ -147,11 +153,17 @@ async fn run(
         Box::new(move |event: &crate::lifecycle::ModelEvent| {
             metrics.model_event(event);
             history.record(event);
-            let (health, name, live) = (health.clone(), event.model.name.clone(), event.model.live.is_some());
+            let (health, name, live) = (health.clone(), event.model.name.clone(), event.model.serves());
             tasks.spawn(async move { health.set_model(name.as_str(), live).await });
         })
     };
-    let config = ManagerConfig { repositories, drain: settings.server.grace, rules: rules(&settings)? };
+    let config = ManagerConfig {
+        repositories,
+        drain: settings.server.grace,
+        rules: rules(&settings)?,
+        memory,
+        residency: residency(&settings),
+    };
     let manager = Manager::new(config, registry.clone(), backend.clone(), loader, observer);
 
     // `ending` ends what changes models by itself.
@@ -159,11 +171,11 @@ async fn run(
     // `closing` ends accepting and sends GOAWAY; `killed` is the end of patience.
     let (closing, killed) = (CancellationToken::new(), CancellationToken::new());
     let access = Arc::new(AccessLog::new(settings.log.access));
-    let mirror =
-        Mirror::new(tasks.clone(), tokio::runtime::Handle::current(), pressure.clone(), metrics.clone());
+    let mirror = Mirror::new(tasks.clone(), Handle::current(), pressure.clone(), metrics.clone());
+    let residents = OnDemand::new(manager.clone(), Handle::current(), metrics.residency.clone());
     let infer = stack::infer(
         RouteLayer::new(registry.clone(), mirror, metrics.clone()),
-        ResolveLayer::new(registry.clone(), tenants, pressure.clone()),
+        ResolveLayer::new(registry.clone(), tenants, pressure.clone()).with_residents(residents),
         forecaster,
         limiter.clone(),
         scheduler.clone(),
@@ -230,15 +242,17 @@ async fn run(
             }
             if loaded == 0 && !allow_empty {
                 tracing::error!("no model could be loaded: mend one and reload it");
-                while manager.list().iter().all(|model| model.live.is_none()) {
+                while !manager.list().iter().any(ModelStatus::serves) {
                     if let Err(RecvError::Closed) = events.recv().await {
                         return;
                     }
                 }
             }
             health.set_ready().await;
-            let live = manager.list().iter().filter(|model| model.live.is_some()).count();
-            tracing::info!(models = live, "ready");
+            let models = manager.list();
+            let live = models.iter().filter(|model| model.live.is_some()).count();
+            let on_demand = models.iter().filter(|model| model.on_demand).count();
+            tracing::info!(models = live, on_demand, "ready");
         })
     };
     tasks.spawn(ending.clone().run_until_cancelled_owned(rollouts::look_after(manager.clone())));
@@ -364,6 +378,18 @@ fn integrity(settings: &config::Integrity) -> Result<Integrity, StartError> {
         tracing::warn!("integrity.trusted_keys are not looked at: integrity.policy is {policy}, not signed");
     }
     Ok(Integrity { policy: settings.policy, trusted })
+}
+
+/// What is loaded when, by the settings.
+fn residency(settings: &Settings) -> ResidencyConfig {
+    ResidencyConfig {
+        load: settings.memory.load,
+        reload: settings.memory.reload,
+        max_wait: settings.memory.max_wait,
+        max_waiting: settings.memory.max_waiting,
+        max_waiting_per_model: settings.memory.max_waiting_per_model,
+        at_once: settings.loader.threads,
+    }
 }
 
 /// What `torchlane check` found out about one version of a model.

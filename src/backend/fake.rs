@@ -10,6 +10,8 @@
 //! offset = 0.5          # is added to output_0
 //! load_error = "text"   # loading fails
 //! unsafe = ["aten::x"]  # what an inspection would find that is not known to be harmless
+//! memory_bytes = 1000   # what it says that it takes once it is loaded
+//! estimate_bytes = 500  # what is thought before; default: memory_bytes
 //! ```
 
 use std::{
@@ -55,6 +57,8 @@ struct Script {
     /// So far.
     #[serde(skip)]
     passes: Arc<AtomicU64>,
+    memory_bytes: u64,
+    estimate_bytes: Option<u64>,
 }
 
 impl Default for Script {
@@ -75,6 +79,8 @@ impl Default for Script {
             nan_at_zero: false,
             r#unsafe: Vec::new(),
             passes: Arc::default(),
+            memory_bytes: 0,
+            estimate_bytes: None,
         }
     }
 }
@@ -117,7 +123,13 @@ impl Backend for FakeBackend {
             stateful: script.stateful,
             torch_version: None,
             findings: script.r#unsafe.into_iter().map(finding).collect(),
+            tensor_bytes: script.memory_bytes,
         })
+    }
+
+    fn memory_estimate(&self, files: &[&Path]) -> u64 {
+        let script = files.first().and_then(|archive| script(archive).ok()).unwrap_or_default();
+        script.estimate_bytes.unwrap_or(script.memory_bytes)
     }
 
     fn load(&self, archive: &Path) -> Result<Box<dyn Module>, BackendError> {
@@ -131,6 +143,10 @@ impl Backend for FakeBackend {
 }
 
 impl Module for Script {
+    fn memory_bytes(&self) -> Option<u64> {
+        Some(self.memory_bytes)
+    }
+
     fn forward(&self, pass: Pass<'_>) -> Result<Vec<NamedTensor>, BackendError> {
         std::thread::sleep(Duration::from_millis(self.delay_ms));
         if let Some(path) = self.fail_while.as_ref().filter(|path| path.exists()) {

@@ -5,7 +5,12 @@ mod fake;
 #[cfg(feature = "torch")]
 mod torch;
 
-use std::{any::Any, fmt, path::Path, sync::Arc};
+use std::{
+    any::Any,
+    fmt,
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 
 use thiserror::Error;
 
@@ -17,6 +22,7 @@ use crate::{
     admission::Breaker,
     loader::archive::safety::Finding,
     model::{Arg, Argument, ModelManifest, NamedTensor, Signature, Version},
+    residency::Reservation,
     sched::Quick,
     tensor::Joined,
 };
@@ -47,6 +53,8 @@ pub struct ArchiveSummary {
     pub torch_version: Option<String>,
     /// What is not known to be harmless, the worst first.
     pub findings: Vec<Finding>,
+    /// Bytes of its tensors: it will take no less.
+    pub tensor_bytes: u64,
 }
 
 /// Why an archive could not be read, loaded or run. One line; the log has the rest.
@@ -79,6 +87,9 @@ pub enum ThreadRole {
     Loader,
 }
 
+/// What a module takes beside its weights: code, and libtorch's own records of it.
+const BESIDE_WEIGHTS: u64 = 1 << 20;
+
 /// Loads archives.
 pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// For logs.
@@ -99,6 +110,14 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// Whatever the library says.
     fn load(&self, archive: &Path) -> Result<Box<dyn Module>, BackendError>;
 
+    /// Bytes that a version will take once it is loaded, going by its files alone: the archive, then others. Cheap; what is
+    /// loaded is measured.
+    fn memory_estimate(&self, files: &[&Path]) -> u64 {
+        let size = |path: &&Path| path.metadata().map_or(0, |meta| meta.len());
+        let bytes = files.iter().map(size).fold(0, u64::saturating_add);
+        bytes.saturating_add(bytes / 4).saturating_add(BESIDE_WEIGHTS)
+    }
+
     /// Called on a loader thread after each piece of its work: gives memory that nothing uses back to the system.
     /// A warm-up leaves far more behind than the version that it was for.
     fn release_memory(&self) {}
@@ -117,6 +136,11 @@ pub struct Pass<'a> {
 
 /// A loaded model. Shared by all executors.
 pub trait Module: Send + Sync {
+    /// Bytes that it takes, where the backend knows. `None`: it is measured from outside.
+    fn memory_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// One forward pass: results in order, each with the name that follows from where it stood: `output_0`, a
     /// dict's key, `output_0.1` for nested ones.
     ///
@@ -152,6 +176,10 @@ pub struct Servable {
     pub bytes: u64,
     /// Version of torch that wrote it.
     pub torch_version: Option<String>,
+    /// Bytes of memory that it takes, as measured when it was loaded.
+    pub memory_bytes: u64,
+    /// Its part of the memory budget, given back when it is dropped.
+    pub memory: OnceLock<Reservation>,
 }
 
 impl Servable {

@@ -78,13 +78,17 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
                     or_dash(&model.live_version),
                     or_dash(model.sha256.get(..12).unwrap_or_default()),
                     show_bytes(model.bytes),
+                    resident(model),
                     or_dash(&model.live_since.map(|at| at.to_string()).unwrap_or_default()),
                     or_dash(&model.versions.join(", ")),
                     model.last_error.clone(),
                 ]
             })
             .collect();
-        print_table(&["MODEL", "STATE", "LIVE", "SHA256", "SIZE", "SINCE", "ON DISK", "LAST ERROR"], &rows);
+        print_table(
+            &["MODEL", "STATE", "LIVE", "SHA256", "SIZE", "MEMORY", "SINCE", "ON DISK", "LAST ERROR"],
+            &rows,
+        );
         Ok(())
     })
 }
@@ -165,6 +169,11 @@ fn or_dash(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { text.to_owned() }
 }
 
+/// What it takes, where it is in memory.
+fn resident(model: &proto::Model) -> String {
+    if model.live_version.is_empty() { "-".to_owned() } else { show_bytes(model.resident_bytes) }
+}
+
 fn state(model: &proto::Model) -> String {
     match model.state() {
         ModelState::Unspecified => "unknown",
@@ -173,6 +182,7 @@ fn state(model: &proto::Model) -> String {
         ModelState::Ready => "ready",
         ModelState::Reloading => "reloading",
         ModelState::Failed => "failed",
+        ModelState::OnDemand => "on demand",
     }
     .to_owned()
 }
@@ -184,6 +194,7 @@ fn show(model: &proto::Model) {
     println!("on disk       {}", or_dash(&model.versions.join(", ")));
     println!("sha256        {}", or_dash(&model.sha256));
     println!("size          {}", show_bytes(model.bytes));
+    println!("memory        {} ({})", resident(model), or_dash(&model.load));
     println!("max batch     {}", model.max_batch);
     if !model.last_error.is_empty() {
         println!("last error    {}", model.last_error);

@@ -9,6 +9,6 @@ mod stores;
 
 pub use layers::{ConfigError, Layered, Provenance, load};
 pub use settings::{
-    Admission, Audit, BackendKind, Executors, Integrity, Loader, Log, Server, Settings, Watch,
+    Admission, Audit, BackendKind, Executors, Integrity, Loader, Log, Memory, Server, Settings, Watch,
 };
 pub use stores::{Cache, OptionText, Store};

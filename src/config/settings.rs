@@ -9,6 +9,8 @@ use super::{Cache, Store, human_duration};
 use crate::{
     admission::{PressureSettings, TenantSettings},
     loader::{archive::safety::Safety, seal::Policy},
+    model::LoadMode,
+    residency::ReloadPolicy,
     telemetry::{AccessPolicy, LogFormat},
 };
 
@@ -34,6 +36,8 @@ pub struct Settings {
     pub executors: Executors,
     /// Threads that load models.
     pub loader: Loader,
+    /// What may be in memory at once.
+    pub memory: Memory,
     /// Looking for new versions.
     pub watch: Watch,
     /// What is written down of changes of models.
@@ -62,6 +66,7 @@ impl Default for Settings {
             pressure: PressureSettings::default(),
             executors: Executors::default(),
             loader: Loader::default(),
+            memory: Memory::default(),
             watch: Watch::default(),
             audit: Audit::default(),
             integrity: Integrity::default(),
@@ -231,6 +236,38 @@ pub struct Audit {
     pub file: Option<PathBuf>,
 }
 
+/// `[memory]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Memory {
+    /// Bytes that models may take together. 0: any number. Passes and requests need memory beside it.
+    pub budget: ByteSize,
+    /// When models are loaded that do not say: `eager`, `lazy` or `pinned`.
+    pub load: LoadMode,
+    /// What a reload does that does not fit beside the old version, after others have gone: `refuse` or `unload_first`.
+    pub reload: ReloadPolicy,
+    /// Longest that a request without a deadline waits for its model.
+    #[serde(with = "human_duration")]
+    pub max_wait: Duration,
+    /// Requests that may wait for models to be loaded.
+    pub max_waiting: usize,
+    /// Requests that may wait for the same model.
+    pub max_waiting_per_model: usize,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            budget: ByteSize::b(0),
+            load: LoadMode::default(),
+            reload: ReloadPolicy::default(),
+            max_wait: Duration::from_secs(30),
+            max_waiting: 1024,
+            max_waiting_per_model: 256,
+        }
+    }
+}
+
 /// `[watch]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -297,15 +334,19 @@ impl Settings {
             ("executors.intra_op_threads", self.executors.intra_op_threads, 0, 1024, "0 to 1024"),
             ("executors.spare", self.executors.spare, 0, 64, "0 to 64"),
             ("server.io_threads", self.server.io_threads, 0, 1024, "0 to 1024"),
+            ("memory.max_waiting", self.memory.max_waiting, 0, 1 << 20, "0 to 1048576"),
+            ("memory.max_waiting_per_model", self.memory.max_waiting_per_model, 0, 1 << 20, "0 to 1048576"),
         ];
         for (key, value, least, most, allowed) in counts {
             if !(least..=most).contains(&value) {
                 return Err((key, value.to_string(), allowed));
             }
         }
-        for (key, value) in
-            [("admission.max_deadline", a.max_deadline), ("executors.max_block", self.executors.max_block)]
-        {
+        for (key, value) in [
+            ("admission.max_deadline", a.max_deadline),
+            ("executors.max_block", self.executors.max_block),
+            ("memory.max_wait", self.memory.max_wait),
+        ] {
             if value < Duration::from_millis(1) {
                 return Err((key, humantime::format_duration(value).to_string(), "1ms or more"));
             }

@@ -42,7 +42,8 @@ impl Manager {
         self.announce(entry, Change::LoadingBeside, told.clone());
         let outcome = async {
             let files = self.materialize(files).await?;
-            Ok((self.prepare(entry, files.clone(), None).await?, files))
+            let room = self.room(entry, &files).await?;
+            Ok((self.prepare(entry, files.clone(), None, room).await?, files))
         };
         let outcome: Result<_> = outcome.await;
         let (Prepared { servable, measured, phases, .. }, files) = match outcome {

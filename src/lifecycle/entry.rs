@@ -1,9 +1,14 @@
 //! What the manager knows of one model beside its slot.
 
+mod rest;
+
 use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
+
+use rest::Rest;
+pub(super) use rest::{Arrival, Demand, Demanded};
 
 use super::{LiveStatus, LoadedStatus, ModelState, ModelStatus, Phases, beside::Side, rollouts::Rollouts};
 use crate::{
@@ -89,6 +94,7 @@ struct Facts {
     previous: Option<Past>,
     beside: BTreeMap<Version, Side>,
     labels: BTreeMap<Label, Version>,
+    rest: Rest,
     hold: Option<Hold>,
     /// It is forgotten: nothing may be loaded into it.
     retired: bool,
@@ -170,6 +176,11 @@ impl Entry {
     /// `None`: such a change waits.
     pub(super) async fn quiet_turn(&self) -> Option<(Turn<'_>, Generation)> {
         let turn = self.turn.lock().await;
+        self.begin_quietly().map(|generation| (turn, generation))
+    }
+
+    /// The caller has the turn.
+    fn begin_quietly(&self) -> Option<Generation> {
         if self.facts.lock().retired {
             return None;
         }
@@ -180,7 +191,7 @@ impl Entry {
             generation = newest.generation;
             free
         });
-        begun.then_some((turn, generation))
+        begun.then_some(generation)
     }
 
     /// A turn to drop what nobody needs any more: it makes no other change out of date.
@@ -202,7 +213,11 @@ impl Entry {
     }
 
     pub(super) fn failed(&self, error: String) {
-        self.facts.lock().last_error = Some(error);
+        let mut facts = self.facts.lock();
+        facts.last_error = Some(error);
+        if facts.live.is_none() {
+            facts.rest.broke();
+        }
     }
 
     pub(super) fn previous(&self) -> Option<Past> {
@@ -221,13 +236,16 @@ impl Entry {
             version: servable.version,
             sha256: servable.sha256.clone(),
             bytes: servable.bytes,
+            memory_bytes: servable.memory_bytes,
             since: SystemTime::now(),
             signature: servable.signature.clone(),
             torch_version: servable.torch_version.clone(),
             max_batch: servable.max_batch,
         };
         let mut facts = self.facts.lock();
-        let old = facts.live.take().map(|(old, files)| Past { files, sha256: old.sha256 });
+        // What was evicted was live as far as a rollback is concerned.
+        let away = facts.rest.take_away();
+        let old = facts.live.take().map(|(old, files)| Past { files, sha256: old.sha256 }).or(away);
         let is_this = |past: &Past| past.files.version == live.version && past.sha256 == live.sha256;
         match old {
             // The live version loaded again is no step: what was live before it still is what a rollback goes back to.
@@ -237,6 +255,7 @@ impl Entry {
             None => facts.previous = facts.previous.take().filter(|past| !is_this(past)),
         }
         facts.live = Some((live, files));
+        facts.rest.came();
         facts.hold(holding);
         facts.generation = generation;
         facts.last_error = None;
@@ -245,7 +264,9 @@ impl Entry {
     pub(super) fn went_away(&self, generation: Generation, holding: Holding) {
         let mut facts = self.facts.lock();
         facts.hold(holding);
-        facts.previous = facts.live.take().map(|(old, files)| Past { files, sha256: old.sha256 });
+        let away = facts.rest.take_away();
+        facts.rest.gone();
+        facts.previous = facts.live.take().map(|(old, files)| Past { files, sha256: old.sha256 }).or(away);
         facts.generation = generation;
         facts.last_error = None;
     }
@@ -359,9 +380,12 @@ impl Entry {
             (true, false) => ModelState::Ready,
             (true, true) => ModelState::Reloading,
             (false, true) => ModelState::Loading,
+            (false, false) if facts.rest.answers() => ModelState::OnDemand,
             (false, false) if facts.last_error.is_some() => ModelState::Failed,
             (false, false) => ModelState::Unloaded,
         };
+        let beside = facts.beside.values().map(|side| side.servable.memory_bytes);
+        let resident = live.iter().map(|live| live.memory_bytes).chain(beside).fold(0, u64::saturating_add);
         ModelStatus {
             name: self.name().clone(),
             state,
@@ -372,6 +396,9 @@ impl Entry {
             loaded: facts.beside.values().map(|side| LoadedStatus::of(&side.servable)).collect(),
             labels: facts.labels.clone(),
             rollout: self.rollouts.lock().brief(),
+            load: facts.rest.load(),
+            on_demand: facts.rest.answers(),
+            resident_bytes: resident,
             last_error: facts.last_error.clone(),
             last_phases: facts.last_phases,
         }

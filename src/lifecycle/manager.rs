@@ -12,8 +12,8 @@ use tokio::{sync::broadcast, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Asker, Change, Done, ModelEvent, ModelStatus, Phases, Preparation, Prepared, ReloadReport, Rules,
-    WarmupReport,
+    Asker, Change, Done, ModelEvent, ModelStatus, Phases, Preparation, Prepared, ReloadReport,
+    ResidencyConfig, Rules, WarmupReport,
     beside::Side,
     entry::{Entry, Hold, Holding, Past, Turn},
     prepare,
@@ -26,6 +26,7 @@ use crate::{
     model::{Generation, ModelName, Version},
     registry::Registry,
     repository::{Found, Source, VersionFiles},
+    residency::{Memory, Reservation},
     sched::ProfilePoint,
 };
 
@@ -38,6 +39,10 @@ pub struct ManagerConfig {
     pub drain: Duration,
     /// What every version must satisfy.
     pub rules: Rules,
+    /// What may be loaded at once.
+    pub memory: Arc<Memory>,
+    /// What is loaded when.
+    pub residency: ResidencyConfig,
 }
 
 /// A reload, as asked for.
@@ -61,6 +66,8 @@ pub(super) struct Order {
     pub(super) holding: Holding,
     /// What is live now is to stay loaded beside what comes.
     pub(super) keep: bool,
+    /// The room for it, where it is reserved already.
+    pub(super) room: Option<Reservation>,
     pub(super) asker: Asker,
 }
 
@@ -94,7 +101,7 @@ pub type Observer = Box<dyn Fn(&ModelEvent) + Send + Sync>;
 pub struct Manager {
     pub(super) config: ManagerConfig,
     pub(super) registry: Arc<Registry>,
-    backend: Arc<dyn Backend>,
+    pub(super) backend: Arc<dyn Backend>,
     loader: LoaderPool,
     pub(super) entries: Mutex<BTreeMap<ModelName, Arc<Entry>>>,
     events: broadcast::Sender<ModelEvent>,
@@ -146,14 +153,17 @@ impl Manager {
             let files = choose(&found, request.version)?;
             return self.validate(&entry, files, request.expected_sha256).await;
         }
-        let plan = self.plan(&found).await.unwrap_or_default();
+        let manifest = self.manifest_of(&found).await.unwrap_or_default();
+        let plan = manifest.versions.plan(&found.numbers());
+        entry.set_load(manifest.load.unwrap_or(self.config.residency.load));
         let files = choose(&found, request.version.or(plan.live))?;
         // Whoever asks for another version than the one that the repository is for wants to keep it.
         let as_planned = plan.live.is_none_or(|live| live == files.version);
         let holding = if as_planned { Holding::End } else { Holding::Begin(Hold::at(&found)) };
         let live = entry.live().map(|(version, _)| version);
         let keep = live.is_some_and(|live| live != files.version && plan.beside.contains(&live));
-        let order = Order { files, expected_sha256: request.expected_sha256, holding, keep, asker };
+        let expected_sha256 = request.expected_sha256;
+        let order = Order { files, expected_sha256, holding, keep, room: None, asker };
         self.change(&entry, order, place).await
     }
 
@@ -175,7 +185,8 @@ impl Manager {
             )
         })?;
         let holding = self.holding(model).await;
-        let order = Order { files, expected_sha256: Some(sha256), holding, keep: false, asker };
+        let expected_sha256 = Some(sha256);
+        let order = Order { files, expected_sha256, holding, keep: false, room: None, asker };
         self.change(&entry, order, place).await
     }
 
@@ -196,24 +207,30 @@ impl Manager {
             Error::new(Reason::ModelNotReady, message)
         };
         // A refusal must not make a load that is under way out of date.
-        if entry.slot.lease().is_none() {
+        if entry.slot.lease().is_none() && !entry.is_on_demand() {
             return Err(nothing_live());
         }
         let waiting = entry.begin();
         let generation = waiting.generation;
         let turn = entry.turn(waiting).await?;
-        let old = entry.slot.swap(None).ok_or_else(nothing_live)?;
+        let old = entry.slot.swap(None);
+        // One that is not in memory is unloaded too: no request brings it back.
+        let version = match &old {
+            Some(old) => old.version,
+            None => entry.would_come().ok_or_else(nothing_live)?,
+        };
         let holding = self.holding(model).await;
         entry.went_away(generation, holding);
         self.settle_rollout(&entry, &asker);
-        let version = old.version;
         let told = Told::of(Some(version), &asker).done(Some(version), Phases::default());
         self.announce(&entry, Change::Unloaded, told);
         for files in entry.beside() {
             self.drop_beside(&entry, files.version, &asker).await;
         }
         drop((turn, place));
-        self.drain(old).await;
+        if let Some(old) = old {
+            self.drain(old).await;
+        }
         Ok((version, generation))
     }
 
@@ -364,7 +381,9 @@ impl Manager {
     ) -> Result<ReloadReport> {
         let started = Instant::now();
         let files = self.materialize(files).await?;
-        let Prepared { servable, phases, warmup, .. } = self.prepare(entry, files, expected_sha256).await?;
+        let room = self.room(entry, &files).await?;
+        let Prepared { servable, phases, warmup, .. } =
+            self.prepare(entry, files, expected_sha256, room).await?;
         let status = entry.status();
         let live = status.live.map(|live| live.version);
         let report = ReloadReport {
@@ -387,7 +406,9 @@ impl Manager {
         entry: &Entry,
         files: VersionFiles,
         expected_sha256: Option<String>,
+        room: Reservation,
     ) -> Result<Prepared> {
+        let sources = files.clone();
         let (backend, rules) = (self.backend.clone(), self.config.rules.clone());
         let (served, live) = (entry.slot.served().all(), entry.slot.lease());
         let model = entry.name().clone();
@@ -414,7 +435,14 @@ impl Manager {
                     Error::new(Reason::Internal, "a bug in torchlane: the server's log says where")
                 }
             })?;
-        Ok(prepared?)
+        let prepared = prepared?;
+        match self.book(entry, &sources, &prepared.servable, room).await {
+            Ok(()) => Ok(prepared),
+            Err(error) => {
+                self.discard(prepared.servable).await;
+                Err(error)
+            }
+        }
     }
 
     /// Prepares a version, unless it is loaded already, and swaps it in. What stood there before is to be drained, and the
@@ -426,7 +454,8 @@ impl Manager {
         generation: Generation,
         started: Instant,
     ) -> Result<(ReloadReport, Option<Arc<Servable>>, Option<Side>)> {
-        let Order { files, expected_sha256, holding, keep, .. } = order;
+        let Order { files, expected_sha256, holding, keep, room, .. } = order;
+        let mut stepped_aside = None;
         let is_expected = |side: &Side| {
             expected_sha256
                 .as_ref()
@@ -440,8 +469,16 @@ impl Manager {
             }
             None => {
                 let files = self.materialize(files).await?;
+                let room = match room {
+                    Some(room) => room,
+                    None => {
+                        let (room, old) = self.room_to_replace(entry, &files).await?;
+                        stepped_aside = old;
+                        room
+                    }
+                };
                 let Prepared { servable, phases, warmup, measured } =
-                    self.prepare(entry, files.clone(), expected_sha256).await?;
+                    self.prepare(entry, files.clone(), expected_sha256, room).await?;
                 (servable, files, phases, warmup, measured)
             }
         };
@@ -456,6 +493,7 @@ impl Manager {
         let kept = keep.then(|| entry.keep_live_beside()).is_some_and(|kept| kept);
         entry.slot.profile().renew(&measured);
         let old = entry.slot.swap(Some(servable.clone()));
+        entry.slot.touch(swapping);
         phases.swap = swapping.elapsed();
         phases.total = started.elapsed();
         entry.went_live(&servable, files, generation, holding);
@@ -463,7 +501,7 @@ impl Manager {
         let side = entry.take_beside(servable.version);
         let report = ReloadReport {
             model: entry.name().clone(),
-            previous: old.as_ref().map(|old| old.version),
+            previous: old.as_ref().map(|old| old.version).or(stepped_aside),
             live: Some(servable.version),
             generation,
             sha256: servable.sha256.clone(),
@@ -514,6 +552,10 @@ impl Manager {
             }
             Some(error) => {
                 tracing::error!(target: "torchlane::models", %model, change = name, version = about, live, asker, reason = error.reason().as_str(), "{error}")
+            }
+            // There may be thousands of them at the start.
+            None if change == Change::OnDemand => {
+                tracing::debug!(target: "torchlane::models", %model, change = name, asker, "model changed")
             }
             None => {
                 tracing::info!(target: "torchlane::models", %model, change = name, version = about, live, asker, "model changed")

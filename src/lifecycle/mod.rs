@@ -4,12 +4,15 @@
 //! the swap nothing of the live version is touched, and a failure anywhere leaves it serving.
 
 mod beside;
+mod demand;
 mod entry;
+mod footprint;
 mod history;
 mod manager;
 mod prepare;
 mod rollout;
 mod rollouts;
+mod room;
 mod rules;
 mod shapes;
 mod status;
@@ -17,6 +20,7 @@ mod sync;
 mod warmup;
 mod watch;
 
+pub use demand::{OnDemand, ResidencyConfig};
 pub use history::{ChangeRecord, History};
 pub use manager::{Manager, ManagerConfig, Observer, ReloadRequest};
 pub use prepare::{LoadFailure, Phase, Preparation, Prepared, prepare};

@@ -1,11 +1,16 @@
 //! From a version's files to a warmed servable. Blocking: runs on a loader thread.
 
-use std::{fmt, path::Path, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    path::Path,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use thiserror::Error;
 use tokio::time::Instant;
 
-use super::{Phases, Rules, WarmupReport, shapes, warmup};
+use super::{Phases, Rules, WarmupReport, footprint, shapes, warmup};
 use crate::{
     admission::Breaker,
     backend::{ArchiveSummary, Backend, Servable},
@@ -160,6 +165,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     phases.verify = lap();
 
     let load = at(Phase::Load);
+    let before_load = footprint::resident();
     let module = backend.load(archive).map_err(|error| {
         tracing::error!(target: "torchlane::load", error = %error.full, archive = %archive.display(), "loading failed");
         load(&error)
@@ -171,6 +177,10 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
             changed.display()
         )));
     }
+    let gained = footprint::resident().saturating_sub(before_load);
+    let sources: Vec<&Path> = std::iter::once(archive).chain(files.weights.as_deref()).collect();
+    let estimate = backend.memory_estimate(&sources);
+    let memory_bytes = footprint::measured(module.memory_bytes(), gained, summary.tensor_bytes, estimate);
     phases.load = lap();
 
     let max_batch = if summary.stateful { 1 } else { manifest.batching.max_batch() };
@@ -187,6 +197,8 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
         sha256: checked.sha256,
         bytes: checked.bytes,
         torch_version: summary.torch_version,
+        memory_bytes,
+        memory: OnceLock::new(),
     };
     let shapes = shapes::shapes(&servable, served).map_err(|cause| LoadFailure::new(Phase::WarmUp, cause))?;
     let shapes = shapes::padded(&servable.signature, shapes);

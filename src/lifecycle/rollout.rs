@@ -13,12 +13,11 @@ use super::{
     entry::{Entry, Hold, Holding},
     manager::{Order, Told, choose},
     rollouts::{Beginning, Decision},
-    sync,
 };
 use crate::{
     admission::ControlPlace,
     error::{Error, Reason, Result},
-    model::{ModelManifest, RolloutPlan, Strategy, Version},
+    model::{RolloutPlan, Strategy, Version, VersionPlan},
     repository::{Found, VersionFiles},
 };
 
@@ -62,7 +61,13 @@ pub(super) enum Way {
 }
 
 /// Only a newer version than the live one is rolled out, and only where the live one is still there to go on with.
-pub(super) fn way(entry: &Entry, found: &Found, live: Option<Version>, target: Option<Version>) -> Way {
+pub(super) fn way(
+    entry: &Entry,
+    found: &Found,
+    live: Option<Version>,
+    target: Option<Version>,
+    configured: &RolloutPlan,
+) -> Way {
     let files = |version| found.versions.iter().find(|files| files.version == version);
     let (Some(live), Some(target)) = (live, target) else { return Way::AtOnce };
     let (Some(_), Some(target)) = (files(live), files(target).filter(|_| target > live)) else {
@@ -74,17 +79,10 @@ pub(super) fn way(entry: &Entry, found: &Found, live: Option<Version>, target: O
         return Way::Stays;
     }
     drop(rollouts);
-    match configured(found) {
-        plan if plan.strategy == Strategy::None => Way::AtOnce,
-        plan => Way::Beside(target.clone(), Box::new(plan)),
+    match configured.strategy {
+        Strategy::None => Way::AtOnce,
+        _ => Way::Beside(target.clone(), Box::new(configured.clone())),
     }
-}
-
-/// What `model.toml` says of rollouts; one that cannot be read has been complained of elsewhere.
-fn configured(found: &Found) -> RolloutPlan {
-    let path = found.versions.last().and_then(|files| files.manifest.as_ref());
-    let text = path.and_then(|path| std::fs::read_to_string(path).ok());
-    text.and_then(|text| ModelManifest::parse(&text).ok()).unwrap_or_default().rollout
 }
 
 impl Manager {
@@ -109,7 +107,7 @@ impl Manager {
         asker: Asker,
         place: Option<ControlPlace>,
     ) -> Result<RolloutStatus> {
-        let found = self.find(model)?;
+        let found = self.find(model).await?;
         let entry = self.entry(&found.name);
         entry.set_versions(found.versions.iter().map(|files| files.version).collect());
         match change {
@@ -117,7 +115,7 @@ impl Manager {
                 self.plan_rollout(&entry, &found, version, plan, &asker).await?;
             }
             RolloutChange::Promote => {
-                let order = self.promotion(&entry, asker).ok_or_else(|| none(&entry))?;
+                let order = self.promotion(&entry, asker).await.ok_or_else(|| none(&entry))?;
                 let _report = self.change(&entry, order, place).await?;
             }
             RolloutChange::Abort => {
@@ -150,7 +148,11 @@ impl Manager {
             return Err(Error::new(Reason::BadRequest, message).with_field("version"));
         }
         let same = underway.filter(|(old, _)| *old == files);
-        let plan = patch(same.as_ref().map_or_else(|| configured(found), |(_, plan)| plan.clone()))?;
+        let before = match &same {
+            Some((_, plan)) => plan.clone(),
+            None => self.manifest_of(found).await.unwrap_or_default().rollout,
+        };
+        let plan = patch(before)?;
         let wrong = |message: String| Error::new(Reason::BadRequest, message).with_field("plan");
         if plan.strategy == Strategy::None {
             return Err(wrong("say how it is to be rolled out: canary, shadow or ab".to_owned()));
@@ -245,8 +247,8 @@ impl Manager {
     pub(super) async fn tidy_beside(&self, entry: &Entry, version: Version, asker: &Asker) {
         let _turn = entry.turn_to_tidy().await;
         let again = entry.rollouts.lock().versions().is_some_and(|(now, _, _)| now == version);
-        let plan = self.find(entry.name().as_str()).and_then(|found| sync::plan(&found));
-        if !again && !plan.is_ok_and(|plan| plan.beside.contains(&version)) {
+        let plan = self.plan_of(entry).await.map(|(_, plan)| plan).unwrap_or_default();
+        if !again && !plan.beside.contains(&version) {
             self.drop_beside(entry, version, asker).await;
         }
     }
@@ -318,18 +320,27 @@ impl Manager {
     /// Puts the new version live, unless somebody changes the model: then the next look may ask for it again.
     async fn promote(&self, entry: &Entry) {
         if let Some(turn) = entry.quiet_turn().await
-            && let Some(order) = self.promotion(entry, Asker::Rollout)
+            && let Some(order) = self.promotion(entry, Asker::Rollout).await
         {
             let _told = self.carry_out(entry, order, turn, Instant::now(), None).await;
         }
         entry.rollouts.lock().not_promoted();
     }
 
-    fn promotion(&self, entry: &Entry, asker: Asker) -> Option<Order> {
+    /// What is there of a model, and what `model.toml` wants of it.
+    async fn plan_of(&self, entry: &Entry) -> Option<(Found, VersionPlan)> {
+        let found = self.find(entry.name().as_str()).await.ok()?;
+        let plan = self.manifest_of(&found).await.unwrap_or_default().versions.plan(&found.numbers());
+        Some((found, plan))
+    }
+
+    async fn promotion(&self, entry: &Entry, asker: Asker) -> Option<Order> {
         let (version, _, _) = entry.rollouts.lock().versions()?;
         let files = entry.side(version)?.files;
-        let found = self.find(entry.name().as_str()).ok();
-        let plan = found.as_ref().and_then(|found| sync::plan(found).ok()).unwrap_or_default();
+        let (found, plan) = match self.plan_of(entry).await {
+            Some((found, plan)) => (Some(found), plan),
+            None => (None, VersionPlan::default()),
+        };
         let holding = match found {
             // Somebody rolled out another version than the one that the repository is for, and wants to keep it.
             Some(found) if plan.live.is_some_and(|live| live != version) => Holding::Begin(Hold::at(&found)),
@@ -337,12 +348,12 @@ impl Manager {
         };
         let live = entry.live().map(|(live, _)| live);
         let keep = live.is_some_and(|live| live != version && plan.beside.contains(&live));
-        Some(Order { files, expected_sha256: None, holding, keep, asker })
+        Some(Order { files, expected_sha256: None, holding, keep, room: None, asker })
     }
 }
 
 fn told(version: Option<Version>, error: Option<Error>, asker: &Asker) -> Told {
-    Told { version, error, asker: asker.clone() }
+    Told { version, error, asker: asker.clone(), done: None }
 }
 
 fn none(entry: &Entry) -> Error {

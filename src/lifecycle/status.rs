@@ -11,7 +11,7 @@ use super::RolloutBrief;
 use crate::{
     backend::Servable,
     error::Error,
-    model::{Generation, Label, ModelName, Signature, Version},
+    model::{Generation, Label, LoadMode, ModelName, Signature, Version},
 };
 
 /// Where a model stands.
@@ -28,6 +28,8 @@ pub enum ModelState {
     Reloading,
     /// Nothing serves because loading failed.
     Failed,
+    /// Not in memory: the next request loads it.
+    OnDemand,
 }
 
 /// How long each phase of a reload took.
@@ -121,10 +123,23 @@ pub struct ModelStatus {
     pub labels: BTreeMap<Label, Version>,
     /// The rollout that is under way, else how the last one ended.
     pub rollout: Option<RolloutBrief>,
+    /// When it is loaded.
+    pub load: LoadMode,
+    /// It is not in memory, and the next request loads it, unless that is under way already.
+    pub on_demand: bool,
+    /// Bytes of memory that its versions take.
+    pub resident_bytes: u64,
     /// The last load that failed, unless one succeeded since.
     pub last_error: Option<String>,
     /// Of the last reload that succeeded.
     pub last_phases: Option<Phases>,
+}
+
+impl ModelStatus {
+    /// Whether requests are answered, be it after a load.
+    pub fn serves(&self) -> bool {
+        self.live.is_some() || self.on_demand
+    }
 }
 
 /// The live version of a model.
@@ -136,6 +151,8 @@ pub struct LiveStatus {
     pub sha256: String,
     /// Size of its archive.
     pub bytes: u64,
+    /// Bytes of memory that it takes, as measured when it was loaded.
+    pub memory_bytes: u64,
     /// When it went live.
     pub since: SystemTime,
     /// What it takes and returns.
@@ -172,6 +189,10 @@ pub enum Asker {
     Repository,
     /// What was seen of a version that is rolled out.
     Rollout,
+    /// A request for a model that was not in memory.
+    Request,
+    /// The memory budget: others needed the room.
+    Budget,
     /// A caller of the API: the tenant it names, or where it calls from.
     Caller(Arc<str>),
 }
@@ -182,6 +203,8 @@ impl fmt::Display for Asker {
             Self::Start => f.write_str("start"),
             Self::Repository => f.write_str("repository"),
             Self::Rollout => f.write_str("rollout"),
+            Self::Request => f.write_str("request"),
+            Self::Budget => f.write_str("memory budget"),
             Self::Caller(who) => write!(f, "caller {who}"),
         }
     }
@@ -234,6 +257,10 @@ pub enum Change {
     Abandoned,
     /// It was unloaded.
     Unloaded,
+    /// It is left to its next request.
+    OnDemand,
+    /// It had to go for others; its next request loads it again.
+    Evicted,
     /// A version is being loaded beside the live one.
     LoadingBeside,
     /// A version is loaded beside the live one.
@@ -266,6 +293,8 @@ impl Change {
             Self::Failed => "failed",
             Self::Abandoned => "abandoned",
             Self::Unloaded => "unloaded",
+            Self::OnDemand => "on_demand",
+            Self::Evicted => "evicted",
             Self::LoadingBeside => "loading_beside",
             Self::LoadedBeside => "loaded_beside",
             Self::DroppedBeside => "dropped_beside",

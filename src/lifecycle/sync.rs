@@ -1,6 +1,12 @@
 //! Brings what is loaded in line with what is on disk.
 
-use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeSet, HashMap},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -9,11 +15,13 @@ use super::{
     entry::{Entry, Holding},
     manager::{Order, Told},
     rollout::{Way, way},
+    room::Resting,
 };
 use crate::{
     error::{Error, Reason, Result},
-    model::{ModelManifest, ModelName, Version, VersionPlan},
+    model::{LoadMode, ModelManifest, ModelName, Version, VersionPlan},
     repository::{Found, RepositoryError, VersionFiles},
+    residency::Reservation,
 };
 
 /// Calls that ask what is on disk share a look for this long.
@@ -27,8 +35,9 @@ pub(super) const AGAIN_AT_MOST: Duration = Duration::from_secs(3600);
 
 impl Manager {
     /// Loads what should be loaded of every model in the repositories, side by side. A model whose newest version fails
-    /// falls back to the next older one that loads; one without any does not keep the others from serving. Files that
-    /// were written within the last `settle` are looked at twice. Gives back what was found, and how many serve.
+    /// falls back to the next older one that loads; one without any does not keep the others from serving. What is lazy, or
+    /// finds no room, is left to its first request. Files that were written within the last `settle` are looked at twice.
+    /// Gives back what was found, and how many serve.
     ///
     /// # Errors
     /// A repository cannot be read.
@@ -42,20 +51,22 @@ impl Manager {
             tokio::time::sleep(settle).await;
             let now = self.scan().await?;
             // What has changed meanwhile is still being written: it is left to a later look.
+            let seen: HashMap<_, _> = found.iter().map(|found| (&found.name, &found.versions)).collect();
             let quiet = |name: &ModelName, files: &VersionFiles| {
-                let before = found.iter().find(|found| found.name == *name);
-                before.is_some_and(|before| before.versions.contains(files))
+                seen.get(name).is_some_and(|before| before.contains(files))
             };
             let settled = now.into_iter().filter_map(|Found { name, versions }| {
                 let some = !versions.is_empty();
                 let versions: Vec<_> = versions.into_iter().filter(|files| quiet(&name, files)).collect();
                 (!some || !versions.is_empty()).then_some(Found { name, versions })
             });
-            found = settled.collect();
+            let settled: Vec<_> = settled.collect();
+            found = settled;
         }
         self.take_note(&found);
-        let loads: Vec<_> = found
-            .clone()
+        let loads: Vec<_> = self
+            .in_order_of_start(found.clone())
+            .await
             .into_iter()
             .map(|found| {
                 let manager = self.clone();
@@ -67,6 +78,23 @@ impl Manager {
             loaded += usize::from(load.await.unwrap_or(false));
         }
         Ok((found, loaded))
+    }
+
+    /// Where not all fit the budget, what is pinned comes first, then what is newest.
+    async fn in_order_of_start(&self, found: Vec<Found>) -> Vec<Found> {
+        if !self.config.memory.is_limited() {
+            return found;
+        }
+        let mut ordered = Vec::with_capacity(found.len());
+        for found in found {
+            let load = self.manifest_of(&found).await.ok().and_then(|manifest| manifest.load);
+            let is_pinned = load.unwrap_or(self.config.residency.load) == LoadMode::Pinned;
+            let newest = found.versions.last();
+            let written = newest.and_then(|newest| newest.archive.metadata().ok()?.modified().ok());
+            ordered.push((Reverse((is_pinned, written)), found));
+        }
+        ordered.sort_by(|(a, _), (b, _)| a.cmp(b));
+        ordered.into_iter().map(|(_, found)| found).collect()
     }
 
     /// What is on disk now, by name: of several models with one name the first counts.
@@ -113,11 +141,11 @@ impl Manager {
         }
     }
 
-    /// Loads what should be loaded and is not, and drops what should not. True if a version is live afterwards.
+    /// Loads what should be loaded and is not, and drops what should not. True if requests are answered afterwards.
     pub async fn sync(&self, found: Found, asker: Asker) -> bool {
         let entry = self.entry(&found.name);
         if entry.is_synced(&found, Instant::now()) {
-            return entry.live().is_some();
+            return entry.status().serves();
         }
         entry.set_versions(found.versions.iter().map(|files| files.version).collect());
         let outcome = self.bring_in_line(&entry, &found, &asker).await;
@@ -127,33 +155,52 @@ impl Manager {
             Err(error) if matches!(error.reason(), Reason::Superseded | Reason::ShuttingDown) => {}
             Err(_told) => entry.set_synced(found, false, Instant::now()),
         }
-        entry.live().is_some()
+        entry.status().serves()
     }
 
-    async fn bring_in_line(&self, entry: &Entry, found: &Found, asker: &Asker) -> Result<()> {
-        let plan = match self.planned(found).await {
-            Ok(plan) => plan,
+    pub(super) async fn bring_in_line(&self, entry: &Entry, found: &Found, asker: &Asker) -> Result<()> {
+        let manifest = match self.described(found).await {
+            Ok(manifest) => manifest,
             Err(error) => {
                 entry.failed(error.to_string());
                 self.announce(entry, Change::Failed, Told::of(None, asker).failed(&error));
                 return Err(error);
             }
         };
+        let plan = manifest.versions.plan(&found.numbers());
+        entry.set_load(manifest.load.unwrap_or(self.config.residency.load));
         let live = entry.live();
         // What somebody chose stays, but follows its own files and `model.toml`.
         let target = match (entry.is_held(found), &live) {
             (true, Some((version, _))) => Some(*version),
-            (true, None) => None,
+            // It was evicted: it comes back as what it was.
+            (true, None) => entry.away().map(|away| away.files.version),
             (false, _) => plan.live,
         };
         let serves = live.as_ref().map(|(version, _)| *version);
-        let way = way(entry, found, serves, target);
+        let way = way(entry, found, serves, target, &manifest.rollout);
         let target = if matches!(way, Way::AtOnce) { target } else { serves };
+        let mut room = None;
+        if live.is_none()
+            && *asker != Asker::Request
+            && let Some(files) = target.and_then(|version| files_of(found, version))
+        {
+            match self.resting(entry, files) {
+                Resting::Load(reserved) => room = reserved,
+                Resting::Left => {
+                    entry.set_labels(plan.labels.clone());
+                    self.leave_to_requests(entry, asker);
+                    return Ok(());
+                }
+            }
+        }
         let mut outcome = Ok(());
         if let Some(files) = target.and_then(|version| files_of(found, version))
             && live.as_ref().is_none_or(|(_, old)| old != files)
         {
-            outcome = self.make_live(entry, found, &plan, files, live.as_ref().map(|(v, _)| *v), asker).await;
+            let step =
+                Step { found, plan: &plan, files, live: live.as_ref().map(|(version, _)| *version), room };
+            outcome = self.make_live(entry, step, asker).await;
             if live.is_none()
                 && let Err(error) = &outcome
                 && may_fall_back(error)
@@ -193,7 +240,7 @@ impl Manager {
         outcome.and(self.follow_disk(entry, found, way, asker))
     }
 
-    async fn planned(&self, found: &Found) -> Result<VersionPlan> {
+    async fn described(&self, found: &Found) -> Result<ModelManifest> {
         if found.versions.is_empty() {
             let name = &found.name;
             // One that cannot be read says what is the matter.
@@ -201,17 +248,16 @@ impl Manager {
             let message = format!("model '{name}' has no version: put an archive at {name}/1/model.pt");
             return Err(Error::new(Reason::LoadFailed, message));
         }
-        self.plan(found).await
+        self.manifest_of(found).await
     }
 
-    /// What `model.toml` wants of the versions that are there.
+    /// What the model's `model.toml` says.
     ///
     /// # Errors
-    /// It cannot be read.
-    pub(super) async fn plan(&self, found: &Found) -> Result<VersionPlan> {
-        let there: Vec<_> = found.versions.iter().map(|files| files.version).collect();
+    /// It cannot be read, or fetched.
+    pub(super) async fn manifest_of(&self, found: &Found) -> Result<ModelManifest> {
         let Some(newest) = found.versions.last().filter(|files| files.manifest.is_some()) else {
-            return Ok(ModelManifest::default().versions.plan(&there));
+            return Ok(ModelManifest::default());
         };
         let newest = self.materialize(newest.clone()).await?;
         let path = newest.manifest.as_deref().unwrap_or(Path::new(""));
@@ -219,30 +265,39 @@ impl Manager {
             |error: &dyn std::fmt::Display| Error::new(Reason::LoadFailed, format!("verify failed: {error}"));
         let text =
             std::fs::read_to_string(path).map_err(|error| failed(&format!("{}: {error}", path.display())))?;
-        Ok(ModelManifest::parse(&text).map_err(|error| failed(&error))?.versions.plan(&there))
+        ModelManifest::parse(&text).map_err(|error| failed(&error))
     }
 
-    async fn make_live(
-        &self,
-        entry: &Entry,
-        found: &Found,
-        plan: &VersionPlan,
-        files: &VersionFiles,
-        live: Option<Version>,
-        asker: &Asker,
-    ) -> Result<()> {
+    async fn make_live(&self, entry: &Entry, step: Step<'_>, asker: &Asker) -> Result<()> {
+        let Step { found, plan, files, live, room } = step;
         let started = Instant::now();
         let turn = entry.quiet_turn().await.ok_or_else(|| entry.superseded())?;
+        // Somebody may have loaded it meanwhile: a request is content with any.
+        if *asker == Asker::Request && entry.live().is_some() {
+            return Ok(());
+        }
         let stays = |version: Version| version != files.version && plan.beside.contains(&version);
         let order = Order {
             files: files.clone(),
-            expected_sha256: None,
+            // What somebody chose comes back as that, or not at all.
+            expected_sha256: entry
+                .away()
+                .filter(|away| away.files.version == files.version && entry.is_held(found))
+                .map(|away| away.sha256),
             // While it waited for its turn somebody may have chosen another.
             holding: if entry.is_held(found) { Holding::As } else { Holding::End },
             keep: live.is_some_and(stays),
+            room,
             asker: asker.clone(),
         };
         self.carry_out(entry, order, turn, started, None).await.map(|_report| ())
+    }
+
+    /// Requests load it from now on.
+    fn leave_to_requests(&self, entry: &Entry, asker: &Asker) {
+        if entry.leave_to_requests() {
+            self.announce(entry, Change::OnDemand, Told::of(None, asker));
+        }
     }
 
     /// Nothing is live and the version that should be does not load: the newest of the others that does.
@@ -261,6 +316,7 @@ impl Manager {
                 expected_sha256: None,
                 holding: Holding::As,
                 keep: false,
+                room: None,
                 asker: asker.clone(),
             };
             match self.carry_out(entry, order, turn, Instant::now(), None).await {
@@ -308,11 +364,22 @@ impl Manager {
     }
 }
 
+/// A version that is to go live, among others.
+struct Step<'a> {
+    found: &'a Found,
+    plan: &'a VersionPlan,
+    files: &'a VersionFiles,
+    live: Option<Version>,
+    /// The room for it, where it is reserved already.
+    room: Option<Reservation>,
+}
+
 fn files_of(found: &Found, version: Version) -> Option<&VersionFiles> {
     found.versions.iter().find(|files| files.version == version)
 }
 
-/// Whether an older version may be tried: not when somebody changes the model already, or the server ends.
+/// Whether an older version may be tried: not when somebody changes the model already, there is no room, or the server
+/// ends.
 fn may_fall_back(error: &Error) -> bool {
-    !matches!(error.reason(), Reason::Superseded | Reason::ShuttingDown)
+    !matches!(error.reason(), Reason::Superseded | Reason::ShuttingDown | Reason::MemoryBudget)
 }

@@ -46,6 +46,7 @@ pub fn of_archive(path: &Path) -> Result<ArchiveSummary, BackendError> {
         loops: info.loops,
         stateful: info.effects.assigns_attributes
             || info.effects.mutates_containers && !info.attributes.is_empty(),
+        tensor_bytes: info.tensor_bytes(),
         torch_version: info.torch_version,
         findings: info.findings,
     })

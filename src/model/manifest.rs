@@ -6,7 +6,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use super::{
-    Lane,
+    Lane, LoadMode,
     pad::{self, Cut, Pad},
     rollout::RolloutPlan,
     versions::Versions,
@@ -19,6 +19,8 @@ use crate::tensor::{self, DType};
 pub struct ModelManifest {
     /// For people.
     pub description: String,
+    /// When it is loaded. `None`: as the server's settings say.
+    pub load: Option<LoadMode>,
     /// How requests are put together.
     pub batching: Batching,
     /// How the model shares the machine.

@@ -4,6 +4,7 @@
 mod bind;
 mod id;
 mod lane;
+mod load_mode;
 mod manifest;
 mod pad;
 mod rollout;
@@ -16,6 +17,7 @@ pub use id::{
     VersionSelector, VersionWish,
 };
 pub use lane::{Lane, UnknownLane};
+pub use load_mode::LoadMode;
 pub use manifest::{Batching, ManifestError, ModelManifest, Scheduling, WarmupConfig};
 pub use pad::{Cut, Pad, Padded};
 pub use rollout::{RolloutPlan, Strategy};

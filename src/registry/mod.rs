@@ -8,9 +8,11 @@ mod lease;
 mod served;
 mod slot;
 mod table;
+mod usage;
 
 pub use beside::Beside;
 pub use lease::Lease;
 pub use served::{InputShapes, ServedShapes};
 pub use slot::{ModelSlot, SlotId};
 pub use table::Registry;
+pub use usage::{Awaiting, InUse};

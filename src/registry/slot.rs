@@ -7,7 +7,7 @@ use std::sync::{
 
 use arc_swap::ArcSwapOption;
 
-use super::{Beside, Lease, ServedShapes};
+use super::{Beside, Lease, ServedShapes, usage::Usage};
 use crate::{
     backend::Servable,
     model::{ModelName, Version, VersionSelector, VersionWish},
@@ -30,6 +30,7 @@ pub struct ModelSlot {
     served: Arc<ServedShapes>,
     profile: Profile,
     beside: ArcSwapOption<Beside>,
+    usage: Usage,
 }
 
 impl ModelSlot {
@@ -47,6 +48,7 @@ impl ModelSlot {
             served,
             profile: Profile::default(),
             beside: ArcSwapOption::empty(),
+            usage: Usage::default(),
         }
     }
 
@@ -71,6 +73,10 @@ impl ModelSlot {
     /// Shapes that this model has served.
     pub fn served(&self) -> &ServedShapes {
         &self.served
+    }
+
+    pub(super) fn usage(&self) -> &Usage {
+        &self.usage
     }
 
     /// What passes of the version in this slot take.

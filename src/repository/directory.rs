@@ -158,6 +158,13 @@ pub struct Found {
     pub versions: Vec<VersionFiles>,
 }
 
+impl Found {
+    /// The numbers of its versions, oldest first.
+    pub fn numbers(&self) -> Vec<Version> {
+        self.versions.iter().map(|files| files.version).collect()
+    }
+}
+
 /// A model repository in a directory.
 #[derive(Debug, Clone)]
 pub struct Directory {

@@ -9,11 +9,12 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::{RolloutMetrics, StoreMetrics};
+use super::{ResidencyMetrics, RolloutMetrics, StoreMetrics};
 use crate::{
     admission::{Forecaster, Limiter, Pressure, Tenants},
     lifecycle::{Change, ModelEvent, Phases},
     model::{Lane, Version},
+    residency::Memory,
     sched::Scheduler,
 };
 
@@ -47,6 +48,14 @@ pub const CATALOGUE: &[(&str, &str, &str)] = &[
     ("torchlane_rollout_fallbacks_total", "counter", "model"),
     ("torchlane_rollout_copies_total", "counter", "model, result"),
     ("torchlane_rollout_state", "gauge", "model, version, state"),
+    ("torchlane_memory_budget_bytes", "gauge", ""),
+    ("torchlane_memory_resident_bytes", "gauge", ""),
+    ("torchlane_models_resident", "gauge", ""),
+    ("torchlane_residency_loads_total", "counter", "cause"),
+    ("torchlane_residency_evictions_total", "counter", ""),
+    ("torchlane_residency_misses_total", "counter", "result"),
+    ("torchlane_residency_wait_seconds", "histogram", ""),
+    ("torchlane_residency_thrash", "gauge", ""),
     ("torchlane_build_info", "gauge", "version"),
 ];
 
@@ -206,6 +215,8 @@ pub struct Metrics {
     in_flight_bytes: Gauge,
     profile: Family<ProfileLabels, Gauge<f64, std::sync::atomic::AtomicU64>>,
     store: StoreMetrics,
+    /// What is in memory, and who waits for what is not.
+    pub residency: ResidencyMetrics,
     sources: Mutex<Option<Sources>>,
 }
 
@@ -224,6 +235,8 @@ pub struct Sources {
     pub forecaster: Arc<Forecaster>,
     /// What is short.
     pub pressure: Arc<Pressure>,
+    /// What is loaded.
+    pub memory: Arc<Memory>,
 }
 
 /// Sizes of passes that are shown for a model: those that ran most.
@@ -269,6 +282,7 @@ impl Default for Metrics {
             in_flight_bytes: Gauge::default(),
             profile: Family::default(),
             store: StoreMetrics::default(),
+            residency: ResidencyMetrics::default(),
             sources: Mutex::default(),
         };
         let r = &mut metrics.registry;
@@ -349,6 +363,7 @@ impl Default for Metrics {
             metrics.profile.clone(),
         );
         metrics.store.register(r);
+        metrics.residency.register(r);
         let build = Family::<BuildLabels, Gauge>::default();
         build.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
         metrics.rollouts.register(r);
@@ -408,6 +423,7 @@ impl Metrics {
 
     /// Notes a change of a model.
     pub fn model_event(&self, event: &ModelEvent) {
+        self.residency.event(event);
         let model = event.model.name.to_string();
         let result = match event.change {
             Change::Ready | Change::Reloaded => Some("ok"),
@@ -455,7 +471,8 @@ impl Metrics {
 
     fn refresh(&self) {
         let sources = self.sources.lock();
-        let Some(Sources { limiter, scheduler, models, tenants, forecaster, pressure }) = sources.as_ref()
+        let Some(Sources { limiter, scheduler, models, tenants, forecaster, pressure, memory }) =
+            sources.as_ref()
         else {
             return;
         };
@@ -490,6 +507,7 @@ impl Metrics {
             let counter = self.tenants.get_or_create(&TenantLabel { tenant: tenant.to_string() });
             counter.inc_by((compute.as_secs_f64() - counter.get()).max(0.0));
         }
+        self.residency.read(memory.snapshot());
         self.pressure_level.set(count(Some(&pressure.level())));
         for (resource, ratio) in pressure.ratios() {
             self.pressure.get_or_create(&ResourceLabel { resource: resource.as_str() }).set(ratio);
@@ -498,10 +516,10 @@ impl Metrics {
         self.healthy.set(i64::try_from(scheduler.healthy()).unwrap_or(i64::MAX));
         self.profile.clear();
         for model in models.all() {
-            if let Some(lease) = model.lease() {
-                let label = ModelLabel { model: model.name().to_string() };
-                self.breakers.get_or_create(&label).set(lease.breaker.is_open().into());
-            }
+            // Of thousands that are not in memory nothing is to be told.
+            let Some(lease) = model.lease() else { continue };
+            let label = ModelLabel { model: model.name().to_string() };
+            self.breakers.get_or_create(&label).set(lease.breaker.is_open().into());
             let mut points = model.profile().points();
             points.sort_by_key(|point| std::cmp::Reverse(point.time.passes));
             for point in points.iter().take(PROFILE_SERIES) {

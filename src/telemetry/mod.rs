@@ -4,13 +4,15 @@ mod access;
 mod logging;
 mod metrics;
 mod record;
-mod store;
+mod residency;
 mod rollouts;
+mod store;
 
 pub use access::{AccessLog, AccessPolicy};
 pub(crate) use logging::filter;
 pub use logging::{LogFormat, init_logging};
 pub use metrics::{CATALOGUE, Metrics, Sources};
 pub use record::{Record, RecordLayer};
-pub use store::StoreMetrics;
+pub use residency::ResidencyMetrics;
 pub use rollouts::RolloutMetrics;
+pub use store::StoreMetrics;

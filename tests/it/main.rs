@@ -15,6 +15,7 @@ mod edges;
 mod fake;
 mod history;
 mod integrity;
+mod residency;
 mod rollout;
 mod server;
 mod store;

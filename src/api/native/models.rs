@@ -54,6 +54,7 @@ pub(super) fn model(status: ModelStatus) -> proto::Model {
         ModelState::Ready => proto::ModelState::Ready,
         ModelState::Reloading => proto::ModelState::Reloading,
         ModelState::Failed => proto::ModelState::Failed,
+        ModelState::OnDemand => proto::ModelState::OnDemand,
     };
     let mut model = proto::Model {
         name: status.name.to_string(),
@@ -61,6 +62,8 @@ pub(super) fn model(status: ModelStatus) -> proto::Model {
         previous_version: status.previous.map(|v| v.to_string()).unwrap_or_default(),
         versions: status.versions.iter().map(ToString::to_string).collect(),
         generation: status.generation.0,
+        load: status.load.as_str().to_owned(),
+        resident_bytes: status.resident_bytes,
         last_error: status.last_error.unwrap_or_default(),
         last_phases: status.last_phases.map(phases),
         loaded: status
