@@ -93,7 +93,7 @@ impl Manager {
             let written = newest.and_then(|newest| newest.archive.metadata().ok()?.modified().ok());
             ordered.push((Reverse((is_pinned, written)), found));
         }
-        ordered.sort_by(|(a, _), (b, _)| a.cmp(b));
+        ordered.sort_by_key(|(order, _)| *order);
         ordered.into_iter().map(|(_, found)| found).collect()
     }
 

@@ -13,7 +13,7 @@ import torch
 BUILTIN = "_single _pair _triple _quadruple floordiv prim::ndim prim::T prim::H prim::mT prim::mH prim::shape".split()
 
 # Names with a leading underscore are made for other operators, which have checked what they pass on. These are the
-# ones that exports of ordinary models call, each read for what it checks itself.
+# ones that exports of ordinary models call; that they check what they are given was judged by their names and documentation.
 PRIVATE_BUT_ORDINARY = set("""
 __and__ __contains__ __derive_index __getitem__ __iand__ __ilshift__ __interpolate __ior__ __irshift__ __is__ __isnot__
 __ixor__ __lshift__ __not__ __or__ __range_length __round_to_zero_floordiv __rshift__ __upsample __upsample_bilinear
