@@ -4,7 +4,10 @@
 //! executor's time for a pass, with passes of requests of about the same bytes and of as many rows or more. A pass with more
 //! rows takes no less, so that a new version that is no slower is never wronged by that.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use hdrhistogram::Histogram;
 
@@ -12,6 +15,8 @@ use crate::sched::RowClass;
 
 /// Fewer passes of the live version than this are no measure.
 const LEAST: u64 = 30;
+/// So many passes of the live version are "just now".
+const LATEST: usize = 32;
 /// A pass that is longer by less than this is as fast: for passes of microseconds a cold cache is as much.
 const SLACK: Duration = Duration::from_micros(200);
 /// Sizes that are kept; later ones are not compared.
@@ -25,11 +30,22 @@ type Size = (RowClass, u32);
 struct Times {
     /// In units of 100 ns.
     all: Histogram<u32>,
+    latest: VecDeque<Duration>,
     recent: Recent,
     median: Duration,
     slow: Duration,
-    /// When so many are known the two above are read again.
-    again: u64,
+}
+
+impl Times {
+    /// The larger of what was usual and what is just now: while something else slows the whole machine down, passes of the new
+    /// version are held against the live one's of that time.
+    fn read(&mut self) {
+        let mut latest: Vec<_> = self.latest.iter().copied().collect();
+        latest.sort_unstable();
+        let now = |nth: usize| latest.get(latest.len() * nth / 10).copied().unwrap_or_default();
+        self.median = at(&self.all, 0.5).max(now(5));
+        self.slow = at(&self.all, 0.9).max(now(9));
+    }
 }
 
 /// Requests that shared a pass have the very same time, to the nanosecond: it counts once.
@@ -86,19 +102,22 @@ impl Passes {
         }
         let times = self.live.entry(size).or_insert_with(|| Times {
             all: histogram(),
+            latest: VecDeque::with_capacity(LATEST),
             recent: Recent::default(),
             median: Duration::ZERO,
             slow: Duration::ZERO,
-            again: LEAST,
         });
         if !times.recent.is_new(took) {
             return;
         }
         times.all.saturating_record(ticks(took));
-        let known = times.all.len();
-        if known >= times.again {
-            (times.median, times.slow) = (at(&times.all, 0.5), at(&times.all, 0.9));
-            times.again = known + known / 16 + 1;
+        if times.latest.len() == LATEST {
+            times.latest.pop_front();
+        }
+        times.latest.push_back(took);
+        // Not after each: requests wait for it.
+        if times.all.len().checked_sub(LEAST).is_some_and(|more| more.is_multiple_of(4)) {
+            times.read();
         }
     }
 
@@ -144,6 +163,17 @@ mod tests {
         assert_eq!(passes.candidate(100, 9, ms(12.0), 1.5), Some((false, false)), "between two");
         assert_eq!(passes.candidate(100, 17, ms(99.0), 1.5), None, "larger than any");
         assert_eq!(passes.candidate(100_000, 4, ms(98.0), 1.5), None, "other requests");
+    }
+
+    #[test]
+    fn what_slows_both_down_is_not_the_new_versions_fault() {
+        let mut passes = Passes::default();
+        (0..1000).for_each(|i| passes.live(100, 1, ms(2.0 + f64::from(i) / 1e4)));
+        assert_eq!(passes.candidate(100, 1, ms(8.0), 1.5), Some((true, true)));
+        (0..40).for_each(|i| passes.live(100, 1, ms(8.0 + f64::from(i) / 1e4)));
+        assert_eq!(passes.candidate(100, 1, ms(8.1), 1.5), Some((false, false)), "a noisy neighbour");
+        (0..40).for_each(|i| passes.live(100, 1, ms(2.2 + f64::from(i) / 1e4)));
+        assert_eq!(passes.candidate(100, 1, ms(8.2), 1.5), Some((true, true)), "it has left");
     }
 
     #[test]

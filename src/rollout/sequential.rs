@@ -99,9 +99,9 @@ mod tests {
     fn looked_at_after_every_trial_it_seldom_lies() {
         let mut rng = fastrand::Rng::with_seed(7);
         for (bound, most) in [(0.005, 4000), (0.1, 2000), (0.5, 2000)] {
-            let lies = (0..1500).filter(|_| caught(&mut rng, bound, bound, most).is_some()).count();
+            let lies = (0..600).filter(|_| caught(&mut rng, bound, bound, most).is_some()).count();
             // One in 500 is promised at the bound itself, which is worse than a good version ever is.
-            assert!(lies <= 8, "{lies} of 1500 at {bound}");
+            assert!(lies <= 5, "{lies} of 600 at {bound}");
         }
     }
 

@@ -4,9 +4,10 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs,
     path::Path,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use tokio::time::Instant;
 use torchlane::proto::{self, RolloutAction, RolloutState, RolloutStrategy};
 
 use super::{
