@@ -155,7 +155,7 @@ async fn run(
     let access = Arc::new(AccessLog::new(settings.log.access));
     let residents = OnDemand::new(manager.clone(), Handle::current(), metrics.residency.clone());
     let infer = stack::infer(
-        ResolveLayer::new(registry.clone(), tenants, pressure.clone()).with_residents(residents),
+        ResolveLayer::new(registry.clone(), tenants, pressure.clone()).with_residents(residents.clone()),
         forecaster,
         limiter.clone(),
         scheduler.clone(),
@@ -164,13 +164,10 @@ async fn run(
     );
     let control = ControlLane::new(settings.admission.control_in_flight, settings.admission.control_queue);
     let limit = usize::try_from(settings.server.max_message_bytes.as_u64()).unwrap_or(usize::MAX);
-    let native = ModelServerServer::new(ModelServerService::new(
-        infer,
-        manager.clone(),
-        control.clone(),
-        limit,
-        closing.clone(),
-    ))
+    let native = ModelServerServer::new(
+        ModelServerService::new(infer, manager.clone(), control.clone(), limit, closing.clone())
+            .with_residents(residents),
+    )
     .max_decoding_message_size(limit)
     .max_encoding_message_size(limit);
     let mut routes = Routes::new(native).add_service(health_service);

@@ -287,6 +287,20 @@ async fn versions_and_labels_are_found_on_the_first_request() {
 }
 
 #[tokio::test]
+async fn a_model_can_be_loaded_before_its_first_request() {
+    let dir = repository(&[("m", "inputs = ['a', 'b']"), ("broken", "load_error = 'broken weights'")]);
+    let server = Server::fake(dir.path(), room(0));
+    let mut client = server.ready().await;
+    assert!(model(&mut client, "m").await.signature.is_none());
+    let load = |name: &str| proto::LoadModelRequest { model: name.into() };
+    let m = client.load_model(load("m")).await.unwrap().into_inner();
+    assert_eq!((m.signature.unwrap().inputs.len(), m.load.as_str()), (2, "lazy"));
+    assert_eq!(client.load_model(load("m")).await.unwrap().into_inner().generation, 1, "once");
+    assert_eq!(reason(&client.load_model(load("broken")).await.unwrap_err()), "MODEL_NOT_READY");
+    assert_eq!(reason(&client.load_model(load("nope")).await.unwrap_err()), "UNKNOWN_MODEL");
+}
+
+#[tokio::test]
 async fn pinned_models_and_models_in_use_stay() {
     let dir = repository(&[
         ("pinned", "memory_bytes = 1000"),

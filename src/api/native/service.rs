@@ -13,13 +13,13 @@ use super::{
     models,
 };
 use crate::{
-    admission::{ControlLane, ControlPlace},
+    admission::{ControlLane, ControlPlace, Residents, Wanted},
     api::status,
     call::{InferCall, InferReply},
     error::{Error, LOGGED, Reason, Result, shown},
     layers::{Deadline, message_bytes},
     lifecycle::{Asker, Manager, ReloadRequest},
-    model::InvalidVersion,
+    model::{InvalidVersion, Lane, VersionWish},
     proto::{self, model_server_server::ModelServer},
 };
 
@@ -36,6 +36,7 @@ pub struct ModelServerService<S> {
     longest: usize,
     shutdown: CancellationToken,
     streams: TaskTracker,
+    residents: Option<Arc<dyn Residents>>,
 }
 
 impl<S> ModelServerService<S> {
@@ -47,7 +48,23 @@ impl<S> ModelServerService<S> {
         longest: usize,
         shutdown: CancellationToken,
     ) -> Self {
-        Self { infer, manager, control, longest, shutdown, streams: TaskTracker::new() }
+        Self { infer, manager, control, longest, shutdown, streams: TaskTracker::new(), residents: None }
+    }
+
+    /// Models that are not in memory are asked of `residents`, where a caller wants them loaded.
+    #[must_use]
+    pub fn with_residents(mut self, residents: Arc<dyn Residents>) -> Self {
+        self.residents = Some(residents);
+        self
+    }
+
+    /// Loads a model that is left to its next request, as such a request would.
+    async fn bring(&self, model: &str, deadline: Option<Instant>) -> Result<()> {
+        if let (Some(residents), Some(model)) = (&self.residents, self.manager.on_demand(model)) {
+            let version = VersionWish::default();
+            residents.bring(Wanted { model, version, lane: Lane::Normal, deadline }).await?;
+        }
+        Ok(())
     }
 }
 
@@ -186,6 +203,17 @@ where
         self.manager.refresh().await;
         let models = self.manager.list().into_iter().map(models::model).collect();
         Ok(Response::new(proto::ListModelsResponse { models }))
+    }
+
+    async fn load_model(
+        &self,
+        request: Request<proto::LoadModelRequest>,
+    ) -> Result<Response<proto::Model>, Status> {
+        let (deadline, model) = (deadline(&request), request.into_inner().model);
+        self.manager.refresh().await;
+        self.bring(&model, deadline).await.map_err(|error| status(&error))?;
+        let (model, profile) = self.manager.get(&model).map_err(|error| status(&error))?;
+        Ok(Response::new(proto::Model { profile: models::profile(&profile), ..models::model(model) }))
     }
 
     async fn get_model(
