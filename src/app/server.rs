@@ -175,7 +175,7 @@ async fn run(
     let residents = OnDemand::new(manager.clone(), Handle::current(), metrics.residency.clone());
     let infer = stack::infer(
         RouteLayer::new(registry.clone(), mirror, metrics.clone()),
-        ResolveLayer::new(registry.clone(), tenants, pressure.clone()).with_residents(residents),
+        ResolveLayer::new(registry.clone(), tenants, pressure.clone()).with_residents(residents.clone()),
         forecaster,
         limiter.clone(),
         scheduler.clone(),
@@ -184,16 +184,11 @@ async fn run(
     );
     let control = ControlLane::new(settings.admission.control_in_flight, settings.admission.control_queue);
     let limit = usize::try_from(settings.server.max_message_bytes.as_u64()).unwrap_or(usize::MAX);
-    let native = ModelServerServer::new(ModelServerService::new(
-        infer,
-        manager.clone(),
-        history,
-        control.clone(),
-        limit,
-        closing.clone(),
-    ))
-    .max_decoding_message_size(limit)
-    .max_encoding_message_size(limit);
+    let service =
+        ModelServerService::new(infer, manager.clone(), history, control.clone(), limit, closing.clone());
+    let native = ModelServerServer::new(service.with_residents(residents))
+        .max_decoding_message_size(limit)
+        .max_encoding_message_size(limit);
     let mut routes = Routes::new(native).add_service(health_service);
     if settings.server.reflection {
         let reflection = || {

@@ -46,8 +46,8 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     block_on(async {
         let mut client = args.server.connect().await?;
-        let request = proto::GetModelRequest { model: args.model.clone() };
-        let model = client.get_model(request).await.map_err(|status| refused(&status))?.into_inner();
+        let request = proto::LoadModelRequest { model: args.model.clone() };
+        let model = client.load_model(request).await.map_err(|status| refused(&status))?.into_inner();
         let Some(proto::Signature { inputs: specs, outputs }) = model.signature else {
             let why = if model.last_error.is_empty() { "it is not loaded" } else { &model.last_error };
             return Err(Failure::Failed(format!("model '{}' has no version live: {why}", args.model)));

@@ -131,17 +131,19 @@ fn counted(number: usize, what: &str) -> String {
 
 /// Prints rows in columns.
 fn print_table(header: &[&str], rows: &[Vec<String>]) {
-    let width = |column: usize| {
+    let width = |(column, title): (usize, &&str)| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
-        cells.chain(header.get(column).map(|title| title.len())).max().unwrap_or(0)
+        cells.chain([title.len()]).max().unwrap_or(0)
     };
+    let widths: Vec<usize> = header.iter().enumerate().map(width).collect();
     let print = |cells: Vec<&str>| {
         let last = cells.len().saturating_sub(1);
         let mut line = String::new();
         for (i, cell) in cells.iter().enumerate() {
             line.push_str(cell);
             if i < last {
-                line.push_str(&" ".repeat(width(i).saturating_sub(cell.chars().count()) + 2));
+                let width = widths.get(i).copied().unwrap_or(0);
+                line.push_str(&" ".repeat(width.saturating_sub(cell.chars().count()) + 2));
             }
         }
         println!("{}", line.trim_end());

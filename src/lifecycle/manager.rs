@@ -24,7 +24,7 @@ use crate::{
     error::{Error, Reason, Result, shown},
     loader::{LoaderPool, Stopped},
     model::{Generation, ModelName, Version},
-    registry::Registry,
+    registry::{ModelSlot, Registry},
     repository::{Found, Source, VersionFiles},
     residency::{Memory, Reservation},
     sched::ProfilePoint,
@@ -246,6 +246,12 @@ impl Manager {
     pub fn get(&self, model: &str) -> Result<(ModelStatus, Vec<ProfilePoint>)> {
         let entry = self.known(model)?;
         Ok((entry.status(), entry.slot.profile().points()))
+    }
+
+    /// The slot of a model that is left to its next request.
+    pub fn on_demand(&self, model: &str) -> Option<Arc<ModelSlot>> {
+        let entry = self.known(model).ok()?;
+        entry.is_on_demand().then(|| entry.slot.clone())
     }
 
     /// How every model stands, and the changes from here on.

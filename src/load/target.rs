@@ -114,8 +114,8 @@ impl Client {
         let mut inputs: Vec<(String, String, Option<Vec<i64>>)> = Vec::new();
         match self {
             Self::Native(client) => {
-                let request = proto::GetModelRequest { model: spec.model.clone() };
-                let model = client.get_model(request).await.map_err(refused)?.into_inner();
+                let request = proto::LoadModelRequest { model: spec.model.clone() };
+                let model = client.load_model(request).await.map_err(refused)?.into_inner();
                 let signature = model.signature.ok_or_else(|| failed("no version is live".to_owned()))?;
                 for input in signature.inputs.into_iter().filter(|input| !input.optional) {
                     inputs.push((input.name, input.datatype, (!input.any_shape).then_some(input.shape)));

@@ -280,6 +280,13 @@ mod tests {
     }
 
     #[test]
+    fn when_it_is_loaded_is_one_of_three_words() {
+        let load = |text: &str| ModelManifest::parse(text).map(|manifest| manifest.load);
+        assert_eq!((load(""), load("load = 'pinned'")), (Ok(None), Ok(Some(LoadMode::Pinned))));
+        assert!(load("load = 'never'").unwrap_err().to_string().contains("line 1"));
+    }
+
+    #[test]
     fn an_empty_file_is_the_default() {
         assert_eq!(ModelManifest::parse("").unwrap(), ModelManifest::default());
     }

@@ -13,13 +13,13 @@ use super::{
     models, rollout,
 };
 use crate::{
-    admission::{ControlLane, ControlPlace},
+    admission::{ControlLane, ControlPlace, Residents, Wanted},
     api::status,
     call::{Headers, InferCall, InferReply},
     error::{Error, LOGGED, Reason, Result, shown},
     layers::{Deadline, message_bytes},
     lifecycle::{Asker, History, Manager, ReloadRequest},
-    model::InvalidVersion,
+    model::{InvalidVersion, Lane, VersionWish},
     proto::{self, model_server_server::ModelServer},
 };
 
@@ -37,6 +37,7 @@ pub struct ModelServerService<S> {
     longest: usize,
     shutdown: CancellationToken,
     streams: TaskTracker,
+    residents: Option<Arc<dyn Residents>>,
 }
 
 impl<S> ModelServerService<S> {
@@ -49,7 +50,24 @@ impl<S> ModelServerService<S> {
         longest: usize,
         shutdown: CancellationToken,
     ) -> Self {
-        Self { infer, manager, history, control, longest, shutdown, streams: TaskTracker::new() }
+        let streams = TaskTracker::new();
+        Self { infer, manager, history, control, longest, shutdown, streams, residents: None }
+    }
+
+    /// Models that are not in memory are asked of `residents`, where a caller wants them loaded.
+    #[must_use]
+    pub fn with_residents(mut self, residents: Arc<dyn Residents>) -> Self {
+        self.residents = Some(residents);
+        self
+    }
+
+    /// Loads a model that is left to its next request, as such a request would.
+    async fn bring(&self, model: &str, deadline: Option<Instant>) -> Result<()> {
+        if let (Some(residents), Some(model)) = (&self.residents, self.manager.on_demand(model)) {
+            let version = VersionWish::default();
+            residents.bring(Wanted { model, version, lane: Lane::Normal, deadline }).await?;
+        }
+        Ok(())
     }
 }
 
@@ -189,6 +207,17 @@ where
         self.manager.refresh().await;
         let models = self.manager.list().into_iter().map(models::model).collect();
         Ok(Response::new(proto::ListModelsResponse { models }))
+    }
+
+    async fn load_model(
+        &self,
+        request: Request<proto::LoadModelRequest>,
+    ) -> Result<Response<proto::Model>, Status> {
+        let (deadline, model) = (deadline(&request), request.into_inner().model);
+        self.manager.refresh().await;
+        self.bring(&model, deadline).await.map_err(|error| status(&error))?;
+        let (model, profile) = self.manager.get(&model).map_err(|error| status(&error))?;
+        Ok(Response::new(proto::Model { profile: models::profile(&profile), ..models::model(model) }))
     }
 
     async fn get_model(
