@@ -234,6 +234,9 @@ mod tests {
                     samples: files.samples.map(below),
                     seal: files.seal.map(below),
                     manifest: files.manifest.map(below),
+                    // They tell of what is in the files, and are made of other things here and there.
+                    stamp: 0,
+                    manifest_stamp: 0,
                     ..files
                 });
                 (found.name.to_string(), versions.collect())
@@ -253,6 +256,9 @@ mod tests {
                     samples: files.samples.map(below),
                     seal: files.seal.map(below),
                     manifest: files.manifest.map(below),
+                    // They tell of what is in the files, and are made of other things here and there.
+                    stamp: 0,
+                    manifest_stamp: 0,
                     ..files
                 });
                 (offer.name.to_string(), versions.collect())
