@@ -8,6 +8,8 @@
 //! fail_while = "path"   # the pass fails as long as there is such a file
 //! load_error = "text"   # loading fails
 //! ```
+//!
+//! Its one parameter is `scale`, float32 of shape `[]`: weights may be laid over it.
 
 use std::{
     any::Any,
@@ -19,9 +21,13 @@ use serde::Deserialize;
 
 use super::{ArchiveSummary, Backend, BackendError, Module, Pass, ThreadRole};
 use crate::{
+    loader::{archive::TensorInfo, weights::Overlay},
     model::{ArgKind, Argument, NamedTensor},
     tensor::{DType, HostTensor},
 };
+
+/// The name of its parameter.
+const SCALE: &str = "scale";
 
 /// See the module's page.
 #[derive(Debug, Default)]
@@ -93,11 +99,25 @@ impl Backend for FakeBackend {
             loops: false,
             stateful: script.stateful,
             torch_version: None,
+            tensors: vec![TensorInfo {
+                name: SCALE.to_owned(),
+                dtype: "float32".to_owned(),
+                shape: Vec::new(),
+                bytes: 4,
+                shared_with: None,
+                storage: String::new(),
+                offset: 0,
+                strides: Vec::new(),
+            }],
         })
     }
 
-    fn load(&self, archive: &Path) -> Result<Box<dyn Module>, BackendError> {
-        let script = script(archive)?;
+    fn load(&self, archive: &Path, overlay: Option<&Overlay<'_>>) -> Result<Box<dyn Module>, BackendError> {
+        let mut script = script(archive)?;
+        let scale = overlay.and_then(|overlay| overlay.weights().get(SCALE));
+        if let Some(bytes) = scale.and_then(|scale| scale.data.first_chunk().copied()) {
+            script.scale = f32::from_le_bytes(bytes);
+        }
         std::thread::sleep(Duration::from_millis(script.load_delay_ms));
         match &script.load_error {
             Some(message) => Err(BackendError::new(message.clone())),

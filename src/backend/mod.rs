@@ -15,6 +15,7 @@ pub use torch::TorchBackend;
 
 use crate::{
     admission::Breaker,
+    loader::{archive::TensorInfo, weights::Overlay},
     model::{Arg, Argument, ModelManifest, NamedTensor, Signature, Version},
     sched::Quick,
     tensor::Joined,
@@ -44,6 +45,8 @@ pub struct ArchiveSummary {
     pub stateful: bool,
     /// Version of torch that wrote it, where it says.
     pub torch_version: Option<String>,
+    /// Parameters, then buffers: what weights can be laid over.
+    pub tensors: Vec<TensorInfo>,
 }
 
 /// Why an archive could not be read, loaded or run. One line; the log has the rest.
@@ -90,11 +93,11 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// Not an archive, or one that cannot be served.
     fn inspect(&self, archive: &Path) -> Result<ArchiveSummary, BackendError>;
 
-    /// Loads it. Runs on a loader thread.
+    /// Loads it, with the weights of `overlay` in the place of its own. Runs on a loader thread.
     ///
     /// # Errors
     /// Whatever the library says.
-    fn load(&self, archive: &Path) -> Result<Box<dyn Module>, BackendError>;
+    fn load(&self, archive: &Path, overlay: Option<&Overlay<'_>>) -> Result<Box<dyn Module>, BackendError>;
 
     /// Called on a loader thread after each piece of its work: gives memory that nothing uses back to the system.
     /// A warm-up leaves far more behind than the version that it was for.
@@ -145,6 +148,8 @@ pub struct Servable {
     pub max_batch: usize,
     /// sha256 of the archive, hexadecimal.
     pub sha256: String,
+    /// sha256 of the weights that were laid over it, where there were any.
+    pub weights_sha256: Option<String>,
     /// Size of the archive.
     pub bytes: u64,
     /// Version of torch that wrote it.

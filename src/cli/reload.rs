@@ -20,6 +20,9 @@ pub(super) struct Args {
     /// Refuse an archive with another sha256
     #[arg(long, value_name = "HEX", conflicts_with_all = ["rollback", "unload"])]
     sha256: Option<String>,
+    /// Refuse weights with another sha256
+    #[arg(long, value_name = "HEX", conflicts_with_all = ["rollback", "unload"])]
+    weights_sha256: Option<String>,
     /// Verify, load and warm up, but change nothing
     #[arg(long, conflicts_with_all = ["rollback", "unload"])]
     validate_only: bool,
@@ -50,6 +53,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
                 model: model.clone(),
                 version: args.version.map(|version| version.to_string()).unwrap_or_default(),
                 expected_sha256: args.sha256.clone().unwrap_or_default(),
+                expected_weights_sha256: args.weights_sha256.clone().unwrap_or_default(),
                 validate_only: args.validate_only,
             };
             client.reload_model(request).await
@@ -74,6 +78,9 @@ fn print(report: &proto::ReloadModelResponse) {
         );
     }
     println!("sha256 {}  {}", report.sha256, show_bytes(report.bytes));
+    if !report.weights_sha256.is_empty() {
+        println!("weights {}", report.weights_sha256);
+    }
     let phases = report.phases.unwrap_or_default();
     let rows: Vec<_> = [
         ("verify", phases.verify),

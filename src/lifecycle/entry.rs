@@ -5,7 +5,7 @@ use std::{sync::Arc, time::SystemTime};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::{LiveStatus, ModelState, ModelStatus, Phases};
+use super::{Expected, LiveStatus, ModelState, ModelStatus, Phases};
 use crate::{
     backend::Servable,
     error::{Error, Reason, Result},
@@ -35,11 +35,24 @@ struct Facts {
     last_phases: Option<Phases>,
 }
 
-/// What a rollback goes back to: the same files with the same digest.
+/// What a rollback goes back to: the same files with the same digests.
 #[derive(Debug, Clone)]
 pub(super) struct Past {
     pub(super) files: VersionFiles,
-    pub(super) sha256: String,
+    pub(super) expected: Expected,
+}
+
+impl Past {
+    fn new(live: LiveStatus, files: VersionFiles) -> Self {
+        let expected = Expected { sha256: Some(live.sha256), weights_sha256: live.weights_sha256 };
+        Self { files, expected }
+    }
+
+    fn is(&self, live: &LiveStatus) -> bool {
+        let Expected { sha256, weights_sha256 } = &self.expected;
+        let same = sha256.as_ref() == Some(&live.sha256) && *weights_sha256 == live.weights_sha256;
+        self.files.version == live.version && same
+    }
 }
 
 impl Entry {
@@ -102,6 +115,7 @@ impl Entry {
         let live = LiveStatus {
             version: servable.version,
             sha256: servable.sha256.clone(),
+            weights_sha256: servable.weights_sha256.clone(),
             bytes: servable.bytes,
             since: SystemTime::now(),
             signature: servable.signature.clone(),
@@ -109,8 +123,8 @@ impl Entry {
             max_batch: servable.max_batch,
         };
         let mut facts = self.facts.lock();
-        let old = facts.live.take().map(|(old, files)| Past { files, sha256: old.sha256 });
-        let is_this = |past: &Past| past.files.version == live.version && past.sha256 == live.sha256;
+        let old = facts.live.take().map(|(old, files)| Past::new(old, files));
+        let is_this = |past: &Past| past.is(&live);
         match old {
             // The live version loaded again is no step: what was live before it still is what a rollback goes back to.
             Some(old) if is_this(&old) => {}
@@ -125,7 +139,7 @@ impl Entry {
 
     pub(super) fn went_away(&self, generation: Generation) {
         let mut facts = self.facts.lock();
-        facts.previous = facts.live.take().map(|(old, files)| Past { files, sha256: old.sha256 });
+        facts.previous = facts.live.take().map(|(old, files)| Past::new(old, files));
         facts.generation = generation;
         facts.last_error = None;
     }

@@ -38,6 +38,15 @@ pub struct ManagerConfig {
     pub rules: Rules,
 }
 
+/// Digests that a version's files must have, hexadecimal; checked where they are given.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Expected {
+    /// Of the archive.
+    pub sha256: Option<String>,
+    /// Of the weights that are laid over it.
+    pub weights_sha256: Option<String>,
+}
+
 /// A reload, as asked for.
 #[derive(Debug, Clone, Default)]
 pub struct ReloadRequest {
@@ -45,8 +54,8 @@ pub struct ReloadRequest {
     pub model: String,
     /// `None`: the newest on disk.
     pub version: Option<Version>,
-    /// The archive's digest, hexadecimal; checked where it is given.
-    pub expected_sha256: Option<String>,
+    /// What the files must be.
+    pub expected: Expected,
     /// Everything but the swap.
     pub validate_only: bool,
 }
@@ -173,9 +182,9 @@ impl Manager {
         entry.set_versions(found.versions.iter().map(|files| files.version).collect());
         let files = choose(&found, request.version)?;
         if request.validate_only {
-            return self.validate(&entry, files, request.expected_sha256).await;
+            return self.validate(&entry, files, request.expected).await;
         }
-        self.carry_out(&entry, files, request.expected_sha256, place).await
+        self.carry_out(&entry, files, request.expected, place).await
     }
 
     /// Goes back to the version that was live before, if its archive is still the same.
@@ -184,13 +193,13 @@ impl Manager {
     /// There is none, or as for [`Manager::reload`].
     pub async fn rollback(&self, model: &str, place: Option<ControlPlace>) -> Result<ReloadReport> {
         let entry = self.known(model)?;
-        let Past { files, sha256 } = entry.previous().ok_or_else(|| {
+        let Past { files, expected } = entry.previous().ok_or_else(|| {
             Error::new(
                 Reason::NoPreviousVersion,
                 format!("model '{model}' has no earlier version to go back to"),
             )
         })?;
-        self.carry_out(&entry, files, Some(sha256), place).await
+        self.carry_out(&entry, files, expected, place).await
     }
 
     /// Stops serving a model. Requests in flight end.
@@ -306,7 +315,7 @@ impl Manager {
         &self,
         entry: &Arc<Entry>,
         files: VersionFiles,
-        expected_sha256: Option<String>,
+        expected: Expected,
         place: Option<ControlPlace>,
     ) -> Result<ReloadReport> {
         let generation = entry.begin();
@@ -315,7 +324,7 @@ impl Manager {
         let had_version = entry.slot.lease().is_some();
         entry.set_busy(true);
         self.announce(entry, if had_version { Change::Reloading } else { Change::Loading }, None);
-        let outcome = self.replace(entry, files, expected_sha256, generation, started).await;
+        let outcome = self.replace(entry, files, expected, generation, started).await;
         entry.set_busy(false);
         let (mut report, old) = match outcome {
             Ok((report, old)) => {
@@ -350,14 +359,9 @@ impl Manager {
 
     /// All of a reload but the swap. It changes nothing: it waits for no other change, makes none out of date, and is
     /// no event in the model's life.
-    async fn validate(
-        &self,
-        entry: &Entry,
-        files: VersionFiles,
-        expected_sha256: Option<String>,
-    ) -> Result<ReloadReport> {
+    async fn validate(&self, entry: &Entry, files: VersionFiles, expected: Expected) -> Result<ReloadReport> {
         let started = Instant::now();
-        let Prepared { servable, phases, warmup, .. } = self.prepare(entry, files, expected_sha256).await?;
+        let Prepared { servable, phases, warmup, .. } = self.prepare(entry, files, expected).await?;
         let status = entry.status();
         let live = status.live.map(|live| live.version);
         let report = ReloadReport {
@@ -366,6 +370,7 @@ impl Manager {
             live,
             generation: status.generation,
             sha256: servable.sha256.clone(),
+            weights_sha256: servable.weights_sha256.clone(),
             bytes: servable.bytes,
             phases: Phases { total: started.elapsed(), ..phases },
             warmup,
@@ -375,19 +380,20 @@ impl Manager {
         Ok(report)
     }
 
-    async fn prepare(
-        &self,
-        entry: &Entry,
-        files: VersionFiles,
-        expected_sha256: Option<String>,
-    ) -> Result<Prepared> {
+    async fn prepare(&self, entry: &Entry, files: VersionFiles, expected: Expected) -> Result<Prepared> {
         let (backend, rules) = (self.backend.clone(), self.config.rules.clone());
         let (served, live) = (entry.slot.served().all(), entry.slot.lease());
         let prepared = self
             .loader
             .run(move || {
-                let expected_sha256 = expected_sha256.as_deref();
-                let of = Preparation { files: &files, expected_sha256, served: &served, live, rules: &rules };
+                let of = Preparation {
+                    files: &files,
+                    expected_sha256: expected.sha256.as_deref(),
+                    expected_weights_sha256: expected.weights_sha256.as_deref(),
+                    served: &served,
+                    live,
+                    rules: &rules,
+                };
                 prepare(backend.as_ref(), &of)
             })
             .await
@@ -407,12 +413,12 @@ impl Manager {
         &self,
         entry: &Arc<Entry>,
         files: VersionFiles,
-        expected_sha256: Option<String>,
+        expected: Expected,
         generation: Generation,
         started: Instant,
     ) -> Result<(ReloadReport, Option<Arc<Servable>>)> {
         let Prepared { servable, mut phases, warmup, measured } =
-            self.prepare(entry, files.clone(), expected_sha256).await?;
+            self.prepare(entry, files.clone(), expected).await?;
         if !entry.is_newest(generation) {
             self.discard(servable).await;
             return Err(entry.superseded());
@@ -429,6 +435,7 @@ impl Manager {
             live: Some(servable.version),
             generation,
             sha256: servable.sha256.clone(),
+            weights_sha256: servable.weights_sha256.clone(),
             bytes: servable.bytes,
             phases,
             warmup,

@@ -11,7 +11,7 @@ mod shapes;
 mod status;
 mod warmup;
 
-pub use manager::{Manager, ManagerConfig, Observer, ReloadRequest};
+pub use manager::{Expected, Manager, ManagerConfig, Observer, ReloadRequest};
 pub use prepare::{LoadFailure, Phase, Preparation, Prepared, prepare};
 pub use rules::Rules;
 pub use status::{

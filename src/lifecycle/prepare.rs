@@ -8,9 +8,12 @@ use tokio::time::Instant;
 use super::{Phases, Rules, WarmupReport, shapes, warmup};
 use crate::{
     admission::Breaker,
-    backend::{Backend, Servable},
+    backend::{ArchiveSummary, Backend, Servable},
     error::{Error, Reason},
-    loader::{FileIdentity, digest},
+    loader::{
+        FileIdentity, Verified, digest,
+        weights::{Overlay, Weights},
+    },
     model::{ModelManifest, Signature},
     registry::{InputShapes, Lease},
     repository::VersionFiles,
@@ -83,6 +86,8 @@ pub struct Preparation<'a> {
     pub files: &'a VersionFiles,
     /// The archive's digest, where the caller knows it.
     pub expected_sha256: Option<&'a str>,
+    /// That of the weights that are laid over it, likewise.
+    pub expected_weights_sha256: Option<&'a str>,
     /// Shapes to warm up with where `model.toml` declares none.
     pub served: &'a [InputShapes],
     /// The version that serves now, to compare with.
@@ -94,7 +99,7 @@ pub struct Preparation<'a> {
 impl<'a> Preparation<'a> {
     /// Of a version that stands alone: nothing serves beside it, nothing was served before.
     pub fn alone(files: &'a VersionFiles, rules: &'a Rules) -> Self {
-        Self { files, expected_sha256: None, served: &[], live: None, rules }
+        Self { files, expected_sha256: None, expected_weights_sha256: None, served: &[], live: None, rules }
     }
 }
 
@@ -103,7 +108,7 @@ impl<'a> Preparation<'a> {
 /// # Errors
 /// The phase that failed, and why.
 pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, LoadFailure> {
-    let Preparation { files, expected_sha256, served, .. } = *of;
+    let Preparation { files, expected_sha256, served, rules, .. } = *of;
     let mut phases = Phases::default();
     let mut clock = Instant::now();
     let mut lap = || {
@@ -118,13 +123,27 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     let archive = files.archive.as_path();
     let readable = |error: std::io::Error| verify(&format!("{}: {error}", archive.display()));
     let before = FileIdentity::of(archive).map_err(readable)?;
+    // Newer weights for an archive that was read through already: what is known of it still holds.
+    let known = files.weights.as_ref().and_then(|_| rules.known.get(&before));
     // Digests first: not a byte of a file that is not what it should be is parsed.
-    let sha256 = digest(archive).map_err(readable)?;
+    let sha256 = match &known {
+        Some(known) => known.sha256.clone(),
+        None => digest(archive).map_err(readable)?,
+    };
     if let Some(expected) = expected_sha256.filter(|expected| !expected.eq_ignore_ascii_case(&sha256)) {
         let cause = format!("sha256 of {} is {sha256}, {expected} was expected", archive.display());
         return Err(LoadFailure { digest_mismatch: true, ..verify(&cause) });
     }
-    let summary = backend.inspect(archive).map_err(|error| verify(&error))?;
+    let verified = match known {
+        Some(known) => known,
+        None => {
+            let summary = backend.inspect(archive).map_err(|error| verify(&error))?;
+            Arc::new(Verified { sha256: sha256.clone(), summary })
+        }
+    };
+    let summary = &verified.summary;
+    let weights = weights(of, before.size)?;
+    let overlay = overlay(files, weights.as_ref(), summary)?;
     let manifest = match &files.manifest {
         None => ModelManifest::default(),
         Some(path) => {
@@ -136,12 +155,12 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
             ModelManifest::parse(&text).map_err(|error| verify(&error))?
         }
     };
-    let signature =
-        Signature::new(summary.arguments, &summary.outputs, &manifest).map_err(|error| verify(&error))?;
+    let signature = Signature::new(summary.arguments.clone(), &summary.outputs, &manifest)
+        .map_err(|error| verify(&error))?;
     phases.verify = lap();
 
     let load = at(Phase::Load);
-    let module = backend.load(archive).map_err(|error| {
+    let module = backend.load(archive, overlay.as_ref()).map_err(|error| {
         tracing::error!(target: "torchlane::load", error = %error.full, archive = %archive.display(), "loading failed");
         load(&error)
     })?;
@@ -152,6 +171,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
             archive.display()
         )));
     }
+    rules.known.keep(before, verified.clone());
     phases.load = lap();
 
     let max_batch = if summary.stateful { 1 } else { manifest.batching.max_batch() };
@@ -166,8 +186,9 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
         quick: Arc::default(),
         max_batch,
         sha256,
+        weights_sha256: weights.as_ref().map(|weights| weights.sha256.clone()),
         bytes: before.size,
-        torch_version: summary.torch_version,
+        torch_version: summary.torch_version.clone(),
     };
     let shapes = shapes::shapes(&servable, served).map_err(|cause| LoadFailure::new(Phase::WarmUp, cause))?;
     let shapes = shapes::padded(&servable.signature, shapes);
@@ -182,4 +203,39 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     }
     phases.warm_up = lap();
     Ok(Prepared { servable: Arc::new(servable), phases, warmup: warmed.report, measured: warmed.measured })
+}
+
+/// Reads the weights of a version that has some.
+fn weights(of: &Preparation<'_>, archive_bytes: u64) -> Result<Option<Weights>, LoadFailure> {
+    let verify = |cause: &dyn fmt::Display| LoadFailure::new(Phase::Verify, cause);
+    let expected = of.expected_weights_sha256;
+    let Some(path) = &of.files.weights else {
+        return match expected {
+            Some(expected) => {
+                let cause = format!("version {} has no weights, {expected} were expected", of.files.version);
+                Err(LoadFailure { digest_mismatch: true, ..verify(&cause) })
+            }
+            None => Ok(None),
+        };
+    };
+    let weights = Weights::read(path, archive_bytes)
+        .map_err(|error| verify(&format_args!("{}: {error}", path.display())))?;
+    if let Some(expected) = expected.filter(|expected| !expected.eq_ignore_ascii_case(&weights.sha256)) {
+        let cause = format!("sha256 of {} is {}, {expected} was expected", path.display(), weights.sha256);
+        return Err(LoadFailure { digest_mismatch: true, ..verify(&cause) });
+    }
+    Ok(Some(weights))
+}
+
+/// Holds weights against what the archive has.
+fn overlay<'a>(
+    files: &VersionFiles,
+    weights: Option<&'a Weights>,
+    summary: &'a ArchiveSummary,
+) -> Result<Option<Overlay<'a>>, LoadFailure> {
+    let overlay = weights.map(|weights| Overlay::new(&summary.tensors, weights)).transpose();
+    overlay.map_err(|error| {
+        let path = files.weights.as_deref().unwrap_or(&files.archive);
+        LoadFailure::new(Phase::Verify, format_args!("{}: {error}", path.display()))
+    })
 }

@@ -68,6 +68,8 @@ pub struct ReloadReport {
     pub generation: Generation,
     /// Of the archive that was loaded.
     pub sha256: String,
+    /// Of the weights that were laid over it.
+    pub weights_sha256: Option<String>,
     /// Its size.
     pub bytes: u64,
     /// Times.
@@ -106,6 +108,8 @@ pub struct LiveStatus {
     pub version: Version,
     /// sha256 of its archive.
     pub sha256: String,
+    /// sha256 of the weights that were laid over it.
+    pub weights_sha256: Option<String>,
     /// Size of its archive.
     pub bytes: u64,
     /// When it went live.

@@ -51,6 +51,7 @@ pub fn of_archive(path: &Path) -> Result<ArchiveSummary, BackendError> {
         stateful: info.effects.assigns_attributes
             || info.effects.mutates_containers && !info.attributes.is_empty(),
         torch_version: info.torch_version,
+        tensors: info.parameters.into_iter().chain(info.buffers).collect(),
     })
 }
 

@@ -18,3 +18,4 @@ mod tidy;
 #[cfg(feature = "torch")]
 mod torch;
 mod trouble;
+mod weights;

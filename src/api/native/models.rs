@@ -68,6 +68,7 @@ pub(super) fn model(status: ModelStatus) -> proto::Model {
     if let Some(live) = status.live {
         model.live_version = live.version.to_string();
         model.sha256 = live.sha256;
+        model.weights_sha256 = live.weights_sha256.unwrap_or_default();
         model.bytes = live.bytes;
         model.live_since = timestamp(live.since);
         model.signature = Some(signature(&live.signature));
@@ -112,6 +113,7 @@ pub(super) fn reload_response(report: ReloadReport) -> proto::ReloadModelRespons
         live_version: version(report.live),
         generation: report.generation.0,
         sha256: report.sha256,
+        weights_sha256: report.weights_sha256.unwrap_or_default(),
         bytes: report.bytes,
         phases: Some(phases(report.phases)),
         warmup: Some(proto::Warmup {

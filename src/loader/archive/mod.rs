@@ -12,16 +12,16 @@
 //! the code.
 
 mod code;
-mod container;
+pub(in crate::loader) mod container;
 mod effects;
 mod end_record;
-mod error;
+pub(in crate::loader) mod error;
 mod info;
 mod lexer;
 mod operators;
-mod pickle;
+pub(in crate::loader) mod pickle;
 mod sniff;
-mod tensors;
+pub(in crate::loader) mod tensors;
 #[cfg(test)]
 mod tests;
 mod tree;
