@@ -111,7 +111,7 @@ async fn run(
         },
     };
     let scheduler = Arc::new(Scheduler::start(executors, &backend)?);
-    let loader = LoaderPool::start(settings.loader.threads, &backend)?;
+    let loader = LoaderPool::start(settings.loader.threads, settings.loader.spare, &backend)?;
     let limiter = stack::limiter(&settings.admission);
     let forecaster = Forecaster::new(plan.executors, settings.executors.max_block);
     let tenants = Arc::new(Tenants::new(&settings.tenants));
@@ -124,6 +124,7 @@ async fn run(
         tenants: tenants.clone(),
         forecaster: forecaster.clone(),
         pressure: pressure.clone(),
+        stuck_loads: loader.stuck(),
     });
     let observer = {
         let (metrics, health, tasks) = (metrics.clone(), health.clone(), tasks.clone());
@@ -133,7 +134,12 @@ async fn run(
             tasks.spawn(async move { health.set_model(name.as_str(), live).await });
         })
     };
-    let config = ManagerConfig { repositories, drain: settings.server.grace, rules: rules(&settings)? };
+    let config = ManagerConfig {
+        repositories,
+        drain: settings.server.grace,
+        load_limit: settings.loader.time_limit,
+        rules: rules(&settings)?,
+    };
     let manager = Manager::new(config, registry.clone(), backend.clone(), loader, observer);
 
     // `closing` ends accepting and sends GOAWAY; `killed` is the end of patience.

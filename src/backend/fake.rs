@@ -6,6 +6,7 @@
 //! delay_ms = 5          # the pass sleeps
 //! fail = "message"      # the pass fails, if the first element is negative or `fail_always`
 //! fail_while = "path"   # the pass fails as long as there is such a file
+//! hang_while = "path"   # the pass does not end as long as there is such a file
 //! load_error = "text"   # loading fails
 //! ```
 //!
@@ -42,6 +43,7 @@ struct Script {
     fail: Option<String>,
     fail_always: bool,
     fail_while: Option<PathBuf>,
+    hang_while: Option<PathBuf>,
     load_error: Option<String>,
     load_delay_ms: u64,
     stateful: bool,
@@ -58,6 +60,7 @@ impl Default for Script {
             fail: None,
             fail_always: false,
             fail_while: None,
+            hang_while: None,
             load_error: None,
             load_delay_ms: 0,
             stateful: false,
@@ -129,6 +132,9 @@ impl Backend for FakeBackend {
 impl Module for Script {
     fn forward(&self, pass: Pass<'_>) -> Result<Vec<NamedTensor>, BackendError> {
         std::thread::sleep(Duration::from_millis(self.delay_ms));
+        while self.hang_while.as_ref().is_some_and(|path| path.exists()) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
         if let Some(path) = self.fail_while.as_ref().filter(|path| path.exists()) {
             return Err(BackendError::new(format!("{} is there", path.display())));
         }

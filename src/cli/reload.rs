@@ -86,6 +86,7 @@ fn print(report: &proto::ReloadModelResponse) {
         ("verify", phases.verify),
         ("load", phases.load),
         ("warm-up", phases.warm_up),
+        ("check", phases.check),
         ("swap", phases.swap),
         ("drain", phases.drain),
         ("total", phases.total),
@@ -108,5 +109,16 @@ fn print(report: &proto::ReloadModelResponse) {
             show_duration(warmup.steady_pass),
             if warmup.steady { "" } else { " (not all shapes became steady)" }
         );
+    }
+    let check = report.check.unwrap_or_default();
+    if check.samples > 0 {
+        let from = |difference: Option<f64>, what: &str| {
+            difference.map(|difference| format!(", at most {difference:.3e} from {what}")).unwrap_or_default()
+        };
+        let (expected, live) = (
+            from(check.from_expected, "what they expect"),
+            from(check.from_live, "the version that was live"),
+        );
+        println!("check: {} samples{expected}{live}", check.samples);
     }
 }

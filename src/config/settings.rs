@@ -195,11 +195,16 @@ impl Default for Executors {
 pub struct Loader {
     /// Models that load at once.
     pub threads: usize,
+    /// A load that takes longer, warm-up included, has failed: it cannot be broken off, so its thread is left behind.
+    #[serde(with = "human_duration")]
+    pub time_limit: Duration,
+    /// Threads that may take the places of those left behind.
+    pub spare: usize,
 }
 
 impl Default for Loader {
     fn default() -> Self {
-        Self { threads: 1 }
+        Self { threads: 1, time_limit: Duration::from_secs(600), spare: 2 }
     }
 }
 
@@ -236,6 +241,7 @@ impl Settings {
             ("server.max_streams", self.server.max_streams as usize, 1, 1 << 20, "1 to 1048576"),
             ("server.max_requests", self.server.max_requests, 1, 1 << 24, "1 to 16777216"),
             ("loader.threads", self.loader.threads, 1, 64, "1 to 64"),
+            ("loader.spare", self.loader.spare, 0, 64, "0 to 64"),
             ("executors.threads", self.executors.threads, 0, 1024, "0 to 1024"),
             ("executors.intra_op_threads", self.executors.intra_op_threads, 0, 1024, "0 to 1024"),
             ("executors.spare", self.executors.spare, 0, 64, "0 to 64"),
@@ -246,9 +252,11 @@ impl Settings {
                 return Err((key, value.to_string(), allowed));
             }
         }
-        for (key, value) in
-            [("admission.max_deadline", a.max_deadline), ("executors.max_block", self.executors.max_block)]
-        {
+        for (key, value) in [
+            ("admission.max_deadline", a.max_deadline),
+            ("executors.max_block", self.executors.max_block),
+            ("loader.time_limit", self.loader.time_limit),
+        ] {
             if value < Duration::from_millis(1) {
                 return Err((key, humantime::format_duration(value).to_string(), "1ms or more"));
             }

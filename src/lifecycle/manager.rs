@@ -12,9 +12,10 @@ use tokio::{sync::broadcast, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Change, ModelEvent, ModelStatus, Phases, Preparation, Prepared, ReloadReport, Rules,
+    Change, LoadFailure, ModelEvent, ModelStatus, Phases, Preparation, Prepared, Progress, ReloadReport,
+    Rules,
     entry::{Entry, Past},
-    prepare,
+    prepare, warmup,
 };
 use crate::{
     admission::ControlPlace,
@@ -34,6 +35,8 @@ pub struct ManagerConfig {
     pub repositories: Vec<Directory>,
     /// Longest that a swap waits for requests on the old version before it reports; they still end on it.
     pub drain: Duration,
+    /// Longest that a load may take, warm-up included, before its thread is left behind.
+    pub load_limit: Duration,
     /// What every version must satisfy.
     pub rules: Rules,
 }
@@ -361,7 +364,7 @@ impl Manager {
     /// no event in the model's life.
     async fn validate(&self, entry: &Entry, files: VersionFiles, expected: Expected) -> Result<ReloadReport> {
         let started = Instant::now();
-        let Prepared { servable, phases, warmup, .. } = self.prepare(entry, files, expected).await?;
+        let Prepared { servable, phases, warmup, check, .. } = self.prepare(entry, files, expected).await?;
         let status = entry.status();
         let live = status.live.map(|live| live.version);
         let report = ReloadReport {
@@ -374,6 +377,7 @@ impl Manager {
             bytes: servable.bytes,
             phases: Phases { total: started.elapsed(), ..phases },
             warmup,
+            check,
             validated_only: true,
         };
         self.discard(servable).await;
@@ -382,16 +386,21 @@ impl Manager {
 
     async fn prepare(&self, entry: &Entry, files: VersionFiles, expected: Expected) -> Result<Prepared> {
         let (backend, rules) = (self.backend.clone(), self.config.rules.clone());
-        let (served, live) = (entry.slot.served().all(), entry.slot.lease());
+        let (served, slot) = (entry.slot.served().all(), entry.slot.clone());
+        let learned = warmup::learned(&slot.profile().points());
+        let (limit, progress) = (self.config.load_limit, Progress::default());
+        let told = progress.clone();
         let prepared = self
             .loader
-            .run(move || {
+            .run_within(limit, move || {
                 let of = Preparation {
                     files: &files,
                     expected_sha256: expected.sha256.as_deref(),
                     expected_weights_sha256: expected.weights_sha256.as_deref(),
                     served: &served,
-                    live,
+                    learned: &learned,
+                    live: Some(&slot),
+                    progress: told,
                     rules: &rules,
                 };
                 prepare(backend.as_ref(), &of)
@@ -403,6 +412,12 @@ impl Manager {
                 }
                 Stopped::Panicked => {
                     Error::new(Reason::Internal, "a bug in torchlane: the server's log says where")
+                }
+                Stopped::TimeLimit => LoadFailure::too_long(&progress, limit).into(),
+                Stopped::NoThread => {
+                    let message =
+                        "every loader thread is held by a load that does not end: restart the server";
+                    Error::new(Reason::LoadFailed, message)
                 }
             })?;
         Ok(prepared?)
@@ -417,7 +432,7 @@ impl Manager {
         generation: Generation,
         started: Instant,
     ) -> Result<(ReloadReport, Option<Arc<Servable>>)> {
-        let Prepared { servable, mut phases, warmup, measured } =
+        let Prepared { servable, mut phases, warmup, check, measured } =
             self.prepare(entry, files.clone(), expected).await?;
         if !entry.is_newest(generation) {
             self.discard(servable).await;
@@ -439,6 +454,7 @@ impl Manager {
             bytes: servable.bytes,
             phases,
             warmup,
+            check,
             validated_only: false,
         };
         Ok((report, old))

@@ -4,6 +4,7 @@
 //! the swap nothing of the live version is touched, and a failure anywhere leaves it serving.
 
 mod entry;
+mod golden;
 mod manager;
 mod prepare;
 mod rules;
@@ -12,9 +13,9 @@ mod status;
 mod warmup;
 
 pub use manager::{Expected, Manager, ManagerConfig, Observer, ReloadRequest};
-pub use prepare::{LoadFailure, Phase, Preparation, Prepared, prepare};
+pub use prepare::{LoadFailure, Phase, Preparation, Prepared, Progress, prepare};
 pub use rules::Rules;
 pub use status::{
-    Change, LiveStatus, ModelEvent, ModelState, ModelStatus, Phases, ReloadReport, WarmupReport,
+    Change, CheckReport, LiveStatus, ModelEvent, ModelState, ModelStatus, Phases, ReloadReport, WarmupReport,
 };
 pub use warmup::WarmupFailure;

@@ -1,11 +1,18 @@
 //! From a version's files to a warmed servable. Blocking: runs on a loader thread.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
 
 use thiserror::Error;
 use tokio::time::Instant;
 
-use super::{Phases, Rules, WarmupReport, shapes, warmup};
+use super::{CheckReport, Phases, Rules, WarmupReport, golden, shapes, warmup};
 use crate::{
     admission::Breaker,
     backend::{ArchiveSummary, Backend, Servable},
@@ -14,8 +21,8 @@ use crate::{
         FileIdentity, Verified, digest,
         weights::{Overlay, Weights},
     },
-    model::{ModelManifest, Signature},
-    registry::{InputShapes, Lease},
+    model::{ModelManifest, Sample, Signature, read_samples},
+    registry::{InputShapes, ModelSlot},
     repository::VersionFiles,
     sched::{Measured, Quick},
 };
@@ -29,6 +36,8 @@ pub enum Phase {
     Load,
     /// Running it.
     WarmUp,
+    /// Comparing what it answers.
+    Check,
 }
 
 impl fmt::Display for Phase {
@@ -37,6 +46,7 @@ impl fmt::Display for Phase {
             Self::Verify => "verify",
             Self::Load => "load",
             Self::WarmUp => "warm-up",
+            Self::Check => "check",
         })
     }
 }
@@ -54,6 +64,15 @@ pub struct LoadFailure {
 }
 
 impl LoadFailure {
+    /// The phase that `progress` is in has not ended within `limit`: a pass that loops for ever, say.
+    pub fn too_long(progress: &Progress, limit: Duration) -> Self {
+        let limit = humantime::format_duration(limit);
+        let cause = format!(
+            "it did not end within {limit} (loader.time_limit): its thread is left behind, look for a loop in the model"
+        );
+        Self::new(progress.phase(), cause)
+    }
+
     fn new(phase: Phase, cause: impl fmt::Display) -> Self {
         Self { phase, cause: cause.to_string(), digest_mismatch: false }
     }
@@ -66,6 +85,32 @@ impl From<LoadFailure> for Error {
     }
 }
 
+/// Which phase a preparation is in, for those who wait for it.
+#[derive(Debug, Clone, Default)]
+pub struct Progress(Arc<AtomicU8>);
+
+impl Progress {
+    /// The phase that has begun last.
+    pub fn phase(&self) -> Phase {
+        match self.0.load(Ordering::Relaxed) {
+            0 => Phase::Verify,
+            1 => Phase::Load,
+            2 => Phase::WarmUp,
+            _ => Phase::Check,
+        }
+    }
+
+    fn begin(&self, phase: Phase) {
+        let number = match phase {
+            Phase::Verify => 0,
+            Phase::Load => 1,
+            Phase::WarmUp => 2,
+            Phase::Check => 3,
+        };
+        self.0.store(number, Ordering::Relaxed);
+    }
+}
+
 /// A servable that nobody can reach yet.
 #[derive(Debug)]
 pub struct Prepared {
@@ -75,6 +120,8 @@ pub struct Prepared {
     pub phases: Phases,
     /// What the warm-up ran.
     pub warmup: WarmupReport,
+    /// What its samples showed.
+    pub check: CheckReport,
     /// How long its passes took.
     pub measured: Vec<Measured>,
 }
@@ -90,8 +137,13 @@ pub struct Preparation<'a> {
     pub expected_weights_sha256: Option<&'a str>,
     /// Shapes to warm up with where `model.toml` declares none.
     pub served: &'a [InputShapes],
-    /// The version that serves now, to compare with.
-    pub live: Option<Lease>,
+    /// Sizes of batches that the live version runs.
+    pub learned: &'a [usize],
+    /// Where the version stands that serves now, to compare with. It is held only while it is compared: a load that does not
+    /// end must not hold it for ever.
+    pub live: Option<&'a ModelSlot>,
+    /// Told of each phase as it begins.
+    pub progress: Progress,
     /// What holds for every model.
     pub rules: &'a Rules,
 }
@@ -99,11 +151,20 @@ pub struct Preparation<'a> {
 impl<'a> Preparation<'a> {
     /// Of a version that stands alone: nothing serves beside it, nothing was served before.
     pub fn alone(files: &'a VersionFiles, rules: &'a Rules) -> Self {
-        Self { files, expected_sha256: None, expected_weights_sha256: None, served: &[], live: None, rules }
+        Self {
+            files,
+            expected_sha256: None,
+            expected_weights_sha256: None,
+            served: &[],
+            learned: &[],
+            live: None,
+            progress: Progress::default(),
+            rules,
+        }
     }
 }
 
-/// Verifies, loads and warms up.
+/// Verifies, loads, warms up and checks.
 ///
 /// # Errors
 /// The phase that failed, and why.
@@ -157,8 +218,10 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     };
     let signature = Signature::new(summary.arguments.clone(), &summary.outputs, &manifest)
         .map_err(|error| verify(&error))?;
+    let samples = samples(files)?;
     phases.verify = lap();
 
+    of.progress.begin(Phase::Load);
     let load = at(Phase::Load);
     let module = backend.load(archive, overlay.as_ref()).map_err(|error| {
         tracing::error!(target: "torchlane::load", error = %error.full, archive = %archive.display(), "loading failed");
@@ -172,6 +235,8 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
         )));
     }
     rules.known.keep(before, verified.clone());
+    // They are in the module now: the warm-up need not have them in memory twice.
+    let weights_sha256 = weights.map(|weights| weights.sha256);
     phases.load = lap();
 
     let max_batch = if summary.stateful { 1 } else { manifest.batching.max_batch() };
@@ -186,13 +251,16 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
         quick: Arc::default(),
         max_batch,
         sha256,
-        weights_sha256: weights.as_ref().map(|weights| weights.sha256.clone()),
+        weights_sha256,
         bytes: before.size,
         torch_version: summary.torch_version.clone(),
     };
-    let shapes = shapes::shapes(&servable, served).map_err(|cause| LoadFailure::new(Phase::WarmUp, cause))?;
-    let shapes = shapes::padded(&servable.signature, shapes);
-    let warmed = warmup::run(&servable, &shapes).map_err(|error| LoadFailure::new(Phase::WarmUp, error))?;
+    of.progress.begin(Phase::WarmUp);
+    let shapes = shapes::shapes(&servable, served, &samples)
+        .map_err(|cause| LoadFailure::new(Phase::WarmUp, cause))?;
+    let shapes = shapes::padded(&servable.signature, shapes::with_samples(&samples, shapes));
+    let warmed = warmup::run(&servable, &shapes, &samples, of.learned)
+        .map_err(|error| LoadFailure::new(Phase::WarmUp, error))?;
     if !warmed.batchable && servable.max_batch > 1 {
         tracing::warn!(archive = %archive.display(), "results do not follow the batch: requests are run one by one");
         servable.max_batch = 1;
@@ -202,7 +270,27 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
         servable.quick = Arc::new(Quick::up_to(warmed.quick_bytes));
     }
     phases.warm_up = lap();
-    Ok(Prepared { servable: Arc::new(servable), phases, warmup: warmed.report, measured: warmed.measured })
+
+    of.progress.begin(Phase::Check);
+    let check = golden::run(&servable, &samples, || of.live?.lease())
+        .map_err(|cause| LoadFailure::new(Phase::Check, cause))?;
+    phases.check = lap();
+    Ok(Prepared {
+        servable: Arc::new(servable),
+        phases,
+        warmup: warmed.report,
+        check,
+        measured: warmed.measured,
+    })
+}
+
+/// Reads the samples of a version that has some.
+fn samples(files: &VersionFiles) -> Result<Vec<Sample>, LoadFailure> {
+    let read = files.samples.as_deref().map(|path| {
+        read_samples(path)
+            .map_err(|error| LoadFailure::new(Phase::Verify, format_args!("{}: {error}", path.display())))
+    });
+    Ok(read.transpose()?.unwrap_or_default())
 }
 
 /// Reads the weights of a version that has some.

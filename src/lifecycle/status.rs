@@ -32,6 +32,8 @@ pub struct Phases {
     pub load: Duration,
     /// Running it until latency was steady.
     pub warm_up: Duration,
+    /// Running its samples and comparing what came out.
+    pub check: Duration,
     /// Exchanging the pointers.
     pub swap: Duration,
     /// Until the last request on the old version had ended.
@@ -55,6 +57,17 @@ pub struct WarmupReport {
     pub steady: bool,
 }
 
+/// How near the answers to samples were to what was expected.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct CheckReport {
+    /// Samples that were run; 0 where the version has none.
+    pub samples: u32,
+    /// The largest difference from an output that a sample expects. `None`: none expects any.
+    pub from_expected: Option<f64>,
+    /// The largest difference from the live version's answers, infinite where they cannot be compared. `None`: they were not.
+    pub from_live: Option<f64>,
+}
+
 /// A reload that succeeded.
 #[derive(Debug, Clone)]
 pub struct ReloadReport {
@@ -76,6 +89,8 @@ pub struct ReloadReport {
     pub phases: Phases,
     /// What the warm-up ran.
     pub warmup: WarmupReport,
+    /// What its samples showed.
+    pub check: CheckReport,
     /// Nothing was swapped.
     pub validated_only: bool,
 }

@@ -6,13 +6,15 @@ mod id;
 mod lane;
 mod manifest;
 mod pad;
+mod samples;
 mod signature;
 
 pub use bind::{Arg, BatchKey, Binding};
 pub use id::{Generation, InvalidName, InvalidVersion, ModelName, TenantId, Version, VersionSelector};
 pub use lane::{Lane, UnknownLane};
-pub use manifest::{Batching, ManifestError, ModelManifest, Scheduling, WarmupConfig};
+pub use manifest::{Batching, CheckConfig, ManifestError, ModelManifest, Scheduling, WarmupConfig};
 pub use pad::{Cut, Pad, Padded};
+pub use samples::{MOST_SAMPLES, Sample, SamplesError, read as read_samples, to_bytes as write_samples};
 pub(crate) use signature::fits;
 pub use signature::{ArgKind, Argument, Signature, TensorSpec, UnsupportedType};
 

@@ -11,6 +11,7 @@
 )]
 
 mod batching;
+mod check;
 mod edges;
 mod fake;
 mod server;

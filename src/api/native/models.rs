@@ -25,6 +25,7 @@ fn phases(phases: Phases) -> proto::Phases {
         swap: duration(phases.swap),
         drain: duration(phases.drain),
         total: duration(phases.total),
+        check: duration(phases.check),
     }
 }
 
@@ -122,6 +123,11 @@ pub(super) fn reload_response(report: ReloadReport) -> proto::ReloadModelRespons
             first_pass: duration(report.warmup.first_pass),
             steady_pass: duration(report.warmup.steady_pass),
             steady: report.warmup.steady,
+        }),
+        check: Some(proto::Check {
+            samples: report.check.samples,
+            from_expected: report.check.from_expected,
+            from_live: report.check.from_live,
         }),
         validated_only: report.validated_only,
     }

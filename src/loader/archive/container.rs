@@ -1,8 +1,8 @@
 //! The zip file around an archive: its directory, checked, and the few entries that are read.
 //!
 //! libtorch takes the first entry's folder as the archive's root and looks entries up under it without regard to
-//! case; the same is done here, so that what is inspected is what libtorch would load. The weights (`data/N`) are
-//! never read: only their sizes are taken, from the directory.
+//! case; the same is done here, so that what is inspected is what libtorch would load. An inspection reads no
+//! weights (`data/N`), only their sizes, from the directory; where they lie is told to those who lay others over them.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Seek, SeekFrom};
