@@ -24,7 +24,7 @@ use crate::{
     registry::Registry,
     repository::{Directory, RepositoryError},
     sched::{ExecutorConfig, QueueConfig, Scheduler},
-    telemetry::{AccessLog, Metrics, Sources},
+    telemetry::{AccessLog, Metrics, Sampler, Sources},
 };
 
 /// Why the server did not start. One line that says what to do.
@@ -145,6 +145,7 @@ async fn run(
     // `closing` ends accepting and sends GOAWAY; `killed` is the end of patience.
     let (closing, killed) = (CancellationToken::new(), CancellationToken::new());
     let access = Arc::new(AccessLog::new(settings.log.access));
+    let sampler = Sampler::start(&settings.samples, &tenants)?;
     let infer = stack::infer(
         ResolveLayer::new(registry.clone(), tenants, pressure.clone()),
         forecaster,
@@ -152,6 +153,7 @@ async fn run(
         scheduler.clone(),
         metrics.clone(),
         access,
+        sampler,
     );
     let control = ControlLane::new(settings.admission.control_in_flight, settings.admission.control_queue);
     let limit = usize::try_from(settings.server.max_message_bytes.as_u64()).unwrap_or(usize::MAX);

@@ -12,11 +12,11 @@ use crate::{
     },
     config::Admission,
     sched::{Dispatch, Scheduler},
-    telemetry::{AccessLog, Metrics, Record, RecordLayer},
+    telemetry::{AccessLog, Metrics, Record, RecordLayer, SampleLayer, Sampled, Sampler},
 };
 
 /// What every inference call goes through.
-pub(super) type InferStack = Record<Resolve<Deadline<Forecast<PriorityLimit<Dispatch>>>>>;
+pub(super) type InferStack = Record<Sampled<Resolve<Deadline<Forecast<PriorityLimit<Dispatch>>>>>>;
 
 /// Builds it.
 pub(super) fn infer(
@@ -26,10 +26,13 @@ pub(super) fn infer(
     scheduler: Arc<Scheduler>,
     metrics: Arc<Metrics>,
     access: Arc<AccessLog>,
+    sampler: Option<Arc<Sampler>>,
 ) -> InferStack {
     ServiceBuilder::new()
         // Sees every outcome, refusals included.
         .layer(RecordLayer::new(metrics, access))
+        // Keeps some requests with their answers, where the settings ask for it.
+        .layer(SampleLayer::new(sampler))
         // Wrong requests and lanes that are shed are refused before they wait; from here on the lane is known.
         .layer(resolve)
         // Holds everything below to the deadline: waiting for a ticket, for an executor, for the result.

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::human_duration;
 use crate::{
     admission::{PressureSettings, TenantSettings},
-    telemetry::{AccessPolicy, LogFormat},
+    model::MOST_SAMPLES,
+    telemetry::{AccessPolicy, LogFormat, SampleSettings},
 };
 
 /// All of them.
@@ -33,6 +34,8 @@ pub struct Settings {
     pub executors: Executors,
     /// Threads that load models.
     pub loader: Loader,
+    /// Samples of live traffic, for the check of later versions.
+    pub samples: SampleSettings,
     /// Log lines.
     pub log: Log,
 }
@@ -49,6 +52,7 @@ impl Default for Settings {
             pressure: PressureSettings::default(),
             executors: Executors::default(),
             loader: Loader::default(),
+            samples: SampleSettings::default(),
             log: Log::default(),
         }
     }
@@ -242,6 +246,7 @@ impl Settings {
             ("server.max_requests", self.server.max_requests, 1, 1 << 24, "1 to 16777216"),
             ("loader.threads", self.loader.threads, 1, 64, "1 to 64"),
             ("loader.spare", self.loader.spare, 0, 64, "0 to 64"),
+            ("samples.record", self.samples.record, 0, MOST_SAMPLES, "0 (none) to 1000"),
             ("executors.threads", self.executors.threads, 0, 1024, "0 to 1024"),
             ("executors.intra_op_threads", self.executors.intra_op_threads, 0, 1024, "0 to 1024"),
             ("executors.spare", self.executors.spare, 0, 64, "0 to 64"),

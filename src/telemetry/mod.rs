@@ -4,9 +4,11 @@ mod access;
 mod logging;
 mod metrics;
 mod record;
+mod samples;
 
 pub use access::{AccessLog, AccessPolicy};
 pub(crate) use logging::filter;
 pub use logging::{LogFormat, init_logging};
 pub use metrics::{CATALOGUE, Metrics, Sources};
 pub use record::{Record, RecordLayer};
+pub use samples::{SampleLayer, SampleSettings, Sampled, Sampler};

@@ -3,7 +3,7 @@
 use std::{fs, path::Path, time::Duration};
 
 use torchlane::{
-    model::{NamedTensor, Sample, write_samples},
+    model::{NamedTensor, Sample, read_samples, write_samples},
     proto,
     tensor::{DType, HostTensor},
 };
@@ -206,4 +206,46 @@ async fn a_load_that_does_not_end_is_left_behind() {
     }
     client.reload_model(reload("m", 2)).await.unwrap();
     assert_eq!(times(&mut client).await, 3.0);
+}
+
+#[tokio::test]
+async fn what_is_recorded_can_be_checked_against() {
+    let dir = repository(&[("m", "scale = 2.0"), ("other", "")]);
+    let records = tempfile::tempdir().unwrap();
+    let file = records.path().join("m/samples.safetensors");
+    let server = Server::fake(dir.path(), |settings| {
+        settings.samples.record = 2;
+        settings.samples.directory = records.path().to_owned();
+        settings.samples.max_bytes = bytesize::ByteSize::b(64);
+        let forbids = torchlane::admission::TenantSettings { record: false, ..Default::default() };
+        settings.tenants.insert("private".into(), forbids);
+    });
+    let mut client = server.ready().await;
+    let mut private = tonic::Request::new(request("m", vec![f32s("x", &[1], &[99.0])]));
+    private.metadata_mut().insert("x-tenant", "private".parse().unwrap());
+    client.infer(private).await.unwrap();
+    // Too large with its answer; refused; answered in part.
+    client.infer(request("m", vec![f32s("x", &[10], &[98.0; 10])])).await.unwrap();
+    client.infer(request("m", vec![f32s("y", &[1], &[97.0])])).await.unwrap_err();
+    for value in [1.0, 2.0, 3.0] {
+        client.infer(request("m", vec![f32s("x", &[1], &[value])])).await.unwrap();
+    }
+    let samples = loop {
+        match read_samples(&file) {
+            Ok(samples) if samples.len() == 2 => break samples,
+            _ => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    let expected = |value: f32| Sample {
+        inputs: vec![named("x", &[value])],
+        outputs: vec![named("output_0", &[value * 2.0])],
+    };
+    assert_eq!(samples, [expected(1.0), expected(2.0)]);
+    use std::os::unix::fs::PermissionsExt as _;
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(!records.path().join("other").exists());
+    version(dir.path(), "m", 2, "scale = 2.5");
+    fs::copy(&file, dir.path().join("m/2/samples.safetensors")).unwrap();
+    let status = client.reload_model(reload("m", 2)).await.unwrap_err();
+    assert!(status.message().contains("check failed: 2 of 2 samples"), "{status}");
 }
