@@ -40,11 +40,13 @@ pub struct TenantSettings {
     pub burst: u32,
     /// Requests in the server at once, waiting ones included. 0: any number.
     pub max_in_flight: usize,
+    /// Its requests and answers may be recorded as samples, where `samples.record` asks for any.
+    pub record: bool,
 }
 
 impl Default for TenantSettings {
     fn default() -> Self {
-        Self { weight: 1.0, max_lane: Lane::Critical, rate: 0.0, burst: 0, max_in_flight: 0 }
+        Self { weight: 1.0, max_lane: Lane::Critical, rate: 0.0, burst: 0, max_in_flight: 0, record: true }
     }
 }
 
@@ -119,6 +121,11 @@ impl Tenant {
     /// The lane that it gets when it asks for `lane`.
     pub fn lane(&self, lane: Lane) -> Lane {
         lane.max(self.settings.max_lane)
+    }
+
+    /// Whether its requests and answers may be kept.
+    pub fn may_be_recorded(&self) -> bool {
+        self.settings.record
     }
 
     /// Seconds of an executor that one of its requests costs, over its weight.

@@ -32,7 +32,7 @@ use crate::{
     residency::Memory,
     rollout::{Mirror, RouteLayer},
     sched::{ExecutorConfig, QueueConfig, Scheduler},
-    telemetry::{AccessLog, Metrics, Sources},
+    telemetry::{AccessLog, Metrics, Sampler, Sources},
 };
 
 /// Why the server did not start. One line that says what to do.
@@ -130,7 +130,7 @@ async fn run(
         },
     };
     let scheduler = Arc::new(Scheduler::start(executors, &backend)?);
-    let loader = LoaderPool::start(settings.loader.threads, &backend)?;
+    let loader = LoaderPool::start(settings.loader.threads, settings.loader.spare, &backend)?;
     let limiter = stack::limiter(&settings.admission);
     let forecaster = Forecaster::new(plan.executors, settings.executors.max_block);
     let tenants = Arc::new(Tenants::new(&settings.tenants));
@@ -145,6 +145,7 @@ async fn run(
         forecaster: forecaster.clone(),
         pressure: pressure.clone(),
         memory: memory.clone(),
+        stuck_loads: loader.stuck(),
     });
     let history = history(&settings)?;
     let observer = {
@@ -160,6 +161,7 @@ async fn run(
     let config = ManagerConfig {
         repositories,
         drain: settings.server.grace,
+        load_limit: settings.loader.time_limit,
         rules: rules(&settings)?,
         memory,
         residency: residency(&settings),
@@ -173,14 +175,14 @@ async fn run(
     let access = Arc::new(AccessLog::new(settings.log.access));
     let mirror = Mirror::new(tasks.clone(), Handle::current(), pressure.clone(), metrics.clone());
     let residents = OnDemand::new(manager.clone(), Handle::current(), metrics.residency.clone());
+    let sampler = Sampler::start(&settings.samples, &tenants)?;
     let infer = stack::infer(
         RouteLayer::new(registry.clone(), mirror, metrics.clone()),
         ResolveLayer::new(registry.clone(), tenants, pressure.clone()).with_residents(residents.clone()),
         forecaster,
         limiter.clone(),
         scheduler.clone(),
-        metrics.clone(),
-        access,
+        stack::Seen { metrics: metrics.clone(), access, sampler },
     );
     let control = ControlLane::new(settings.admission.control_in_flight, settings.admission.control_queue);
     let limit = usize::try_from(settings.server.max_message_bytes.as_u64()).unwrap_or(usize::MAX);
@@ -359,7 +361,11 @@ fn history(settings: &Settings) -> Result<Arc<History>, StartError> {
 
 /// What every version must satisfy, by the settings.
 fn rules(settings: &Settings) -> Result<Rules, StartError> {
-    Ok(Rules { integrity: integrity(&settings.integrity)?, safety: settings.safety.clone() })
+    Ok(Rules {
+        integrity: integrity(&settings.integrity)?,
+        safety: settings.safety.clone(),
+        known: Arc::default(),
+    })
 }
 
 fn integrity(settings: &config::Integrity) -> Result<Integrity, StartError> {

@@ -13,11 +13,18 @@ use crate::{
     config::Admission,
     rollout::{Route, RouteLayer},
     sched::{Dispatch, Scheduler},
-    telemetry::{AccessLog, Metrics, Record, RecordLayer},
+    telemetry::{AccessLog, Metrics, Record, RecordLayer, SampleLayer, Sampled, Sampler},
 };
 
 /// What every inference call goes through.
-pub(super) type InferStack = Record<Route<Resolve<Deadline<Forecast<PriorityLimit<Dispatch>>>>>>;
+pub(super) type InferStack = Record<Sampled<Route<Resolve<Deadline<Forecast<PriorityLimit<Dispatch>>>>>>>;
+
+/// Who sees every request and its answer.
+pub(super) struct Seen {
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) access: Arc<AccessLog>,
+    pub(super) sampler: Option<Arc<Sampler>>,
+}
 
 /// Builds it.
 pub(super) fn infer(
@@ -26,12 +33,14 @@ pub(super) fn infer(
     forecaster: Arc<Forecaster>,
     limiter: Arc<Limiter>,
     scheduler: Arc<Scheduler>,
-    metrics: Arc<Metrics>,
-    access: Arc<AccessLog>,
+    seen: Seen,
 ) -> InferStack {
+    let Seen { metrics, access, sampler } = seen;
     ServiceBuilder::new()
         // Sees every outcome, refusals included.
         .layer(RecordLayer::new(metrics, access))
+        // Keeps some requests with their answers, where the settings ask for it.
+        .layer(SampleLayer::new(sampler))
         // Sends a request to a version that is rolled out, and to the live one where that fails.
         .layer(route)
         // Wrong requests and lanes that are shed are refused before they wait; from here on the lane is known.

@@ -8,11 +8,14 @@
 //! fail_while = "path"   # the pass fails as long as there is such a file
 //! fail_every = 20       # each twentieth pass fails
 //! offset = 0.5          # is added to output_0
+//! hang_while = "path"   # the pass does not end as long as there is such a file
 //! load_error = "text"   # loading fails
 //! unsafe = ["aten::x"]  # what an inspection would find that is not known to be harmless
 //! memory_bytes = 1000   # what it says that it takes once it is loaded
 //! estimate_bytes = 500  # what is thought before; default: memory_bytes
 //! ```
+//!
+//! Its one parameter is `scale`, float32 of shape `[]`: weights may be laid over it.
 
 use std::{
     any::Any,
@@ -28,10 +31,19 @@ use serde::Deserialize;
 
 use super::{ArchiveSummary, Backend, BackendError, Module, Pass, ThreadRole};
 use crate::{
-    loader::archive::safety::{Danger, Finding},
+    loader::{
+        archive::{
+            TensorInfo,
+            safety::{Danger, Finding},
+        },
+        weights::Overlay,
+    },
     model::{ArgKind, Argument, NamedTensor},
     tensor::{DType, HostTensor},
 };
+
+/// The name of its parameter.
+const SCALE: &str = "scale";
 
 /// See the module's page.
 #[derive(Debug, Default)]
@@ -48,6 +60,7 @@ struct Script {
     fail_while: Option<PathBuf>,
     fail_every: u64,
     offset: f32,
+    hang_while: Option<PathBuf>,
     load_error: Option<String>,
     load_delay_ms: u64,
     stateful: bool,
@@ -72,6 +85,7 @@ impl Default for Script {
             fail_while: None,
             fail_every: 0,
             offset: 0.0,
+            hang_while: None,
             load_error: None,
             load_delay_ms: 0,
             stateful: false,
@@ -124,6 +138,16 @@ impl Backend for FakeBackend {
             torch_version: None,
             findings: script.r#unsafe.into_iter().map(finding).collect(),
             tensor_bytes: script.memory_bytes,
+            tensors: vec![TensorInfo {
+                name: SCALE.to_owned(),
+                dtype: "float32".to_owned(),
+                shape: Vec::new(),
+                bytes: 4,
+                shared_with: None,
+                storage: String::new(),
+                offset: 0,
+                strides: Vec::new(),
+            }],
         })
     }
 
@@ -132,8 +156,12 @@ impl Backend for FakeBackend {
         script.estimate_bytes.unwrap_or(script.memory_bytes)
     }
 
-    fn load(&self, archive: &Path) -> Result<Box<dyn Module>, BackendError> {
-        let script = script(archive)?;
+    fn load(&self, archive: &Path, overlay: Option<&Overlay<'_>>) -> Result<Box<dyn Module>, BackendError> {
+        let mut script = script(archive)?;
+        let scale = overlay.and_then(|overlay| overlay.weights().get(SCALE));
+        if let Some(bytes) = scale.and_then(|scale| scale.data.first_chunk().copied()) {
+            script.scale = f32::from_le_bytes(bytes);
+        }
         std::thread::sleep(Duration::from_millis(script.load_delay_ms));
         match &script.load_error {
             Some(message) => Err(BackendError::new(message.clone())),
@@ -149,6 +177,9 @@ impl Module for Script {
 
     fn forward(&self, pass: Pass<'_>) -> Result<Vec<NamedTensor>, BackendError> {
         std::thread::sleep(Duration::from_millis(self.delay_ms));
+        while self.hang_while.as_ref().is_some_and(|path| path.exists()) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
         if let Some(path) = self.fail_while.as_ref().filter(|path| path.exists()) {
             return Err(BackendError::new(format!("{} is there", path.display())));
         }

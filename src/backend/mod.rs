@@ -20,7 +20,10 @@ pub use torch::TorchBackend;
 
 use crate::{
     admission::Breaker,
-    loader::archive::safety::Finding,
+    loader::{
+        archive::{TensorInfo, safety::Finding},
+        weights::Overlay,
+    },
     model::{Arg, Argument, ModelManifest, NamedTensor, Signature, Version},
     residency::Reservation,
     sched::Quick,
@@ -55,6 +58,8 @@ pub struct ArchiveSummary {
     pub findings: Vec<Finding>,
     /// Bytes of its tensors: it will take no less.
     pub tensor_bytes: u64,
+    /// Parameters, then buffers: what weights can be laid over.
+    pub tensors: Vec<TensorInfo>,
 }
 
 /// Why an archive could not be read, loaded or run. One line; the log has the rest.
@@ -104,11 +109,11 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// Not an archive, or one that cannot be served.
     fn inspect(&self, archive: &Path) -> Result<ArchiveSummary, BackendError>;
 
-    /// Loads it. Runs on a loader thread.
+    /// Loads it, with the weights of `overlay` in the place of its own. Runs on a loader thread.
     ///
     /// # Errors
     /// Whatever the library says.
-    fn load(&self, archive: &Path) -> Result<Box<dyn Module>, BackendError>;
+    fn load(&self, archive: &Path, overlay: Option<&Overlay<'_>>) -> Result<Box<dyn Module>, BackendError>;
 
     /// Bytes that a version will take once it is loaded, going by its files alone: the archive, then others. Cheap; what is
     /// loaded is measured.
@@ -172,6 +177,8 @@ pub struct Servable {
     pub max_batch: usize,
     /// sha256 of the archive, hexadecimal.
     pub sha256: String,
+    /// sha256 of the weights that were laid over it, where there were any.
+    pub weights_sha256: Option<String>,
     /// Size of the archive.
     pub bytes: u64,
     /// Version of torch that wrote it.

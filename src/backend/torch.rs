@@ -9,14 +9,14 @@
     reason = "tensors are made from, and read as, plain memory; each block says why it is sound"
 )]
 
-use std::{any::Any, path::Path};
+use std::{any::Any, os::fd::AsRawFd, path::Path};
 
 use bytes::Bytes;
 use tch::{CModule, Device, IValue, Kind, Tensor};
 
 use super::{ArchiveSummary, Backend, BackendError, Module, Pass, ThreadRole};
 use crate::{
-    loader::summary,
+    loader::{summary, weights::Overlay},
     model::{Arg, NamedTensor},
     tensor::{DType, HostTensor, Joined, Shape},
 };
@@ -72,8 +72,11 @@ impl Backend for TorchBackend {
         summary::of_archive(archive)
     }
 
-    fn load(&self, archive: &Path) -> Result<Box<dyn Module>, BackendError> {
-        let mut module = CModule::load_on_device(archive, Device::Cpu).map_err(said)?;
+    fn load(&self, archive: &Path, overlay: Option<&Overlay<'_>>) -> Result<Box<dyn Module>, BackendError> {
+        let mut module = match overlay {
+            None => CModule::load_on_device(archive, Device::Cpu).map_err(said)?,
+            Some(overlay) => with_weights(archive, overlay)?,
+        };
         module.f_set_eval().map_err(said)?;
         Ok(Box::new(TorchModule { module }))
     }
@@ -86,6 +89,23 @@ impl Backend for TorchBackend {
         // SAFETY: glibc's, with the signature of its manual page; it may be called at any time from any thread.
         unsafe { malloc_trim(0) };
     }
+}
+
+/// Loads a copy of the archive with other weights in it. The copy is a file in memory: libtorch would copy a string three
+/// times before it reads it.
+fn with_weights(archive: &Path, overlay: &Overlay<'_>) -> Result<CModule, BackendError> {
+    let failed =
+        |error: std::io::Error| BackendError::new(format!("cannot lay the weights over a copy: {error}"));
+    let mut copy = memory_file().map_err(failed)?;
+    std::fs::File::open(archive).and_then(|mut from| std::io::copy(&mut from, &mut copy)).map_err(failed)?;
+    overlay.write_into(&mut copy).map_err(|error| BackendError::new(error.to_string()))?;
+    CModule::load_on_device(format!("/proc/self/fd/{}", copy.as_raw_fd()), Device::Cpu).map_err(said)
+}
+
+/// A file that is nowhere but in memory, and gone once it is closed.
+fn memory_file() -> std::io::Result<std::fs::File> {
+    let fd = rustix::fs::memfd_create("weights", rustix::fs::MemfdFlags::CLOEXEC)?;
+    Ok(fd.into())
 }
 
 struct TorchModule {

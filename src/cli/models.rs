@@ -193,6 +193,9 @@ fn show(model: &proto::Model) {
     println!("before it     {}", or_dash(&model.previous_version));
     println!("on disk       {}", or_dash(&model.versions.join(", ")));
     println!("sha256        {}", or_dash(&model.sha256));
+    if !model.weights_sha256.is_empty() {
+        println!("weights       {}", model.weights_sha256);
+    }
     println!("size          {}", show_bytes(model.bytes));
     println!("memory        {} ({})", resident(model), or_dash(&model.load));
     println!("max batch     {}", model.max_batch);

@@ -20,6 +20,9 @@ pub(super) struct Args {
     /// Refuse an archive with another sha256
     #[arg(long, value_name = "HEX", conflicts_with_all = ["rollback", "unload"])]
     sha256: Option<String>,
+    /// Refuse weights with another sha256
+    #[arg(long, value_name = "HEX", conflicts_with_all = ["rollback", "unload"])]
+    weights_sha256: Option<String>,
     /// Verify, load and warm up, but change nothing
     #[arg(long, conflicts_with_all = ["rollback", "unload"])]
     validate_only: bool,
@@ -50,6 +53,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
                 model: model.clone(),
                 version: args.version.map(|version| version.to_string()).unwrap_or_default(),
                 expected_sha256: args.sha256.clone().unwrap_or_default(),
+                expected_weights_sha256: args.weights_sha256.clone().unwrap_or_default(),
                 validate_only: args.validate_only,
             };
             client.reload_model(request).await
@@ -74,11 +78,15 @@ fn print(report: &proto::ReloadModelResponse) {
         );
     }
     println!("sha256 {}  {}", report.sha256, show_bytes(report.bytes));
+    if !report.weights_sha256.is_empty() {
+        println!("weights {}", report.weights_sha256);
+    }
     let phases = report.phases.unwrap_or_default();
     let rows: Vec<_> = [
         ("verify", phases.verify),
         ("load", phases.load),
         ("warm-up", phases.warm_up),
+        ("check", phases.check),
         ("swap", phases.swap),
         ("drain", phases.drain),
         ("total", phases.total),
@@ -101,5 +109,16 @@ fn print(report: &proto::ReloadModelResponse) {
             show_duration(warmup.steady_pass),
             if warmup.steady { "" } else { " (not all shapes became steady)" }
         );
+    }
+    let check = report.check.unwrap_or_default();
+    if check.samples > 0 {
+        let from = |difference: Option<f64>, what: &str| {
+            difference.map(|difference| format!(", at most {difference:.3e} from {what}")).unwrap_or_default()
+        };
+        let (expected, live) = (
+            from(check.from_expected, "what they expect"),
+            from(check.from_live, "the version that was live"),
+        );
+        println!("check: {} samples{expected}{live}", check.samples);
     }
 }

@@ -33,6 +33,9 @@ pub(super) struct ConfigArgs {
     /// Start even if the repositories hold no model
     #[arg(long)]
     allow_empty: bool,
+    /// Record so many requests of each model, with their answers, as samples for the check of later versions
+    #[arg(long, value_name = "N")]
+    record_samples: Option<usize>,
     /// Any other setting, as in --set server.grace=5s; may be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -58,6 +61,7 @@ impl ConfigArgs {
             ("log.format", &self.log_format),
         ];
         flags.extend(named.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value.clone()?))));
+        flags.extend(self.record_samples.map(|count| ("samples.record".to_owned(), count.to_string())));
         if self.allow_empty {
             flags.push(("allow_empty".to_owned(), "true".to_owned()));
         }

@@ -47,13 +47,18 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     }
     let (mut rows, mut problems) = (Vec::new(), 0);
     for on_disk in &versions {
-        let examined =
-            seal::examine::<Infallible>(&on_disk.place, &on_disk.files, &integrity, &mut |what, found| {
+        let examined = seal::examine::<Infallible>(
+            &on_disk.place,
+            &on_disk.files,
+            &integrity,
+            None,
+            &mut |what, found| {
                 problems += usize::from(found.is_err());
                 let said = found.unwrap_or_else(|wrong| format!("WRONG: {wrong}"));
                 rows.push(vec![on_disk.path.display().to_string(), what.to_owned(), said]);
                 ControlFlow::Continue(())
-            });
+            },
+        );
         let ControlFlow::Continue(_) = examined;
     }
     print_table(&["VERSION", "WHAT", "RESULT"], &rows);

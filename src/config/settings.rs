@@ -9,9 +9,9 @@ use super::{Cache, Store, human_duration};
 use crate::{
     admission::{PressureSettings, TenantSettings},
     loader::{archive::safety::Safety, seal::Policy},
-    model::LoadMode,
+    model::{LoadMode, MOST_SAMPLES},
     residency::ReloadPolicy,
-    telemetry::{AccessPolicy, LogFormat},
+    telemetry::{AccessPolicy, LogFormat, SampleSettings},
 };
 
 /// All of them.
@@ -50,6 +50,8 @@ pub struct Settings {
     pub store: Store,
     /// Where files from object stores are kept.
     pub cache: Cache,
+    /// Samples of live traffic, for the check of later versions.
+    pub samples: SampleSettings,
     /// Log lines.
     pub log: Log,
 }
@@ -73,6 +75,7 @@ impl Default for Settings {
             safety: Safety::default(),
             store: Store::default(),
             cache: Cache::default(),
+            samples: SampleSettings::default(),
             log: Log::default(),
         }
     }
@@ -219,11 +222,16 @@ impl Default for Executors {
 pub struct Loader {
     /// Models that load at once.
     pub threads: usize,
+    /// A load that takes longer, warm-up included, has failed: it cannot be broken off, so its thread is left behind.
+    #[serde(with = "human_duration")]
+    pub time_limit: Duration,
+    /// Threads that may take the places of those left behind.
+    pub spare: usize,
 }
 
 impl Default for Loader {
     fn default() -> Self {
-        Self { threads: 1 }
+        Self { threads: 1, time_limit: Duration::from_secs(600), spare: 2 }
     }
 }
 
@@ -330,6 +338,8 @@ impl Settings {
             ("server.max_streams", self.server.max_streams as usize, 1, 1 << 20, "1 to 1048576"),
             ("server.max_requests", self.server.max_requests, 1, 1 << 24, "1 to 16777216"),
             ("loader.threads", self.loader.threads, 1, 64, "1 to 64"),
+            ("loader.spare", self.loader.spare, 0, 64, "0 to 64"),
+            ("samples.record", self.samples.record, 0, MOST_SAMPLES, "0 (none) to 1000"),
             ("executors.threads", self.executors.threads, 0, 1024, "0 to 1024"),
             ("executors.intra_op_threads", self.executors.intra_op_threads, 0, 1024, "0 to 1024"),
             ("executors.spare", self.executors.spare, 0, 64, "0 to 64"),
@@ -346,6 +356,7 @@ impl Settings {
             ("admission.max_deadline", a.max_deadline),
             ("executors.max_block", self.executors.max_block),
             ("memory.max_wait", self.memory.max_wait),
+            ("loader.time_limit", self.loader.time_limit),
         ] {
             if value < Duration::from_millis(1) {
                 return Err((key, humantime::format_duration(value).to_string(), "1ms or more"));

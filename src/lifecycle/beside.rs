@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Asker, Change, Manager, Phases, Prepared, entry::Entry, manager::Told};
+use super::{Asker, Change, Expected, Manager, Phases, Prepared, entry::Entry, manager::Told};
 use crate::{
     backend::Servable,
     error::{Reason, Result},
@@ -43,7 +43,7 @@ impl Manager {
         let outcome = async {
             let files = self.materialize(files).await?;
             let room = self.room(entry, &files).await?;
-            Ok((self.prepare(entry, files.clone(), None, room).await?, files))
+            Ok((self.prepare(entry, files.clone(), Expected::default(), room).await?, files))
         };
         let outcome: Result<_> = outcome.await;
         let (Prepared { servable, measured, phases, .. }, files) = match outcome {

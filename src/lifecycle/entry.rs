@@ -10,7 +10,9 @@ use tokio::{sync::watch, time::Instant};
 use rest::Rest;
 pub(super) use rest::{Arrival, Demand, Demanded};
 
-use super::{LiveStatus, LoadedStatus, ModelState, ModelStatus, Phases, beside::Side, rollouts::Rollouts};
+use super::{
+    Expected, LiveStatus, LoadedStatus, ModelState, ModelStatus, Phases, beside::Side, rollouts::Rollouts,
+};
 use crate::{
     backend::Servable,
     error::{Error, Reason, Result},
@@ -116,11 +118,24 @@ impl Facts {
     }
 }
 
-/// What a rollback goes back to: the same files with the same digest.
+/// What a rollback goes back to: the same files with the same digests.
 #[derive(Debug, Clone)]
 pub(super) struct Past {
     pub(super) files: VersionFiles,
-    pub(super) sha256: String,
+    pub(super) expected: Expected,
+}
+
+impl Past {
+    fn new(live: LiveStatus, files: VersionFiles) -> Self {
+        let expected = Expected { sha256: Some(live.sha256), weights_sha256: live.weights_sha256 };
+        Self { files, expected }
+    }
+
+    fn is(&self, live: &LiveStatus) -> bool {
+        let Expected { sha256, weights_sha256 } = &self.expected;
+        let same = sha256.as_ref() == Some(&live.sha256) && *weights_sha256 == live.weights_sha256;
+        self.files.version == live.version && same
+    }
 }
 
 impl Entry {
@@ -235,6 +250,7 @@ impl Entry {
         let live = LiveStatus {
             version: servable.version,
             sha256: servable.sha256.clone(),
+            weights_sha256: servable.weights_sha256.clone(),
             bytes: servable.bytes,
             memory_bytes: servable.memory_bytes,
             since: SystemTime::now(),
@@ -245,8 +261,8 @@ impl Entry {
         let mut facts = self.facts.lock();
         // What was evicted was live as far as a rollback is concerned.
         let away = facts.rest.take_away();
-        let old = facts.live.take().map(|(old, files)| Past { files, sha256: old.sha256 }).or(away);
-        let is_this = |past: &Past| past.files.version == live.version && past.sha256 == live.sha256;
+        let old = facts.live.take().map(|(old, files)| Past::new(old, files)).or(away);
+        let is_this = |past: &Past| past.is(&live);
         match old {
             // The live version loaded again is no step: what was live before it still is what a rollback goes back to.
             Some(old) if is_this(&old) => {}
@@ -266,7 +282,7 @@ impl Entry {
         facts.hold(holding);
         let away = facts.rest.take_away();
         facts.rest.gone();
-        facts.previous = facts.live.take().map(|(old, files)| Past { files, sha256: old.sha256 }).or(away);
+        facts.previous = facts.live.take().map(|(old, files)| Past::new(old, files)).or(away);
         facts.generation = generation;
         facts.last_error = None;
     }

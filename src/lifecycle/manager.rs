@@ -12,17 +12,16 @@ use tokio::{sync::broadcast, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Asker, Change, Done, ModelEvent, ModelStatus, Phases, Preparation, Prepared, ReloadReport,
+    Asker, Change, CheckReport, Done, Expected, ModelEvent, ModelStatus, Phases, Prepared, ReloadReport,
     ResidencyConfig, Rules, WarmupReport,
     beside::Side,
     entry::{Entry, Hold, Holding, Past, Turn},
-    prepare,
 };
 use crate::{
     admission::ControlPlace,
     backend::{Backend, Servable},
     error::{Error, Reason, Result, shown},
-    loader::{LoaderPool, Stopped},
+    loader::LoaderPool,
     model::{Generation, ModelName, Version},
     registry::{ModelSlot, Registry},
     repository::{Found, Source, VersionFiles},
@@ -37,6 +36,8 @@ pub struct ManagerConfig {
     pub repositories: Vec<Source>,
     /// Longest that a swap waits for requests on the old version before it reports; they still end on it.
     pub drain: Duration,
+    /// Longest that a load may take, warm-up included, before its thread is left behind.
+    pub load_limit: Duration,
     /// What every version must satisfy.
     pub rules: Rules,
     /// What may be loaded at once.
@@ -52,8 +53,8 @@ pub struct ReloadRequest {
     pub model: String,
     /// `None`: the newest on disk.
     pub version: Option<Version>,
-    /// The archive's digest, hexadecimal; checked where it is given.
-    pub expected_sha256: Option<String>,
+    /// What the files must be.
+    pub expected: Expected,
     /// Everything but the swap.
     pub validate_only: bool,
 }
@@ -62,7 +63,7 @@ pub struct ReloadRequest {
 #[derive(Debug)]
 pub(super) struct Order {
     pub(super) files: VersionFiles,
-    pub(super) expected_sha256: Option<String>,
+    pub(super) expected: Expected,
     pub(super) holding: Holding,
     /// What is live now is to stay loaded beside what comes.
     pub(super) keep: bool,
@@ -102,7 +103,7 @@ pub struct Manager {
     pub(super) config: ManagerConfig,
     pub(super) registry: Arc<Registry>,
     pub(super) backend: Arc<dyn Backend>,
-    loader: LoaderPool,
+    pub(super) loader: LoaderPool,
     pub(super) entries: Mutex<BTreeMap<ModelName, Arc<Entry>>>,
     events: broadcast::Sender<ModelEvent>,
     observer: Observer,
@@ -151,7 +152,7 @@ impl Manager {
         entry.set_versions(found.versions.iter().map(|files| files.version).collect());
         if request.validate_only {
             let files = choose(&found, request.version)?;
-            return self.validate(&entry, files, request.expected_sha256).await;
+            return self.validate(&entry, files, request.expected).await;
         }
         let manifest = self.manifest_of(&found).await.unwrap_or_default();
         let plan = manifest.versions.plan(&found.numbers());
@@ -162,8 +163,7 @@ impl Manager {
         let holding = if as_planned { Holding::End } else { Holding::Begin(Hold::at(&found)) };
         let live = entry.live().map(|(version, _)| version);
         let keep = live.is_some_and(|live| live != files.version && plan.beside.contains(&live));
-        let expected_sha256 = request.expected_sha256;
-        let order = Order { files, expected_sha256, holding, keep, room: None, asker };
+        let order = Order { files, expected: request.expected, holding, keep, room: None, asker };
         self.change(&entry, order, place).await
     }
 
@@ -178,15 +178,14 @@ impl Manager {
         place: Option<ControlPlace>,
     ) -> Result<ReloadReport> {
         let entry = self.known(model)?;
-        let Past { files, sha256 } = entry.previous().ok_or_else(|| {
+        let Past { files, expected } = entry.previous().ok_or_else(|| {
             Error::new(
                 Reason::NoPreviousVersion,
                 format!("model '{model}' has no earlier version to go back to"),
             )
         })?;
         let holding = self.holding(model).await;
-        let expected_sha256 = Some(sha256);
-        let order = Order { files, expected_sha256, holding, keep: false, room: None, asker };
+        let order = Order { files, expected, holding, keep: false, room: None, asker };
         self.change(&entry, order, place).await
     }
 
@@ -284,14 +283,6 @@ impl Manager {
         self.find(model).await.map_or(Holding::As, |found| Holding::Begin(Hold::at(&found)))
     }
 
-    /// Sees to it that the files are on this machine, and stay there while they are held.
-    pub(super) async fn materialize(&self, mut files: VersionFiles) -> Result<VersionFiles> {
-        for repository in &self.config.repositories {
-            files = repository.materialize(files).await?;
-        }
-        Ok(files)
-    }
-
     pub(super) async fn find(&self, model: &str) -> Result<Found> {
         let name: ModelName = model.parse().map_err(|_| unknown(model))?;
         for repository in &self.config.repositories {
@@ -379,17 +370,12 @@ impl Manager {
 
     /// All of a reload but the swap. It changes nothing: it waits for no other change, makes none out of date, and is
     /// no event in the model's life.
-    async fn validate(
-        &self,
-        entry: &Entry,
-        files: VersionFiles,
-        expected_sha256: Option<String>,
-    ) -> Result<ReloadReport> {
+    async fn validate(&self, entry: &Entry, files: VersionFiles, expected: Expected) -> Result<ReloadReport> {
         let started = Instant::now();
         let files = self.materialize(files).await?;
         let room = self.room(entry, &files).await?;
-        let Prepared { servable, phases, warmup, .. } =
-            self.prepare(entry, files, expected_sha256, room).await?;
+        let Prepared { servable, phases, warmup, check, .. } =
+            self.prepare(entry, files, expected, room).await?;
         let status = entry.status();
         let live = status.live.map(|live| live.version);
         let report = ReloadReport {
@@ -398,57 +384,15 @@ impl Manager {
             live,
             generation: status.generation,
             sha256: servable.sha256.clone(),
+            weights_sha256: servable.weights_sha256.clone(),
             bytes: servable.bytes,
             phases: Phases { total: started.elapsed(), ..phases },
             warmup,
+            check,
             validated_only: true,
         };
         self.discard(servable).await;
         Ok(report)
-    }
-
-    pub(super) async fn prepare(
-        &self,
-        entry: &Entry,
-        files: VersionFiles,
-        expected_sha256: Option<String>,
-        room: Reservation,
-    ) -> Result<Prepared> {
-        let sources = files.clone();
-        let (backend, rules) = (self.backend.clone(), self.config.rules.clone());
-        let (served, live) = (entry.slot.served().all(), entry.slot.lease());
-        let model = entry.name().clone();
-        let prepared = self
-            .loader
-            .run(move || {
-                let expected_sha256 = expected_sha256.as_deref();
-                let of = Preparation {
-                    model: &model,
-                    files: &files,
-                    expected_sha256,
-                    served: &served,
-                    live,
-                    rules: &rules,
-                };
-                prepare(backend.as_ref(), &of)
-            })
-            .await
-            .map_err(|stopped| match stopped {
-                Stopped::Closed => {
-                    Error::new(Reason::ShuttingDown, "the server is stopping: nothing was changed")
-                }
-                Stopped::Panicked => {
-                    Error::new(Reason::Internal, "a bug in torchlane: the server's log says where")
-                }
-            })?;
-        let prepared = prepared?;
-        match self.book(entry, &sources, &prepared.servable, room).await {
-            Ok(()) => Ok(prepared),
-            Err(error) => {
-                self.discard(prepared.servable).await;
-                Err(error)
-            }
-        }
     }
 
     /// Prepares a version, unless it is loaded already, and swaps it in. What stood there before is to be drained, and the
@@ -460,18 +404,15 @@ impl Manager {
         generation: Generation,
         started: Instant,
     ) -> Result<(ReloadReport, Option<Arc<Servable>>, Option<Side>)> {
-        let Order { files, expected_sha256, holding, keep, room, .. } = order;
+        let Order { files, expected, holding, keep, room, .. } = order;
         let mut stepped_aside = None;
-        let is_expected = |side: &Side| {
-            expected_sha256
-                .as_ref()
-                .is_none_or(|expected| expected.eq_ignore_ascii_case(&side.servable.sha256))
-        };
+        let is_expected = |side: &Side| expected.is_of(&side.servable);
         let side = entry.side_of(&files).filter(is_expected);
-        let (servable, files, mut phases, warmup, measured) = match &side {
+        let (servable, files, mut phases, warmup, check, measured) = match &side {
             Some(side) => {
-                let nothing = (Phases::default(), WarmupReport::default());
-                (side.servable.clone(), side.files.clone(), nothing.0, nothing.1, side.measured.clone())
+                let (servable, files) = (side.servable.clone(), side.files.clone());
+                let nothing = (Phases::default(), WarmupReport::default(), CheckReport::default());
+                (servable, files, nothing.0, nothing.1, nothing.2, side.measured.clone())
             }
             None => {
                 let files = self.materialize(files).await?;
@@ -483,9 +424,9 @@ impl Manager {
                         room
                     }
                 };
-                let Prepared { servable, phases, warmup, measured } =
-                    self.prepare(entry, files.clone(), expected_sha256, room).await?;
-                (servable, files, phases, warmup, measured)
+                let Prepared { servable, phases, warmup, check, measured } =
+                    self.prepare(entry, files.clone(), expected, room).await?;
+                (servable, files, phases, warmup, check, measured)
             }
         };
         if !entry.is_newest(generation) {
@@ -511,9 +452,11 @@ impl Manager {
             live: Some(servable.version),
             generation,
             sha256: servable.sha256.clone(),
+            weights_sha256: servable.weights_sha256.clone(),
             bytes: servable.bytes,
             phases,
             warmup,
+            check,
             validated_only: false,
         };
         Ok((report, old.filter(|_| !kept), side))
@@ -532,10 +475,6 @@ impl Manager {
             tracing::warn!(version = %old.version, "requests are still running on the old version: it is dropped after them");
         }
         self.discard(old).await;
-    }
-
-    pub(super) async fn discard(&self, servable: Arc<Servable>) {
-        let _closing = self.loader.run(move || drop(servable)).await;
     }
 
     pub(super) fn announce(&self, entry: &Entry, change: Change, told: Told) {

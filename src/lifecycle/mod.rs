@@ -7,7 +7,9 @@ mod beside;
 mod demand;
 mod entry;
 mod footprint;
+mod golden;
 mod history;
+mod load;
 mod manager;
 mod prepare;
 mod rollout;
@@ -22,14 +24,15 @@ mod watch;
 
 pub use demand::{OnDemand, ResidencyConfig};
 pub use history::{ChangeRecord, History};
+pub use load::Expected;
 pub use manager::{Manager, ManagerConfig, Observer, ReloadRequest};
-pub use prepare::{LoadFailure, Phase, Preparation, Prepared, prepare};
+pub use prepare::{LoadFailure, Phase, Preparation, Prepared, Progress, prepare};
 pub use rollout::{Patch, RolloutChange};
 pub use rollouts::{RolloutBrief, RolloutState, RolloutStatus};
 pub use rules::Rules;
 pub use status::{
-    Asker, Change, Done, LiveStatus, LoadedStatus, ModelEvent, ModelState, ModelStatus, Phases, ReloadReport,
-    WarmupReport,
+    Asker, Change, CheckReport, Done, LiveStatus, LoadedStatus, ModelEvent, ModelState, ModelStatus, Phases,
+    ReloadReport, WarmupReport,
 };
 pub use warmup::WarmupFailure;
 pub use watch::{WatchConfig, watch};

@@ -3,24 +3,29 @@
 use std::{
     fmt,
     path::Path,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU8, Ordering},
+    },
     time::Duration,
 };
 
 use thiserror::Error;
 use tokio::time::Instant;
 
-use super::{Phases, Rules, WarmupReport, footprint, shapes, warmup};
+use super::{CheckReport, Phases, Rules, WarmupReport, footprint, golden, shapes, warmup};
 use crate::{
     admission::Breaker,
     backend::{ArchiveSummary, Backend, Servable},
     error::{Error, Reason},
     loader::{
+        Verified,
         archive::safety::Verdict,
         seal::{self, Place},
+        weights::{Overlay, Weights},
     },
-    model::{ModelManifest, ModelName, Signature},
-    registry::{InputShapes, Lease},
+    model::{ModelManifest, ModelName, Sample, Signature, read_samples},
+    registry::{InputShapes, ModelSlot},
     repository::VersionFiles,
     sched::{Measured, Quick},
 };
@@ -34,6 +39,8 @@ pub enum Phase {
     Load,
     /// Running it.
     WarmUp,
+    /// Comparing what it answers.
+    Check,
 }
 
 impl fmt::Display for Phase {
@@ -42,6 +49,7 @@ impl fmt::Display for Phase {
             Self::Verify => "verify",
             Self::Load => "load",
             Self::WarmUp => "warm-up",
+            Self::Check => "check",
         })
     }
 }
@@ -59,6 +67,15 @@ pub struct LoadFailure {
 }
 
 impl LoadFailure {
+    /// The phase that `progress` is in has not ended within `limit`: a pass that loops for ever, say.
+    pub fn too_long(progress: &Progress, limit: Duration) -> Self {
+        let limit = humantime::format_duration(limit);
+        let cause = format!(
+            "it did not end within {limit} (loader.time_limit): its thread is left behind, look for a loop in the model"
+        );
+        Self::new(progress.phase(), cause)
+    }
+
     fn new(phase: Phase, cause: impl fmt::Display) -> Self {
         Self { phase, cause: cause.to_string(), reason: Reason::LoadFailed }
     }
@@ -67,6 +84,32 @@ impl LoadFailure {
 impl From<LoadFailure> for Error {
     fn from(failure: LoadFailure) -> Self {
         Self::new(failure.reason, failure.to_string())
+    }
+}
+
+/// Which phase a preparation is in, for those who wait for it.
+#[derive(Debug, Clone, Default)]
+pub struct Progress(Arc<AtomicU8>);
+
+impl Progress {
+    /// The phase that has begun last.
+    pub fn phase(&self) -> Phase {
+        match self.0.load(Ordering::Relaxed) {
+            0 => Phase::Verify,
+            1 => Phase::Load,
+            2 => Phase::WarmUp,
+            _ => Phase::Check,
+        }
+    }
+
+    fn begin(&self, phase: Phase) {
+        let number = match phase {
+            Phase::Verify => 0,
+            Phase::Load => 1,
+            Phase::WarmUp => 2,
+            Phase::Check => 3,
+        };
+        self.0.store(number, Ordering::Relaxed);
     }
 }
 
@@ -79,6 +122,8 @@ pub struct Prepared {
     pub phases: Phases,
     /// What the warm-up ran.
     pub warmup: WarmupReport,
+    /// What its samples showed.
+    pub check: CheckReport,
     /// How long its passes took.
     pub measured: Vec<Measured>,
 }
@@ -92,10 +137,17 @@ pub struct Preparation<'a> {
     pub files: &'a VersionFiles,
     /// The archive's digest, where the caller knows it.
     pub expected_sha256: Option<&'a str>,
+    /// That of the weights that are laid over it, likewise.
+    pub expected_weights_sha256: Option<&'a str>,
     /// Shapes to warm up with where `model.toml` declares none.
     pub served: &'a [InputShapes],
-    /// The version that serves now, to compare with.
-    pub live: Option<Lease>,
+    /// Sizes of batches that the live version runs.
+    pub learned: &'a [usize],
+    /// Where the version stands that serves now, to compare with. It is held only while it is compared: a load that does not
+    /// end must not hold it for ever.
+    pub live: Option<&'a ModelSlot>,
+    /// Told of each phase as it begins.
+    pub progress: Progress,
     /// What holds for every model.
     pub rules: &'a Rules,
 }
@@ -103,7 +155,17 @@ pub struct Preparation<'a> {
 impl<'a> Preparation<'a> {
     /// Of a version that stands alone: nothing serves beside it, nothing was served before.
     pub fn alone(model: &'a ModelName, files: &'a VersionFiles, rules: &'a Rules) -> Self {
-        Self { model, files, expected_sha256: None, served: &[], live: None, rules }
+        Self {
+            model,
+            files,
+            expected_sha256: None,
+            expected_weights_sha256: None,
+            served: &[],
+            learned: &[],
+            live: None,
+            progress: Progress::default(),
+            rules,
+        }
     }
 }
 
@@ -121,7 +183,7 @@ fn check_safety(rules: &Rules, archive: &Path, summary: &ArchiveSummary) -> Resu
     }
 }
 
-/// Verifies, loads and warms up.
+/// Verifies, loads, warms up and checks.
 ///
 /// # Errors
 /// The phase that failed, and why.
@@ -139,16 +201,27 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     let at = |phase| move |cause: &dyn fmt::Display| LoadFailure::new(phase, cause);
     let verify = at(Phase::Verify);
     let archive = files.archive.as_path();
-    // Digests and signatures first: not a byte of a file that is not what it should be is parsed.
-    let checked = seal::check(&Place::of(of.model, files.version), files, &of.rules.integrity)
+    // Digests and signatures first: not a byte of a file that is not what it should be is parsed. Newer weights for an archive
+    // that was read through already: what is known of it still holds.
+    let known = files.weights.as_ref().map(|_| rules.known.as_ref());
+    let checked = seal::check(&Place::of(of.model, files.version), files, &of.rules.integrity, known)
         .map_err(|wrong| LoadFailure { reason: wrong.reason(), ..verify(&wrong) })?;
     let sha256 = &checked.sha256;
     if let Some(expected) = expected_sha256.filter(|expected| !expected.eq_ignore_ascii_case(sha256)) {
         let cause = format!("sha256 of {} is {sha256}, {expected} was expected", archive.display());
         return Err(LoadFailure { reason: Reason::DigestMismatch, ..verify(&cause) });
     }
-    let summary = backend.inspect(archive).map_err(|error| verify(&error))?;
-    check_safety(rules, archive, &summary)?;
+    let verified = match checked.known.clone() {
+        Some(known) => known,
+        None => {
+            let summary = backend.inspect(archive).map_err(|error| verify(&error))?;
+            Arc::new(Verified { sha256: sha256.clone(), summary })
+        }
+    };
+    let summary = &verified.summary;
+    check_safety(rules, archive, summary)?;
+    let weights = weights(of, checked.bytes)?;
+    let overlay = overlay(files, weights.as_ref(), summary)?;
     let manifest = match &files.manifest {
         None => ModelManifest::default(),
         Some(path) => {
@@ -160,16 +233,22 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
             ModelManifest::parse(&text).map_err(|error| verify(&error))?
         }
     };
-    let signature =
-        Signature::new(summary.arguments, &summary.outputs, &manifest).map_err(|error| verify(&error))?;
+    let signature = Signature::new(summary.arguments.clone(), &summary.outputs, &manifest)
+        .map_err(|error| verify(&error))?;
+    let samples = samples(files)?;
     phases.verify = lap();
 
+    of.progress.begin(Phase::Load);
     let load = at(Phase::Load);
     let before_load = footprint::resident();
-    let module = backend.load(archive).map_err(|error| {
+    let module = backend.load(archive, overlay.as_ref()).map_err(|error| {
         tracing::error!(target: "torchlane::load", error = %error.full, archive = %archive.display(), "loading failed");
         load(&error)
     })?;
+    let gained = footprint::resident().saturating_sub(before_load);
+    let sources: Vec<&Path> = std::iter::once(archive).chain(files.weights.as_deref()).collect();
+    let estimate = backend.memory_estimate(&sources);
+    let memory_bytes = footprint::measured(module.memory_bytes(), gained, summary.tensor_bytes, estimate);
     // What was hashed must be what was loaded.
     if let Some(changed) = checked.changed() {
         return Err(load(&format!(
@@ -177,10 +256,9 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
             changed.display()
         )));
     }
-    let gained = footprint::resident().saturating_sub(before_load);
-    let sources: Vec<&Path> = std::iter::once(archive).chain(files.weights.as_deref()).collect();
-    let estimate = backend.memory_estimate(&sources);
-    let memory_bytes = footprint::measured(module.memory_bytes(), gained, summary.tensor_bytes, estimate);
+    rules.known.keep(checked.archive, verified.clone());
+    // They are in the module now: the warm-up need not have them in memory twice.
+    let weights_sha256 = weights.map(|weights| weights.sha256);
     phases.load = lap();
 
     let max_batch = if summary.stateful { 1 } else { manifest.batching.max_batch() };
@@ -195,14 +273,18 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
         quick: Arc::default(),
         max_batch,
         sha256: checked.sha256,
+        weights_sha256,
         bytes: checked.bytes,
-        torch_version: summary.torch_version,
+        torch_version: summary.torch_version.clone(),
         memory_bytes,
         memory: OnceLock::new(),
     };
-    let shapes = shapes::shapes(&servable, served).map_err(|cause| LoadFailure::new(Phase::WarmUp, cause))?;
-    let shapes = shapes::padded(&servable.signature, shapes);
-    let warmed = warmup::run(&servable, &shapes).map_err(|error| LoadFailure::new(Phase::WarmUp, error))?;
+    of.progress.begin(Phase::WarmUp);
+    let shapes = shapes::shapes(&servable, served, &samples)
+        .map_err(|cause| LoadFailure::new(Phase::WarmUp, cause))?;
+    let shapes = shapes::padded(&servable.signature, shapes::with_samples(&samples, shapes));
+    let warmed = warmup::run(&servable, &shapes, &samples, of.learned)
+        .map_err(|error| LoadFailure::new(Phase::WarmUp, error))?;
     if !warmed.batchable && servable.max_batch > 1 {
         tracing::warn!(archive = %archive.display(), "results do not follow the batch: requests are run one by one");
         servable.max_batch = 1;
@@ -212,5 +294,60 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
         servable.quick = Arc::new(Quick::up_to(warmed.quick_bytes));
     }
     phases.warm_up = lap();
-    Ok(Prepared { servable: Arc::new(servable), phases, warmup: warmed.report, measured: warmed.measured })
+
+    of.progress.begin(Phase::Check);
+    let check = golden::run(&servable, &samples, || of.live?.lease())
+        .map_err(|cause| LoadFailure::new(Phase::Check, cause))?;
+    phases.check = lap();
+    Ok(Prepared {
+        servable: Arc::new(servable),
+        phases,
+        warmup: warmed.report,
+        check,
+        measured: warmed.measured,
+    })
+}
+
+/// Reads the samples of a version that has some.
+fn samples(files: &VersionFiles) -> Result<Vec<Sample>, LoadFailure> {
+    let read = files.samples.as_deref().map(|path| {
+        read_samples(path)
+            .map_err(|error| LoadFailure::new(Phase::Verify, format_args!("{}: {error}", path.display())))
+    });
+    Ok(read.transpose()?.unwrap_or_default())
+}
+
+/// Reads the weights of a version that has some.
+fn weights(of: &Preparation<'_>, archive_bytes: u64) -> Result<Option<Weights>, LoadFailure> {
+    let verify = |cause: &dyn fmt::Display| LoadFailure::new(Phase::Verify, cause);
+    let expected = of.expected_weights_sha256;
+    let Some(path) = &of.files.weights else {
+        return match expected {
+            Some(expected) => {
+                let cause = format!("version {} has no weights, {expected} were expected", of.files.version);
+                Err(LoadFailure { reason: Reason::DigestMismatch, ..verify(&cause) })
+            }
+            None => Ok(None),
+        };
+    };
+    let weights = Weights::read(path, archive_bytes)
+        .map_err(|error| verify(&format_args!("{}: {error}", path.display())))?;
+    if let Some(expected) = expected.filter(|expected| !expected.eq_ignore_ascii_case(&weights.sha256)) {
+        let cause = format!("sha256 of {} is {}, {expected} was expected", path.display(), weights.sha256);
+        return Err(LoadFailure { reason: Reason::DigestMismatch, ..verify(&cause) });
+    }
+    Ok(Some(weights))
+}
+
+/// Holds weights against what the archive has.
+fn overlay<'a>(
+    files: &VersionFiles,
+    weights: Option<&'a Weights>,
+    summary: &'a ArchiveSummary,
+) -> Result<Option<Overlay<'a>>, LoadFailure> {
+    let overlay = weights.map(|weights| Overlay::new(&summary.tensors, weights)).transpose();
+    overlay.map_err(|error| {
+        let path = files.weights.as_deref().unwrap_or(&files.archive);
+        LoadFailure::new(Phase::Verify, format_args!("{}: {error}", path.display()))
+    })
 }

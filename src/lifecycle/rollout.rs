@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::{
-    Asker, Change, Manager, RolloutState, RolloutStatus,
+    Asker, Change, Expected, Manager, RolloutState, RolloutStatus,
     entry::{Entry, Hold, Holding},
     manager::{Order, Told, choose},
     rollouts::{Beginning, Decision},
@@ -348,7 +348,7 @@ impl Manager {
         };
         let live = entry.live().map(|(live, _)| live);
         let keep = live.is_some_and(|live| live != version && plan.beside.contains(&live));
-        Some(Order { files, expected_sha256: None, holding, keep, room: None, asker })
+        Some(Order { files, expected: Expected::default(), holding, keep, room: None, asker })
     }
 }
 

@@ -1,6 +1,8 @@
 //! What every version must satisfy before it may serve, whatever its model.
 
-use crate::loader::{archive::safety::Safety, seal::Integrity};
+use std::sync::Arc;
+
+use crate::loader::{Known, archive::safety::Safety, seal::Integrity};
 
 /// Made from the settings once; the same for every load.
 #[derive(Debug, Clone, Default)]
@@ -9,4 +11,6 @@ pub struct Rules {
     pub integrity: Integrity,
     /// What archives may ask for.
     pub safety: Safety,
+    /// Archives that were read through already.
+    pub known: Arc<Known>,
 }

@@ -2,10 +2,19 @@
 
 use std::collections::BTreeSet;
 
-use crate::{backend::Servable, model::Signature, registry::InputShapes, tensor::DType};
+use crate::{
+    backend::Servable,
+    model::{NamedTensor, Sample, Signature},
+    registry::{InputShapes, ServedShapes},
+    tensor::DType,
+};
 
 /// Declared shapes; else those that a fixed signature implies; else those served so far.
-pub(super) fn shapes(servable: &Servable, served: &[InputShapes]) -> Result<Vec<InputShapes>, String> {
+pub(super) fn shapes(
+    servable: &Servable,
+    served: &[InputShapes],
+    samples: &[Sample],
+) -> Result<Vec<InputShapes>, String> {
     let inputs = servable.signature.inputs();
     let declared = &servable.manifest.warmup.shapes;
     if !declared.is_empty() {
@@ -16,7 +25,11 @@ pub(super) fn shapes(servable: &Servable, served: &[InputShapes]) -> Result<Vec<
                     .iter()
                     .map(|(name, shape)| {
                         let spec = inputs.iter().find(|spec| *spec.name == **name);
-                        let dtype = spec.and_then(|spec| spec.dtype).unwrap_or(DTYPE_GUESS);
+                        let sampled = || {
+                            let mut inputs = samples.iter().flat_map(|sample| &sample.inputs);
+                            inputs.find(|input| input.name == *name).map(|input| input.tensor.dtype())
+                        };
+                        let dtype = spec.and_then(|spec| spec.dtype).or_else(sampled).unwrap_or(DTYPE_GUESS);
                         Ok((name.clone(), dtype, shape.as_slice().into()))
                     })
                     .collect()
@@ -49,6 +62,26 @@ pub(super) fn shapes(servable: &Servable, served: &[InputShapes]) -> Result<Vec<
         })
     };
     Ok(served.iter().filter(|shapes| fits(shapes)).cloned().collect())
+}
+
+/// The shapes of samples, and then `shapes` but for those that are among them. Of large samples there may not be room for a
+/// whole batch: they are left to the check.
+pub(super) fn with_samples(samples: &[Sample], shapes: Vec<InputShapes>) -> Vec<InputShapes> {
+    let bytes = |sample: &&Sample| sample.inputs.iter().map(|input| input.tensor.data().len()).sum::<usize>();
+    let small = samples.iter().filter(|sample| bytes(sample) <= ServedShapes::MOST_BYTES);
+    let own = small.map(|sample| {
+        let shape =
+            |input: &NamedTensor| (input.name.clone(), input.tensor.dtype(), input.tensor.shape().clone());
+        sample.inputs.iter().map(shape).collect()
+    });
+    let mut all: Vec<InputShapes> = Vec::new();
+    for shapes in own {
+        if all.len() < ServedShapes::LIMIT && !all.contains(&shapes) {
+            all.push(shapes);
+        }
+    }
+    all.extend(shapes);
+    all
 }
 
 /// The shapes that passes will have: where an input is padded to fixed sizes, each of these in place of its own.

@@ -41,6 +41,8 @@ pub struct Phases {
     pub load: Duration,
     /// Running it until latency was steady.
     pub warm_up: Duration,
+    /// Running its samples and comparing what came out.
+    pub check: Duration,
     /// Exchanging the pointers.
     pub swap: Duration,
     /// Until the last request on the old version had ended.
@@ -52,11 +54,12 @@ pub struct Phases {
 impl Phases {
     /// Each with its name in metrics and records, in their order.
     pub fn named(&self) -> Vec<(&'static str, Duration)> {
-        let Self { verify, load, warm_up, swap, drain, total } = *self;
+        let Self { verify, load, warm_up, check, swap, drain, total } = *self;
         vec![
             ("verify", verify),
             ("load", load),
             ("warm_up", warm_up),
+            ("check", check),
             ("swap", swap),
             ("drain", drain),
             ("total", total),
@@ -79,6 +82,17 @@ pub struct WarmupReport {
     pub steady: bool,
 }
 
+/// How near the answers to samples were to what was expected.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct CheckReport {
+    /// Samples that were run; 0 where the version has none.
+    pub samples: u32,
+    /// The largest difference from an output that a sample expects. `None`: none expects any.
+    pub from_expected: Option<f64>,
+    /// The largest difference from the live version's answers, infinite where they cannot be compared. `None`: they were not.
+    pub from_live: Option<f64>,
+}
+
 /// A reload that succeeded.
 #[derive(Debug, Clone)]
 pub struct ReloadReport {
@@ -92,12 +106,16 @@ pub struct ReloadReport {
     pub generation: Generation,
     /// Of the archive that was loaded.
     pub sha256: String,
+    /// Of the weights that were laid over it.
+    pub weights_sha256: Option<String>,
     /// Its size.
     pub bytes: u64,
     /// Times.
     pub phases: Phases,
     /// What the warm-up ran.
     pub warmup: WarmupReport,
+    /// What its samples showed.
+    pub check: CheckReport,
     /// Nothing was swapped.
     pub validated_only: bool,
 }
@@ -149,6 +167,8 @@ pub struct LiveStatus {
     pub version: Version,
     /// sha256 of its archive.
     pub sha256: String,
+    /// sha256 of the weights that were laid over it.
+    pub weights_sha256: Option<String>,
     /// Size of its archive.
     pub bytes: u64,
     /// Bytes of memory that it takes, as measured when it was loaded.

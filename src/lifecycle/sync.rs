@@ -11,7 +11,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    Asker, Change, Manager, Phases,
+    Asker, Change, Expected, Manager, Phases,
     entry::{Entry, Holding},
     manager::{Order, Told},
     rollout::{Way, way},
@@ -280,10 +280,11 @@ impl Manager {
         let order = Order {
             files: files.clone(),
             // What somebody chose comes back as that, or not at all.
-            expected_sha256: entry
+            expected: entry
                 .away()
                 .filter(|away| away.files.version == files.version && entry.is_held(found))
-                .map(|away| away.sha256),
+                .map(|away| away.expected)
+                .unwrap_or_default(),
             // While it waited for its turn somebody may have chosen another.
             holding: if entry.is_held(found) { Holding::As } else { Holding::End },
             keep: live.is_some_and(stays),
@@ -313,7 +314,7 @@ impl Manager {
             let turn = entry.quiet_turn().await.ok_or_else(|| entry.superseded())?;
             let order = Order {
                 files: files.clone(),
-                expected_sha256: None,
+                expected: Expected::default(),
                 holding: Holding::As,
                 keep: false,
                 room: None,

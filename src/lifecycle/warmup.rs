@@ -4,7 +4,7 @@
 //! tenth, and two are not always enough (three to four were, on libtorch 2.13). Runs on a loader thread; what one
 //! thread has warmed up stays warm on the executors.
 
-use std::time::Duration;
+use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 
 use thiserror::Error;
 use tokio::time::Instant;
@@ -12,10 +12,10 @@ use tokio::time::Instant;
 use super::WarmupReport;
 use crate::{
     backend::{BackendError, Pass, Servable},
-    model::{Binding, NamedTensor, fits},
+    model::{Binding, NamedTensor, Sample, fits},
     registry::InputShapes,
-    sched::{Measured, QUICK, RowClass, by_leaf, guarded, rename},
-    tensor::{DType, HostTensor, join},
+    sched::{Measured, ProfilePoint, QUICK, RowClass, by_leaf, guarded, rename},
+    tensor::{DType, HostTensor, Shape, byte_len, join},
 };
 
 /// Two passes in a row that agree this closely are steady.
@@ -59,9 +59,30 @@ pub(super) struct Warmed {
     pub(super) measured: Vec<Measured>,
 }
 
-/// Runs every shape, and for a batched model every size that its batches are padded to, or else every size from 1 up to its
-/// limit in powers of two.
-pub(super) fn run(servable: &Servable, shapes: &[InputShapes]) -> Result<Warmed, WarmupFailure> {
+/// More learned sizes of batches than this are not run.
+const LEARNED: usize = 8;
+
+/// The sizes of batches that ran most, ascending: the next version will run them too, whether they are powers of two or not.
+pub(super) fn learned(points: &[ProfilePoint]) -> Vec<usize> {
+    let mut passes: BTreeMap<usize, u64> = BTreeMap::new();
+    for point in points {
+        *passes.entry(point.rows).or_default() += point.time.passes;
+    }
+    let mut most: Vec<_> = passes.into_iter().map(|(rows, passes)| (Reverse(passes), rows)).collect();
+    most.sort_unstable();
+    let mut sizes: Vec<_> = most.into_iter().take(LEARNED).map(|(_, rows)| rows).collect();
+    sizes.sort_unstable();
+    sizes
+}
+
+/// Runs every shape, with the values of `samples` where there are any, and for a batched model every size that its batches are padded to, or else every size from 1 up to its
+/// limit in powers of two, and those that were `learned`.
+pub(super) fn run(
+    servable: &Servable,
+    shapes: &[InputShapes],
+    samples: &[Sample],
+    learned: &[usize],
+) -> Result<Warmed, WarmupFailure> {
     let config = &servable.manifest.warmup;
     let give_up = Instant::now() + config.budget;
     let mut warmed = Warmed {
@@ -71,12 +92,12 @@ pub(super) fn run(servable: &Servable, shapes: &[InputShapes]) -> Result<Warmed,
     };
     let mut seen = std::collections::HashSet::new();
     for shape in shapes {
-        for rows in sizes(servable, shape) {
+        for rows in sizes(servable, shape, learned) {
             if Instant::now() >= give_up {
                 warmed.report.steady = false;
                 return Ok(warmed);
             }
-            let inputs = inputs(shape, rows)?;
+            let inputs = inputs(shape, rows, samples)?;
             // A declared batch may be one of the sizes that another declared shape grows to.
             let shapes: Vec<_> = inputs.iter().map(|input| input.tensor.shape().clone()).collect();
             if !seen.insert(shapes) {
@@ -98,7 +119,7 @@ pub(super) fn run(servable: &Servable, shapes: &[InputShapes]) -> Result<Warmed,
     Ok(warmed)
 }
 
-fn sizes(servable: &Servable, shape: &InputShapes) -> Vec<Option<usize>> {
+fn sizes(servable: &Servable, shape: &InputShapes, learned: &[usize]) -> Vec<Option<usize>> {
     let has_rows = !shape.is_empty() && shape.iter().all(|(_, _, shape)| !shape.is_empty());
     if servable.max_batch <= 1 || !has_rows {
         return vec![None];
@@ -110,10 +131,17 @@ fn sizes(servable: &Servable, shape: &InputShapes) -> Vec<Option<usize>> {
     let mut sizes: Vec<usize> =
         std::iter::successors(Some(1), |n| Some(n * 2)).take_while(|n| *n < servable.max_batch).collect();
     sizes.push(servable.max_batch);
+    sizes.extend(learned.iter().filter(|rows| (1..servable.max_batch).contains(*rows)));
+    sizes.sort_unstable();
+    sizes.dedup();
     sizes.into_iter().map(Some).collect()
 }
 
-fn inputs(shape: &InputShapes, rows: Option<usize>) -> Result<Vec<NamedTensor>, WarmupFailure> {
+fn inputs(
+    shape: &InputShapes,
+    rows: Option<usize>,
+    samples: &[Sample],
+) -> Result<Vec<NamedTensor>, WarmupFailure> {
     shape
         .iter()
         .map(|(name, dtype, shape)| {
@@ -121,11 +149,31 @@ fn inputs(shape: &InputShapes, rows: Option<usize>) -> Result<Vec<NamedTensor>, 
             if let (Some(rows), Some(first)) = (rows, shape.first_mut()) {
                 *first = i64::try_from(rows).unwrap_or(i64::MAX);
             }
-            let tensor = HostTensor::zeros(*dtype, shape)
-                .map_err(|e| WarmupFailure::Shapes(format!("{name}: {e}")))?;
+            let tensor = match like(samples, name, *dtype, &shape) {
+                Some(sampled) => Ok(sampled),
+                None => HostTensor::zeros(*dtype, shape),
+            }
+            .map_err(|e| WarmupFailure::Shapes(format!("{name}: {e}")))?;
             Ok(NamedTensor { name: name.clone(), tensor })
         })
         .collect()
+}
+
+/// A tensor of that shape with the elements of a sample, over and over: a model that takes only some values (indices, say)
+/// takes these. `None` where no sample has such an input.
+fn like(samples: &[Sample], name: &str, dtype: DType, shape: &Shape) -> Option<HostTensor> {
+    let of = || {
+        let inputs = samples.iter().flat_map(|sample| &sample.inputs);
+        inputs.filter(|input| input.name == *name && input.tensor.dtype() == dtype).map(|input| &input.tensor)
+    };
+    let sampled =
+        of().find(|tensor| tensor.shape() == shape).or_else(|| of().find(|t| !t.data().is_empty()))?;
+    if sampled.shape() == shape {
+        return Some(sampled.clone());
+    }
+    let length = byte_len(dtype, shape).ok()?;
+    let data: Vec<u8> = sampled.data().iter().copied().cycle().take(length).collect();
+    HostTensor::new(dtype, shape.clone(), data.into()).ok()
 }
 
 /// Runs one shape until it is steady. True where every output has the inputs' rows; and the shortest pass.
@@ -265,5 +313,22 @@ fn is_finite(tensor: &HostTensor) -> bool {
             .filter_map(|b| b.try_into().ok())
             .all(|b| half::bf16::from_le_bytes(b).is_finite()),
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sched::PassTime;
+
+    #[test]
+    fn the_sizes_that_ran_most_are_learned_over_all_sizes_of_rows() {
+        let point = |bytes, rows, passes| {
+            let time = PassTime { mean: Duration::ZERO, deviation: Duration::ZERO, passes };
+            ProfilePoint { class: RowClass::of(bytes, 1), rows, time }
+        };
+        assert_eq!(learned(&[point(64, 3, 1), point(64, 6, 5), point(4096, 3, 1)]), [3, 6]);
+        let many: Vec<_> = (1..20).map(|rows| point(64, rows, rows as u64)).collect();
+        assert_eq!(learned(&many), (12..20).collect::<Vec<_>>());
     }
 }

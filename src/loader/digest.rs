@@ -6,6 +6,7 @@ use std::{
     io::{self, Read},
     os::unix::fs::MetadataExt,
     path::Path,
+    time::{Duration, SystemTime},
 };
 
 use sha2::{Digest, Sha256};
@@ -17,6 +18,7 @@ pub struct FileIdentity {
     inode: u64,
     /// Bytes.
     pub size: u64,
+    /// Seconds since 1970, and nanoseconds.
     changed: (i64, i64),
 }
 
@@ -34,6 +36,16 @@ impl FileIdentity {
             changed: (meta.ctime(), meta.ctime_nsec()),
         })
     }
+
+    /// It has not been changed for at least so long: a change in the same tick of the file system's clock would leave the
+    /// identity as it is.
+    pub(super) fn has_rested(&self, rest: Duration) -> bool {
+        let (Ok(seconds), Ok(nanos)) = (u64::try_from(self.changed.0), u32::try_from(self.changed.1)) else {
+            return false;
+        };
+        let changed = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos);
+        SystemTime::now().duration_since(changed).is_ok_and(|since| since >= rest)
+    }
 }
 
 /// sha256 of a file, hexadecimal.
@@ -49,8 +61,17 @@ pub fn digest(path: &Path) -> io::Result<String> {
         let Some(chunk) = buffer.get(..read).filter(|chunk| !chunk.is_empty()) else { break };
         hash.update(chunk);
     }
-    Ok(hash.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
+    Ok(hexadecimal(&hash.finalize()))
+}
+
+/// sha256 of bytes, hexadecimal.
+pub(super) fn digest_of(bytes: &[u8]) -> String {
+    hexadecimal(&Sha256::digest(bytes))
+}
+
+fn hexadecimal(hash: &[u8]) -> String {
+    hash.iter().fold(String::with_capacity(64), |mut text, byte| {
         let _infallible = write!(text, "{byte:02x}");
         text
-    }))
+    })
 }

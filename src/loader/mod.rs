@@ -2,9 +2,12 @@
 
 pub mod archive;
 mod digest;
+mod known;
 mod pool;
 pub mod seal;
 pub mod summary;
+pub mod weights;
 
 pub use digest::{FileIdentity, digest};
+pub use known::{Known, Verified};
 pub use pool::{LoaderPool, Stopped};

@@ -1,9 +1,13 @@
 //! Threads that load, warm up and drop models, away from those that serve.
+//!
+//! A load runs native code and cannot be broken off. One that takes longer than it may is left behind with its thread:
+//! whoever asked for it is answered, and a spare thread takes the place. If it ends after all, nobody looks at what it
+//! made, and the spare is a spare again.
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
     thread::JoinHandle,
@@ -11,20 +15,21 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::{
     backend::{Backend, ThreadRole},
     threads,
 };
 
-type Work = Box<dyn FnOnce() + Send>;
+/// Says whether its thread goes on.
+type Work = Box<dyn FnOnce() -> bool + Send>;
 
 /// A few threads of the lowest CPU priority that the system gives.
 #[derive(Debug)]
 pub struct LoaderPool {
     work: Option<mpsc::SyncSender<Work>>,
-    threads: Vec<JoinHandle<()>>,
+    crew: Arc<Crew>,
     closed: Arc<AtomicBool>,
 }
 
@@ -35,6 +40,10 @@ pub enum Stopped {
     Closed,
     /// The work panicked; the panic hook has logged where.
     Panicked,
+    /// It took longer than it may, and is left behind.
+    TimeLimit,
+    /// Every thread is held by work that was left behind.
+    NoThread,
 }
 
 /// libtorch's compiler calls itself for what is nested in a model's code. `archive::safety` bounds the nesting for this
@@ -45,64 +54,86 @@ const STACK_BYTES: usize = 64 << 20;
 const QUEUE: usize = 4096;
 
 impl LoaderPool {
-    /// Starts the threads.
+    /// Starts `threads` threads. Up to `spare` more take the places of those that are left behind.
     ///
     /// # Errors
     /// The system gives no more threads.
-    pub fn start(threads: usize, backend: &Arc<dyn Backend>) -> std::io::Result<Self> {
+    pub fn start(threads: usize, spare: usize, backend: &Arc<dyn Backend>) -> std::io::Result<Self> {
         let (work, queue) = mpsc::sync_channel::<Work>(QUEUE);
-        let closed = Arc::new(AtomicBool::new(false));
-        let queue = Arc::new(Mutex::new(queue));
-        let threads = (0..threads.max(1))
-            .map(|index| {
-                let (queue, backend) = (queue.clone(), backend.clone());
-                let thread =
-                    std::thread::Builder::new().name(format!("load-{index}")).stack_size(STACK_BYTES);
-                thread.spawn(move || {
-                    // On Linux this is the thread's own priority. Without it loading still works, only less politely.
-                    if let Err(error) = rustix::process::setpriority_process(None, 19) {
-                        tracing::warn!(%error, "loader threads keep normal CPU priority");
-                    }
-                    let _guard = backend.enter_thread(ThreadRole::Loader);
-                    loop {
-                        let next = queue.lock().recv();
-                        match next {
-                            Ok(work) => {
-                                work();
-                                backend.release_memory();
-                            }
-                            Err(mpsc::RecvError) => return,
-                        }
-                    }
-                })
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Self { work: Some(work), threads, closed })
+        let (able, _) = watch::channel(0);
+        let crew = Arc::new(Crew {
+            queue: Mutex::new(queue),
+            backend: backend.clone(),
+            roll: Mutex::new(Roll { threads: Vec::new(), started: 0, spare }),
+            able,
+            stuck: Arc::default(),
+        });
+        for _ in 0..threads.max(1) {
+            crew.enlist(&mut crew.roll.lock())?;
+        }
+        Ok(Self { work: Some(work), crew, closed: Arc::new(AtomicBool::new(false)) })
     }
 
-    /// Runs `work` on a loader thread.
+    /// Threads that are held by work that was left behind, as it stands at any time.
+    pub fn stuck(&self) -> Arc<AtomicUsize> {
+        self.crew.stuck.clone()
+    }
+
+    /// Runs `work` on a loader thread, however long it takes.
     ///
     /// # Errors
-    /// It panicked, or the pool is closed.
+    /// It panicked, the pool is closed, or no thread is left.
     pub async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Stopped> {
-        let (done, result) = oneshot::channel();
-        let closed = self.closed.clone();
+        self.run_within(Duration::MAX, work).await
+    }
+
+    /// Runs `work` on a loader thread, and waits for it no longer than `limit` from when it has begun.
+    ///
+    /// # Errors
+    /// As for [`LoaderPool::run`], or it took longer.
+    pub async fn run_within<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
+        let (begin, begun) = oneshot::channel();
+        let (done, mut result) = oneshot::channel();
+        let (closed, crew, fate) = (self.closed.clone(), self.crew.clone(), Arc::new(Mutex::new(Fate::Runs)));
+        let on_thread = fate.clone();
         let task = move || {
             if closed.load(Ordering::Relaxed) {
                 let _nobody_waits = done.send(Err(Stopped::Closed));
-                return;
+                return true;
+            }
+            if begin.send(std::thread::current().name().unwrap_or_default().to_owned()).is_err() {
+                return true;
             }
             // A panic ends this piece of work, not the thread.
             if let Ok(value) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
                 let _nobody_waits = done.send(Ok(value));
             }
+            crew.came_back(&on_thread)
         };
         let queued = self.work.as_ref().is_some_and(|work| work.try_send(Box::new(task)).is_ok());
         if !queued {
             return Err(Stopped::Closed);
+        }
+        let mut able = self.crew.able.subscribe();
+        let thread = tokio::select! {
+            biased;
+            begun = begun => begun,
+            _ = able.wait_for(|able| *able == 0) => return Err(Stopped::NoThread),
+        };
+        // Without a beginning there is only a reason.
+        let Ok(thread) = thread else { return result.await.unwrap_or(Err(Stopped::Panicked)) };
+        if let Ok(result) = tokio::time::timeout(limit, &mut result).await {
+            return result.unwrap_or(Err(Stopped::Panicked));
+        }
+        if self.crew.leave_behind(&fate, &thread) {
+            return Err(Stopped::TimeLimit);
         }
         result.await.unwrap_or(Err(Stopped::Panicked))
     }
@@ -113,6 +144,104 @@ impl LoaderPool {
     }
 }
 
+/// What becomes of a thread with its piece of work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// Somebody waits for it.
+    Runs,
+    /// It has ended.
+    Ended,
+    /// It was left behind, and a spare thread has its place.
+    Replaced,
+    /// It was left behind, and its place is empty.
+    Missed,
+}
+
+/// The threads, and what they take their work from.
+#[derive(Debug)]
+struct Crew {
+    queue: Mutex<mpsc::Receiver<Work>>,
+    backend: Arc<dyn Backend>,
+    roll: Mutex<Roll>,
+    /// Threads that are not left behind.
+    able: watch::Sender<usize>,
+    /// Those that are.
+    stuck: Arc<AtomicUsize>,
+}
+
+#[derive(Debug)]
+struct Roll {
+    threads: Vec<JoinHandle<()>>,
+    /// Ever, for their names.
+    started: usize,
+    /// More may be started, so many.
+    spare: usize,
+}
+
+impl Crew {
+    /// Starts a thread.
+    fn enlist(self: &Arc<Self>, roll: &mut Roll) -> std::io::Result<()> {
+        roll.threads.retain(|thread| !thread.is_finished());
+        let crew = self.clone();
+        let name = format!("load-{}", roll.started);
+        let thread = std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || {
+            // On Linux this is the thread's own priority. Without it loading still works, only less politely.
+            if let Err(error) = rustix::process::setpriority_process(None, 19) {
+                tracing::warn!(%error, "loader threads keep normal CPU priority");
+            }
+            let _guard = crew.backend.enter_thread(ThreadRole::Loader);
+            loop {
+                let next = crew.queue.lock().recv();
+                let Ok(work) = next else { return };
+                let goes_on = work();
+                crew.backend.release_memory();
+                if !goes_on {
+                    return;
+                }
+            }
+        })?;
+        roll.threads.push(thread);
+        roll.started += 1;
+        self.able.send_modify(|able| *able += 1);
+        Ok(())
+    }
+
+    /// Gives a piece of work up. False if it has ended at this very moment.
+    fn leave_behind(self: &Arc<Self>, fate: &Mutex<Fate>, thread: &str) -> bool {
+        let mut roll = self.roll.lock();
+        let mut fate = fate.lock();
+        if *fate == Fate::Ended {
+            return false;
+        }
+        self.stuck.fetch_add(1, Ordering::Relaxed);
+        self.able.send_modify(|able| *able = able.saturating_sub(1));
+        *fate = Fate::Missed;
+        if roll.spare > 0 && self.enlist(&mut roll).is_ok() {
+            roll.spare -= 1;
+            *fate = Fate::Replaced;
+        }
+        let (left, spare) = (*self.able.borrow(), roll.spare);
+        tracing::error!(thread, left, spare, "a load does not end: its thread is left behind");
+        true
+    }
+
+    /// A piece of work has ended. Whether its thread goes on.
+    fn came_back(&self, fate: &Mutex<Fate>) -> bool {
+        let mut roll = self.roll.lock();
+        let was = std::mem::replace(&mut *fate.lock(), Fate::Ended);
+        if matches!(was, Fate::Replaced | Fate::Missed) {
+            self.stuck.fetch_sub(1, Ordering::Relaxed);
+            tracing::info!("a load that was left behind has ended");
+        }
+        match was {
+            Fate::Replaced => roll.spare += 1,
+            Fate::Missed => self.able.send_modify(|able| *able += 1),
+            Fate::Runs | Fate::Ended => {}
+        }
+        was != Fate::Replaced
+    }
+}
+
 /// A load cannot be broken off. One that takes longer than this is left to the end of the process.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -120,7 +249,8 @@ impl Drop for LoaderPool {
     fn drop(&mut self) {
         self.close();
         self.work = None;
-        if !threads::join(std::mem::take(&mut self.threads), PATIENCE) {
+        let threads = std::mem::take(&mut self.crew.roll.lock().threads);
+        if !threads::join(threads, PATIENCE) {
             tracing::warn!("a model was still loading: it is abandoned");
         }
     }
@@ -131,10 +261,14 @@ mod tests {
     use super::*;
     use crate::backend::FakeBackend;
 
+    fn pool(threads: usize, spare: usize) -> LoaderPool {
+        let backend: Arc<dyn Backend> = Arc::new(FakeBackend);
+        LoaderPool::start(threads, spare, &backend).unwrap()
+    }
+
     #[tokio::test]
     async fn closing_tells_those_who_wait_and_a_panic_ends_one_piece_of_work() {
-        let backend: Arc<dyn Backend> = Arc::new(FakeBackend);
-        let pool = LoaderPool::start(1, &backend).unwrap();
+        let pool = pool(1, 0);
         assert_eq!(pool.run(|| panic!("bug")).await, Err::<(), _>(Stopped::Panicked));
         assert_eq!(pool.run(|| 1).await, Ok(1));
         let (begun, has_begun) = mpsc::channel();
@@ -148,5 +282,47 @@ mod tests {
         release.send(3).unwrap();
         assert_eq!(running.await.unwrap().unwrap(), Ok(3), "what has begun is seen through");
         assert_eq!(waiting.await, Err(Stopped::Closed));
+    }
+
+    #[tokio::test]
+    async fn spares_take_the_places_of_those_left_behind_until_there_are_none() {
+        let pool = pool(1, 1);
+        let limit = Duration::from_millis(20);
+        let hang = || {
+            let (release, held) = mpsc::channel::<()>();
+            (release, move || held.recv().unwrap_or_default())
+        };
+        let ((first, hangs), (second, hangs_too)) = (hang(), hang());
+        assert_eq!(pool.run_within(limit, hangs).await, Err(Stopped::TimeLimit));
+        assert_eq!(pool.run(|| 1).await, Ok(1), "the spare is there");
+        assert_eq!(pool.run_within(limit, hangs_too).await, Err(Stopped::TimeLimit));
+        assert_eq!((pool.run(|| 2).await, pool.stuck().load(Ordering::Relaxed)), (Err(Stopped::NoThread), 2));
+        // What ends after all goes on as a loader, or makes room for another spare.
+        drop(second);
+        while pool.stuck().load(Ordering::Relaxed) > 1 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(pool.run(|| 3).await, Ok(3));
+        drop(first);
+        while pool.stuck().load(Ordering::Relaxed) > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let (third, hangs_again) = hang();
+        assert_eq!(pool.run_within(limit, hangs_again).await, Err(Stopped::TimeLimit));
+        assert_eq!(pool.run(|| 4).await, Ok(4), "there is a spare again");
+        drop(third);
+    }
+
+    #[tokio::test]
+    async fn waiting_for_a_thread_does_not_count() {
+        let pool = pool(1, 0);
+        let (release, held) = mpsc::channel::<()>();
+        let mut running = Box::pin(pool.run(move || held.recv().unwrap_or_default()));
+        assert!(futures::poll!(&mut running).is_pending());
+        let mut waiting = Box::pin(pool.run_within(Duration::from_secs(3600), || 2));
+        assert!(futures::poll!(&mut waiting).is_pending());
+        drop(release);
+        running.await.unwrap();
+        assert_eq!(waiting.await, Ok(2));
     }
 }

@@ -11,7 +11,7 @@ use super::{
     rollout::RolloutPlan,
     versions::Versions,
 };
-use crate::tensor::{self, DType};
+use crate::tensor::{self, DType, Tolerance};
 
 /// The parsed and checked `model.toml`. The default is a model without one.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
@@ -35,6 +35,8 @@ pub struct ModelManifest {
     pub versions: Versions,
     /// How a new version comes to be live.
     pub rollout: RolloutPlan,
+    /// What must come out then.
+    pub check: CheckConfig,
 }
 
 /// `[batching]`
@@ -127,6 +129,57 @@ impl Default for WarmupConfig {
     }
 }
 
+/// `[check]`: how near a version's answers must be to what `samples.safetensors` expects, and to the live version's.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckConfig {
+    /// Absolute tolerance of floating-point outputs. Default: by their datatype, see [`CheckConfig::tolerance`].
+    pub atol: Option<f64>,
+    /// Relative tolerance, likewise.
+    pub rtol: Option<f64>,
+    /// Run the samples on the live version too, and report the largest difference.
+    pub compare_with_live: bool,
+    /// A larger difference from the live version is a failure.
+    pub max_difference: Option<f64>,
+}
+
+impl CheckConfig {
+    /// What still counts as equal: for FP32 and FP64 1e-4 and 1e-3 of the expected value, more for the 16-bit types, whose
+    /// own steps are about 1e-3 (FP16) and 8e-3 (BF16) of a value.
+    pub fn tolerance(&self, dtype: DType) -> Tolerance {
+        let (absolute, relative) = match dtype {
+            DType::F16 => (1e-3, 1e-2),
+            DType::BF16 => (1e-2, 2e-2),
+            _ => (1e-4, 1e-3),
+        };
+        Tolerance { absolute: self.atol.unwrap_or(absolute), relative: self.rtol.unwrap_or(relative) }
+    }
+
+    fn check(&self) -> Result<(), ManifestError> {
+        let numbers = [
+            ("check.atol", self.atol),
+            ("check.rtol", self.rtol),
+            ("check.max_difference", self.max_difference),
+        ];
+        for (key, value) in numbers {
+            if let Some(value) = value.filter(|value| !(value.is_finite() && *value >= 0.0)) {
+                return Err(ManifestError::Range { key, value: value.to_string(), allowed: "0 or more" });
+            }
+        }
+        match self.max_difference {
+            Some(value) if !self.compare_with_live => Err(ManifestError::Range {
+                key: "check.max_difference",
+                value: value.to_string(),
+                allowed: "only with check.compare_with_live = true",
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// No warm-up is worth more.
+const MAX_BUDGET: Duration = Duration::from_secs(3600);
+
 /// What can be wrong with a `model.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ManifestError {
@@ -217,6 +270,11 @@ impl ModelManifest {
         if !(3..=1000).contains(&self.warmup.max_passes) {
             return Err(range("warmup.max_passes", self.warmup.max_passes as usize, "3 to 1000"));
         }
+        if self.warmup.budget > MAX_BUDGET {
+            let value = humantime::format_duration(self.warmup.budget).to_string();
+            return Err(ManifestError::Range { key: "warmup.budget", value, allowed: "up to 1h" });
+        }
+        self.check.check()?;
         for list in [&self.inputs, &self.outputs] {
             for (i, entry) in list.iter().enumerate() {
                 if list.iter().take(i).any(|other| other.name == entry.name) {
@@ -260,6 +318,11 @@ mod tests {
     fn ranges_are_checked() {
         assert!(ModelManifest::parse("[batching]\nmax_batch = 0").is_err());
         assert!(ModelManifest::parse("[warmup]\nmax_passes = 1").is_err());
+        assert!(ModelManifest::parse("[warmup]\nbudget = '2h'").is_err());
+        for bad in ["atol = -1.0", "rtol = nan", "max_difference = 1.0"] {
+            let error = ModelManifest::parse(&format!("[check]\n{bad}")).unwrap_err().to_string();
+            assert!(error.starts_with("model.toml: check."), "{error}");
+        }
         assert!(ModelManifest::parse("[[inputs]]\nname='x'\nshape=[-2]").is_err());
         assert!(ModelManifest::parse("[[inputs]]\nname='x'\n[[inputs]]\nname='x'").is_err());
         assert!(ModelManifest::parse("[[inputs]]\nname='x'\n[warmup]\nshapes=[{y=[1]}]").is_err());

@@ -8,6 +8,7 @@ mod load_mode;
 mod manifest;
 mod pad;
 mod rollout;
+mod samples;
 mod signature;
 mod versions;
 
@@ -18,9 +19,10 @@ pub use id::{
 };
 pub use lane::{Lane, UnknownLane};
 pub use load_mode::LoadMode;
-pub use manifest::{Batching, ManifestError, ModelManifest, Scheduling, WarmupConfig};
+pub use manifest::{Batching, CheckConfig, ManifestError, ModelManifest, Scheduling, WarmupConfig};
 pub use pad::{Cut, Pad, Padded};
 pub use rollout::{RolloutPlan, Strategy};
+pub use samples::{MOST_SAMPLES, Sample, SamplesError, read as read_samples, to_bytes as write_samples};
 pub(crate) use signature::fits;
 pub use signature::{ArgKind, Argument, Signature, TensorSpec, UnsupportedType};
 

@@ -22,4 +22,4 @@ pub use planner::{PlanInput, rows_to_take};
 pub use profile::{Cost, Measured, PassTime, Profile, ProfilePoint, RowClass};
 pub use queue::{Charge, GroupKey, Handle, Popped, QueueConfig, RunQueue, Schedulable};
 pub use quick::{QUICK, Quick, wire_woke};
-pub(crate) use runner::{by_leaf, guarded, rename};
+pub(crate) use runner::{alone, by_leaf, guarded, rename};

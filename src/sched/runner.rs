@@ -73,7 +73,12 @@ pub(super) fn run(jobs: Vec<Job>, lease: Option<Lease>) {
 
 fn run_together(jobs: Vec<Job>, servable: &Servable) {
     let started = Instant::now();
-    let outcome = forward(&jobs, servable);
+    let requests: SmallVec<[_; 16]> = jobs
+        .iter()
+        .map(|job| Request { binding: &job.bound.binding, inputs: &job.bound.call.inputs })
+        .collect();
+    let outcome = forward(&requests, servable);
+    drop(requests);
     let compute = started.elapsed();
     match outcome {
         Ok((answers, rows_run)) => {
@@ -143,19 +148,42 @@ fn timing(job: &Job, started: Instant, compute: Duration, batch_size: usize) -> 
     Timing { queue: job.queued, batch_wait: started.duration_since(job.submitted), compute, batch_size }
 }
 
-/// One list of outputs for each job, and the rows of the pass with what was added to them.
-fn forward(jobs: &[Job], servable: &Servable) -> Result<(Vec<Vec<NamedTensor>>, usize), BackendError> {
-    let Some(Binding { args, leaves: inputs, key, .. }) = jobs.first().map(|job| &job.bound.binding) else {
+/// Runs one request that nobody waits for, in the way of all requests, and returns all outputs.
+///
+/// # Errors
+/// It does not fit the model, or the pass fails. One line.
+pub(crate) fn alone(servable: &Servable, inputs: &[NamedTensor]) -> Result<Vec<NamedTensor>, String> {
+    let binding = Binding::new(&servable.signature, inputs, servable.max_batch)
+        .map_err(|error| error.message().to_owned())?;
+    let (answers, _) =
+        forward(&[Request { binding: &binding, inputs }], servable).map_err(|error| error.short)?;
+    Ok(answers.into_iter().next().unwrap_or_default())
+}
+
+/// One of the requests of a batch.
+#[derive(Clone, Copy)]
+struct Request<'a> {
+    binding: &'a Binding,
+    inputs: &'a [NamedTensor],
+}
+
+/// One list of outputs for each request, and the rows of the pass with what was added to them.
+fn forward(
+    requests: &[Request<'_>],
+    servable: &Servable,
+) -> Result<(Vec<Vec<NamedTensor>>, usize), BackendError> {
+    let Some(Binding { args, leaves: inputs, key, .. }) = requests.first().map(|request| request.binding)
+    else {
         return Ok((Vec::new(), 0));
     };
     let cannot = |error: TensorError| BackendError::new(error.to_string());
-    let bindings = jobs.iter().map(|job| &job.bound.binding);
+    let bindings = requests.iter().map(|request| request.binding);
     let sizes = padding::sizes(bindings.clone());
     let mut leaves: Vec<Joined> = Vec::with_capacity(inputs.len());
     for leaf in 0..inputs.len() {
-        let parts = jobs.iter().filter_map(|job| {
-            let binding = &job.bound.binding;
-            Some((binding, &job.bound.call.inputs.get(*binding.leaves.get(leaf)?)?.tensor))
+        let parts = requests.iter().filter_map(|request| {
+            let Request { binding, inputs } = *request;
+            Some((binding, &inputs.get(*binding.leaves.get(leaf)?)?.tensor))
         });
         let joined = if sizes.is_empty() {
             join(parts.map(|(_, tensor)| tensor))
@@ -174,11 +202,11 @@ fn forward(jobs: &[Job], servable: &Servable) -> Result<(Vec<Vec<NamedTensor>>, 
     let pass = Pass { args: &args, leaves, share_memory: servable.effect_free };
     let whole = guarded(servable, pass)?;
     let named = rename(whole, servable)?;
-    let mut answers = if jobs.len() == 1 && run == real {
+    let mut answers = if requests.len() == 1 && run == real {
         vec![named]
     } else {
         rows.extend((run > real).then_some(run - real));
-        split(named, &rows, jobs.len())?
+        split(named, &rows, requests.len())?
     };
     for (answer, binding) in answers.iter_mut().zip(bindings).filter(|_| !sizes.is_empty()) {
         for output in answer {

@@ -34,6 +34,7 @@ pub const CATALOGUE: &[(&str, &str, &str)] = &[
     ("torchlane_executor_busy_seconds_total", "counter", "executor"),
     ("torchlane_breaker_open", "gauge", "model"),
     ("torchlane_executors_healthy", "gauge", ""),
+    ("torchlane_loader_threads_stuck", "gauge", ""),
     ("torchlane_deadlines_total", "counter", "lane, result"),
     ("torchlane_tenant_compute_seconds_total", "counter", "tenant"),
     ("torchlane_pressure_level", "gauge", ""),
@@ -208,6 +209,7 @@ pub struct Metrics {
     live: Mutex<HashMap<String, InfoLabels>>,
     breakers: Family<ModelLabel, Gauge>,
     healthy: Gauge,
+    stuck_loads: Gauge,
     deadlines: Family<DeadlineLabels, Counter>,
     tenants: Family<TenantLabel, Counter<f64, std::sync::atomic::AtomicU64>>,
     pressure_level: Gauge,
@@ -237,6 +239,8 @@ pub struct Sources {
     pub pressure: Arc<Pressure>,
     /// What is loaded.
     pub memory: Arc<Memory>,
+    /// Loader threads that are held by loads that do not end.
+    pub stuck_loads: Arc<std::sync::atomic::AtomicUsize>,
 }
 
 /// Sizes of passes that are shown for a model: those that ran most.
@@ -275,6 +279,7 @@ impl Default for Metrics {
             live: Mutex::default(),
             breakers: Family::default(),
             healthy: Gauge::default(),
+            stuck_loads: Gauge::default(),
             deadlines: Family::default(),
             tenants: Family::default(),
             pressure_level: Gauge::default(),
@@ -337,6 +342,11 @@ impl Default for Metrics {
             "executors_healthy",
             "Executors that are not held by a stuck pass",
             metrics.healthy.clone(),
+        );
+        r.register(
+            "loader_threads_stuck",
+            "Loader threads that are held by loads that do not end",
+            metrics.stuck_loads.clone(),
         );
         r.register("deadlines", "Requests with a deadline by what became of them", metrics.deadlines.clone());
         r.register_with_unit(
@@ -471,7 +481,7 @@ impl Metrics {
 
     fn refresh(&self) {
         let sources = self.sources.lock();
-        let Some(Sources { limiter, scheduler, models, tenants, forecaster, pressure, memory }) =
+        let Some(Sources { limiter, scheduler, models, tenants, forecaster, pressure, memory, stuck_loads }) =
             sources.as_ref()
         else {
             return;
@@ -513,6 +523,7 @@ impl Metrics {
             self.pressure.get_or_create(&ResourceLabel { resource: resource.as_str() }).set(ratio);
         }
         self.in_flight_bytes.set(i64::try_from(pressure.in_flight_bytes()).unwrap_or(i64::MAX));
+        self.stuck_loads.set(count(Some(&stuck_loads.load(std::sync::atomic::Ordering::Relaxed))));
         self.healthy.set(i64::try_from(scheduler.healthy()).unwrap_or(i64::MAX));
         self.profile.clear();
         for model in models.all() {

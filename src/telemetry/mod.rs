@@ -6,6 +6,7 @@ mod metrics;
 mod record;
 mod residency;
 mod rollouts;
+mod samples;
 mod store;
 
 pub use access::{AccessLog, AccessPolicy};
@@ -15,4 +16,5 @@ pub use metrics::{CATALOGUE, Metrics, Sources};
 pub use record::{Record, RecordLayer};
 pub use residency::ResidencyMetrics;
 pub use rollouts::RolloutMetrics;
+pub use samples::{SampleLayer, SampleSettings, Sampled, Sampler};
 pub use store::StoreMetrics;

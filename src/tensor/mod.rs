@@ -4,11 +4,13 @@
 //! matches its shape and its element count fits in memory.
 
 mod batch;
+mod compare;
 mod dtype;
 mod pad;
 mod typed;
 
 pub use batch::{Joined, join, split_rows};
+pub use compare::{Difference, Distance, Tolerance, distance};
 pub use dtype::DType;
 pub use pad::{Element, cut, element, may_pad, pad, pad_rows};
 pub use typed::{TypedData, encode_typed};

@@ -11,6 +11,7 @@
 )]
 
 mod batching;
+mod check;
 mod edges;
 mod fake;
 mod history;
@@ -24,3 +25,4 @@ mod tidy;
 mod torch;
 mod trouble;
 mod watching;
+mod weights;

@@ -25,6 +25,7 @@ fn phases(phases: Phases) -> proto::Phases {
         swap: duration(phases.swap),
         drain: duration(phases.drain),
         total: duration(phases.total),
+        check: duration(phases.check),
     }
 }
 
@@ -85,6 +86,7 @@ pub(super) fn model(status: ModelStatus) -> proto::Model {
     if let Some(live) = status.live {
         model.live_version = live.version.to_string();
         model.sha256 = live.sha256;
+        model.weights_sha256 = live.weights_sha256.unwrap_or_default();
         model.bytes = live.bytes;
         model.live_since = timestamp(live.since);
         model.signature = Some(signature(&live.signature));
@@ -165,6 +167,7 @@ pub(super) fn reload_response(report: ReloadReport) -> proto::ReloadModelRespons
         live_version: version(report.live),
         generation: report.generation.0,
         sha256: report.sha256,
+        weights_sha256: report.weights_sha256.unwrap_or_default(),
         bytes: report.bytes,
         phases: Some(phases(report.phases)),
         warmup: Some(proto::Warmup {
@@ -173,6 +176,11 @@ pub(super) fn reload_response(report: ReloadReport) -> proto::ReloadModelRespons
             first_pass: duration(report.warmup.first_pass),
             steady_pass: duration(report.warmup.steady_pass),
             steady: report.warmup.steady,
+        }),
+        check: Some(proto::Check {
+            samples: report.check.samples,
+            from_expected: report.check.from_expected,
+            from_live: report.check.from_live,
         }),
         validated_only: report.validated_only,
     }

@@ -18,7 +18,7 @@ use crate::{
     call::{Headers, InferCall, InferReply},
     error::{Error, LOGGED, Reason, Result, shown},
     layers::{Deadline, message_bytes},
-    lifecycle::{Asker, History, Manager, ReloadRequest},
+    lifecycle::{Asker, Expected, History, Manager, ReloadRequest},
     model::{InvalidVersion, Lane, VersionWish},
     proto::{self, model_server_server::ModelServer},
 };
@@ -131,15 +131,23 @@ fn reload_request(request: proto::ReloadModelRequest) -> Result<ReloadRequest> {
             Error::new(Reason::BadRequest, message).with_field("version")
         })?),
     };
-    let expected = Some(request.expected_sha256).filter(|digest| !digest.is_empty());
-    if expected.as_ref().is_some_and(|d| d.len() != 64 || !d.bytes().all(|b| b.is_ascii_hexdigit())) {
-        let message = "expected_sha256 is not 64 hexadecimal digits";
-        return Err(Error::new(Reason::BadRequest, message).with_field("expected_sha256"));
-    }
+    let digest = |field: &'static str, text: String| {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        if text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Ok(Some(text));
+        }
+        let message = format!("{field} is not 64 hexadecimal digits");
+        Err(Error::new(Reason::BadRequest, message).with_field(field))
+    };
     Ok(ReloadRequest {
         model: request.model,
         version,
-        expected_sha256: expected,
+        expected: Expected {
+            sha256: digest("expected_sha256", request.expected_sha256)?,
+            weights_sha256: digest("expected_weights_sha256", request.expected_weights_sha256)?,
+        },
         validate_only: request.validate_only,
     })
 }

@@ -124,9 +124,10 @@ impl Facts {
     /// What was live is away from now on, and a request brings it back. It is no step: a rollback goes where it did.
     fn go_away(&mut self) -> Option<Version> {
         let (live, files) = self.live.take()?;
-        self.rest.away = Some(Past { files, sha256: live.sha256 });
+        let version = live.version;
+        self.rest.away = Some(Past::new(live, files));
         self.rest.on_demand = true;
-        Some(live.version)
+        Some(version)
     }
 }
 

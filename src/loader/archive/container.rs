@@ -1,8 +1,8 @@
 //! The zip file around an archive: its directory, checked, and the few entries that are read.
 //!
 //! libtorch takes the first entry's folder as the archive's root and looks entries up under it without regard to
-//! case; the same is done here, so that what is inspected is what libtorch would load. The weights (`data/N`) are
-//! never read: only their sizes are taken, from the directory.
+//! case; the same is done here, so that what is inspected is what libtorch would load. An inspection reads no
+//! weights (`data/N`), only their sizes, from the directory; where they lie is told to those who lay others over them.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -31,8 +31,24 @@ struct Entry {
     size: u64,
 }
 
+/// Where an uncompressed entry lies in the file, in bytes from its beginning.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::loader) struct Place {
+    /// Its first byte.
+    pub(in crate::loader) start: u64,
+    /// How many there are.
+    pub(in crate::loader) size: u64,
+    /// Their checksum, as the directory has it.
+    pub(in crate::loader) crc32: u32,
+    /// Where the directory has it.
+    pub(in crate::loader) sum_at: u64,
+}
+
+/// Where the checksum stands in an entry's record of the directory (APPNOTE 4.3.12).
+const SUM_IN_DIRECTORY: u64 = 16;
+
 /// A zip file whose directory has been checked.
-pub(super) struct Container<R> {
+pub(in crate::loader) struct Container<R> {
     zip: ZipArchive<R>,
     /// By name below the root, lower case.
     entries: HashMap<String, Entry>,
@@ -44,7 +60,7 @@ pub(super) struct Container<R> {
 
 impl<R: Read + Seek> Container<R> {
     /// Reads and checks the directory of a file of `size` bytes.
-    pub(super) fn open(mut reader: R, size: u64) -> Result<Self, ArchiveError> {
+    pub(in crate::loader) fn open(mut reader: R, size: u64) -> Result<Self, ArchiveError> {
         reader.seek(SeekFrom::Start(0))?;
         let mut head = Vec::with_capacity(sniff::HEAD_BYTES);
         reader.by_ref().take(sniff::HEAD_BYTES as u64).read_to_end(&mut head)?;
@@ -62,24 +78,24 @@ impl<R: Read + Seek> Container<R> {
     }
 
     /// Names below the root, as they are written, sorted.
-    pub(super) fn names(&self) -> Vec<String> {
+    pub(in crate::loader) fn names(&self) -> Vec<String> {
         let mut names: Vec<_> = self.entries.values().map(|entry| entry.name.clone()).collect();
         names.sort_unstable();
         names
     }
 
     /// Whether there is an entry of this name.
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(in crate::loader) fn has(&self, name: &str) -> bool {
         self.find(name).is_some()
     }
 
     /// Inflated size of an entry, in bytes, as the directory declares it.
-    pub(super) fn size_of(&self, name: &str) -> Option<u64> {
+    pub(in crate::loader) fn size_of(&self, name: &str) -> Option<u64> {
         self.find(name).map(|entry| entry.size)
     }
 
     /// The whole of an entry, checked against its declared size and its checksum, or `None` where there is none.
-    pub(super) fn read(&mut self, name: &str) -> Result<Option<Vec<u8>>, ArchiveError> {
+    pub(in crate::loader) fn read(&mut self, name: &str) -> Result<Option<Vec<u8>>, ArchiveError> {
         let Some((index, declared)) = self.find(name).map(|entry| (entry.index, entry.size)) else {
             return Ok(None);
         };
@@ -100,6 +116,21 @@ impl<R: Read + Seek> Container<R> {
             Err(error) if error.kind() == io::ErrorKind::Other => Err(ArchiveError::Io(error)),
             Err(error) => Err(damaged(error.to_string())),
         }
+    }
+
+    /// Where an entry lies that is stored as it is, or `None` where there is none.
+    pub(in crate::loader) fn place(&mut self, name: &str) -> Result<Option<Place>, ArchiveError> {
+        let Some(index) = self.find(name).map(|entry| entry.index) else {
+            return Ok(None);
+        };
+        let damaged = |reason: String| ArchiveError::Entry { entry: shown(name), reason };
+        let entry = self.zip.by_index(index).map_err(|error| damaged(error.to_string()))?;
+        if entry.compression() != CompressionMethod::Stored {
+            return Err(damaged("compressed, which torch does to no tensor".to_owned()));
+        }
+        let start = entry.data_start().ok_or_else(|| damaged("it has no data".to_owned()))?;
+        let sum_at = entry.central_header_start().saturating_add(SUM_IN_DIRECTORY);
+        Ok(Some(Place { start, size: entry.size(), crc32: entry.crc32(), sum_at }))
     }
 
     fn find(&self, name: &str) -> Option<&Entry> {

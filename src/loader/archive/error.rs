@@ -122,6 +122,6 @@ pub enum ArchiveError {
 }
 
 /// At most 80 characters of `text`, without control characters, to go into a message.
-pub(super) fn shown(text: &str) -> String {
+pub(in crate::loader) fn shown(text: &str) -> String {
     text.chars().take(80).flat_map(char::escape_debug).collect()
 }

@@ -99,6 +99,8 @@ pub struct TensorInfo {
     pub storage: String,
     /// Where it begins in the storage, in elements.
     pub offset: u64,
+    /// How far apart its elements are in the storage along each dimension, in elements.
+    pub strides: Vec<u64>,
 }
 
 impl TensorInfo {

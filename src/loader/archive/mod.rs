@@ -12,18 +12,18 @@
 //! libtorch can compile the code.
 
 mod code;
-mod container;
+pub(in crate::loader) mod container;
 mod effects;
 mod end_record;
-mod error;
+pub(in crate::loader) mod error;
 mod inflate;
 mod info;
 mod lexer;
 mod operators;
-mod pickle;
+pub(in crate::loader) mod pickle;
 pub mod safety;
 mod sniff;
-mod tensors;
+pub(in crate::loader) mod tensors;
 #[cfg(test)]
 mod tests;
 mod tree;

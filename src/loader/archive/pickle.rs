@@ -12,11 +12,11 @@ use super::error::{ArchiveError, shown};
 const MAX_VALUES: usize = 2_000_000;
 
 /// A value's place in the arena of its [`Pickle`].
-pub(super) type Id = u32;
+pub(in crate::loader) type Id = u32;
 
 /// One value. Text is borrowed from the pickle's bytes.
 #[derive(Debug, Clone)]
-pub(super) enum Value<'a> {
+pub(in crate::loader) enum Value<'a> {
     None,
     Bool(bool),
     Int(i64),
@@ -64,14 +64,14 @@ impl Value<'_> {
 
 /// A pickle, read.
 #[derive(Debug)]
-pub(super) struct Pickle<'a> {
+pub(in crate::loader) struct Pickle<'a> {
     values: Vec<Value<'a>>,
     root: Id,
 }
 
 impl<'a> Pickle<'a> {
     /// Reads all of `bytes`; `entry` is the name that errors carry.
-    pub(super) fn parse(bytes: &'a [u8], entry: &str) -> Result<Self, ArchiveError> {
+    pub(in crate::loader) fn parse(bytes: &'a [u8], entry: &str) -> Result<Self, ArchiveError> {
         let mut machine = Machine {
             bytes,
             at: 0,
@@ -87,22 +87,22 @@ impl<'a> Pickle<'a> {
     }
 
     /// What the pickle is of.
-    pub(super) fn root(&self) -> Id {
+    pub(in crate::loader) fn root(&self) -> Id {
         self.root
     }
 
     /// The value at `id`; one that is not there reads as `None`.
-    pub(super) fn get(&self, id: Id) -> &Value<'a> {
+    pub(in crate::loader) fn get(&self, id: Id) -> &Value<'a> {
         self.values.get(id as usize).unwrap_or(&Value::None)
     }
 
     /// Every value, in the order in which they were made.
-    pub(super) fn values(&self) -> impl Iterator<Item = &Value<'a>> {
+    pub(in crate::loader) fn values(&self) -> impl Iterator<Item = &Value<'a>> {
         self.values.iter()
     }
 
     /// Module and name, where `id` is a global.
-    pub(super) fn global(&self, id: Id) -> Option<(&'a str, &'a str)> {
+    pub(in crate::loader) fn global(&self, id: Id) -> Option<(&'a str, &'a str)> {
         match self.get(id) {
             Value::Global { module, name } => Some((module, name)),
             _ => None,
@@ -110,7 +110,7 @@ impl<'a> Pickle<'a> {
     }
 
     /// The items, where `id` is a tuple.
-    pub(super) fn tuple(&self, id: Id) -> Option<&[Id]> {
+    pub(in crate::loader) fn tuple(&self, id: Id) -> Option<&[Id]> {
         match self.get(id) {
             Value::Tuple(items) => Some(items),
             _ => None,
@@ -231,7 +231,8 @@ impl<'a> Machine<'a> {
                 b'R' => {
                     let args = self.pop()?;
                     let callable = self.pop()?;
-                    self.push(Value::Reduce { callable, args })?;
+                    let value = self.reduce(callable, args);
+                    self.push(value)?;
                 }
                 b'b' => self.build()?,
                 b'Q' => {
@@ -336,11 +337,25 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
+    /// What a call would make, as far as it is known: an `OrderedDict()` is a dict that items are set in afterwards.
+    fn reduce(&self, callable: Id, args: Id) -> Value<'a> {
+        let value = |id: Id| self.values.get(id as usize);
+        match (value(callable), value(args)) {
+            (
+                Some(Value::Global { module: "collections", name: "OrderedDict" }),
+                Some(Value::Tuple(args)),
+            ) if args.is_empty() => Value::Dict(Vec::new()),
+            _ => Value::Reduce { callable, args },
+        }
+    }
+
     fn build(&mut self) -> Step<()> {
         let given = self.pop()?;
         let target = self.top()?;
         match self.values.get_mut(target as usize) {
             Some(Value::Object { state, .. }) => *state = Some(given),
+            // The attributes of a state dict: versions of its modules, which only Python looks at.
+            Some(Value::Dict(_)) => {}
             _ => return Err("it gives a state to something that is no object".to_owned()),
         }
         Ok(())
@@ -377,6 +392,6 @@ fn long(bytes: &[u8]) -> Value<'static> {
 }
 
 /// `module.name` of a global, fit for a message.
-pub(super) fn shown_global(module: &str, name: &str) -> String {
+pub(in crate::loader) fn shown_global(module: &str, name: &str) -> String {
     shown(&format!("{module}.{name}"))
 }

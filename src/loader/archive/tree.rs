@@ -34,8 +34,8 @@ impl Names {
                 None
             }
         };
-        let Tensor { storage, offset, dtype, shape, bytes, .. } = tensor;
-        TensorInfo { name, dtype, shape, bytes, shared_with, storage, offset }
+        let Tensor { storage, offset, dtype, shape, strides, bytes } = tensor;
+        TensorInfo { name, dtype, shape, bytes, shared_with, storage, offset, strides }
     }
 }
 

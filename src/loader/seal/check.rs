@@ -5,11 +5,12 @@ use std::{
     io::{self, Read as _},
     ops::ControlFlow,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use super::{Base, FILE, Fact, Integrity, MOST_BYTES, Place, Policy, Seal, Violation};
 use crate::{
-    loader::{FileIdentity, digest},
+    loader::{FileIdentity, Known, Verified, digest},
     repository::VersionFiles,
 };
 
@@ -20,6 +21,10 @@ pub struct Checked {
     pub sha256: String,
     /// Its size.
     pub bytes: u64,
+    /// Which file it is.
+    pub archive: FileIdentity,
+    /// What was found out about it before; then it was not hashed again.
+    pub known: Option<Arc<Verified>>,
     /// What is read of the version, and which file stood there when it was checked.
     read: Vec<(PathBuf, FileIdentity)>,
 }
@@ -33,38 +38,50 @@ impl Checked {
     }
 }
 
-/// Checks what torchlane reads of a version, and what its seal lists.
+/// Checks what torchlane reads of a version, and what its seal lists. An archive that is among the `known` ones is not hashed.
 ///
 /// # Errors
 /// The first thing that is wrong; nothing is hashed where that needs no hash to see.
-pub fn check(place: &Place, files: &VersionFiles, integrity: &Integrity) -> Result<Checked, Violation> {
+pub fn check(
+    place: &Place,
+    files: &VersionFiles,
+    integrity: &Integrity,
+    known: Option<&Known>,
+) -> Result<Checked, Violation> {
     // Identities come before digests: a file that is exchanged between the two is seen as changed.
     let read = read_of(files)
         .map(|path| Ok((path.to_owned(), FileIdentity::of(path).map_err(|error| unreadable(path, &error))?)))
         .collect::<Result<Vec<_>, Violation>>()?;
-    let examined = examine(place, files, integrity, &mut |_, result| match result {
+    // It is the first of those that are read.
+    let Some(archive) = read.first().map(|(_, identity)| *identity) else {
+        return Err(Violation::Missing(files.archive.display().to_string()));
+    };
+    let known = known.and_then(|known| known.get(&archive));
+    let sha256 = known.as_ref().map(|known| known.sha256.as_str());
+    let examined = examine(place, files, integrity, sha256, &mut |_, result| match result {
         Ok(_) => ControlFlow::Continue(()),
         Err(wrong) => ControlFlow::Break(wrong),
     });
     let sha256 = match examined {
         ControlFlow::Break(wrong) => return Err(wrong),
         ControlFlow::Continue(Some(sha256)) => sha256,
-        ControlFlow::Continue(None) => {
-            digest(&files.archive).map_err(|error| unreadable(&files.archive, &error))?
-        }
+        ControlFlow::Continue(None) => match &known {
+            Some(known) => known.sha256.clone(),
+            None => digest(&files.archive).map_err(|error| unreadable(&files.archive, &error))?,
+        },
     };
-    let bytes = read.iter().find(|(path, _)| *path == files.archive).map_or(0, |(_, identity)| identity.size);
-    Ok(Checked { sha256, bytes, read })
+    Ok(Checked { sha256, bytes: archive.size, archive, known, read })
 }
 
 /// Told of each thing that was looked at: its name, and what is said of it or wrong with it. Breaks off if it wants.
 pub type Tell<'a, B> = dyn FnMut(&str, Result<String, Violation>) -> ControlFlow<B> + 'a;
 
-/// Looks at everything, cheapest first, and tells of each thing. Gives the archive's sha256 if it was hashed.
+/// Looks at everything, cheapest first, and tells of each thing. Gives the archive's sha256 if it was hashed, or was known.
 pub fn examine<B>(
     place: &Place,
     files: &VersionFiles,
     integrity: &Integrity,
+    known_sha256: Option<&str>,
     tell: &mut Tell<'_, B>,
 ) -> ControlFlow<B, Option<String>> {
     let Some(path) = &files.seal else {
@@ -116,7 +133,10 @@ pub fn examine<B>(
     }
     let mut archive = None;
     for (name, path, fact) in to_hash {
-        let hashed = digest(&path).map_err(|error| unreadable(&path, &error));
+        let hashed = match known_sha256.filter(|_| path == files.archive) {
+            Some(known) => Ok(known.to_owned()),
+            None => digest(&path).map_err(|error| unreadable(&path, &error)),
+        };
         if path == files.archive {
             archive = hashed.as_ref().ok().cloned();
         }

@@ -95,7 +95,7 @@ impl Repository {
 
     fn check(&self, version: u64, policy: Policy) -> Result<Checked, Violation> {
         let integrity = Integrity { policy, trusted: vec![trusted()] };
-        check(&Self::place(version), &self.files(version), &integrity)
+        check(&Self::place(version), &self.files(version), &integrity, None)
     }
 
     /// Under every policy.
@@ -198,10 +198,11 @@ fn weights_apart_from_their_archive_are_half_of_what_was_sealed() {
     fs::rename(repository.path("2"), repository.path("staged")).unwrap();
     let files = VersionFiles::in_directory(Version(2), &repository.path("staged"));
     let mut told = Vec::new();
-    let examined = examine::<()>(&Repository::place(2), &files, &Integrity::default(), &mut |what, found| {
-        told.push((what.to_owned(), found.err()));
-        std::ops::ControlFlow::Continue(())
-    });
+    let examined =
+        examine::<()>(&Repository::place(2), &files, &Integrity::default(), None, &mut |what, found| {
+            told.push((what.to_owned(), found.err()));
+            std::ops::ControlFlow::Continue(())
+        });
     assert!(examined.is_continue());
     let base = "base archive (version 1)".to_owned();
     let expected = [
@@ -211,7 +212,10 @@ fn weights_apart_from_their_archive_are_half_of_what_was_sealed() {
     ];
     assert_eq!(told, expected);
     // A server reads the archive first, so it does not come so far.
-    assert!(matches!(check(&Place::default(), &files, &Integrity::default()), Err(Violation::Unreadable(_))));
+    assert!(matches!(
+        check(&Place::default(), &files, &Integrity::default(), None),
+        Err(Violation::Unreadable(_))
+    ));
 }
 
 #[test]
