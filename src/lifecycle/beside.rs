@@ -1,7 +1,7 @@
 //! Versions that are loaded beside the live one: each in a slot of its own, warmed up as if it were to go live, so that it
 //! can take the live one's place at once.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
@@ -88,12 +88,7 @@ impl Manager {
     /// Waits until no request knows the slot any more, and drops what stands in it if it stands nowhere else.
     pub(super) async fn empty(&self, side: Side) {
         let Side { slot, servable, .. } = side;
-        let give_up = Instant::now() + self.config.drain;
-        let mut pause = Duration::from_micros(200);
-        while Arc::strong_count(&slot) > 1 && Instant::now() < give_up {
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(10));
-        }
+        let _patience_ended = self.until_let_go(&slot).await;
         drop(slot.swap(None));
         self.discard(servable).await;
     }

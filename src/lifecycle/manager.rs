@@ -149,7 +149,7 @@ impl Manager {
     ) -> Result<ReloadReport> {
         let found = self.find(&request.model).await?;
         let entry = self.entry(&found.name);
-        entry.set_versions(found.versions.iter().map(|files| files.version).collect());
+        entry.set_versions(found.numbers());
         if request.validate_only {
             let files = choose(&found, request.version)?;
             return self.validate(&entry, files, request.expected).await;
@@ -212,13 +212,14 @@ impl Manager {
         let waiting = entry.begin();
         let generation = waiting.generation;
         let turn = entry.turn(waiting).await?;
+        // Looked up first: between the swap and the facts nothing may wait, or they would contradict each other.
+        let holding = self.holding(model).await;
         let old = entry.slot.swap(None);
         // One that is not in memory is unloaded too: no request brings it back.
         let version = match &old {
             Some(old) => old.version,
             None => entry.would_come().ok_or_else(nothing_live)?,
         };
-        let holding = self.holding(model).await;
         entry.went_away(generation, holding);
         self.settle_rollout(&entry, &asker);
         let told = Told::of(Some(version), &asker).done(Some(version), Phases::default());
@@ -465,16 +466,21 @@ impl Manager {
     /// Waits until nobody else holds `old`, then drops it on a loader thread. Nobody can get hold of it any more, so
     /// the count only falls.
     pub(super) async fn drain(&self, old: Arc<Servable>) {
-        let give_up = Instant::now() + self.config.drain;
-        let mut pause = Duration::from_micros(200);
-        while Arc::strong_count(&old) > 1 && Instant::now() < give_up {
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(10));
-        }
-        if Arc::strong_count(&old) > 1 {
+        if !self.until_let_go(&old).await {
             tracing::warn!(version = %old.version, "requests are still running on the old version: it is dropped after them");
         }
         self.discard(old).await;
+    }
+
+    /// Waits until nobody else holds it, as long as a drain may take. False: somebody still does.
+    pub(super) async fn until_let_go<T>(&self, held: &Arc<T>) -> bool {
+        let give_up = Instant::now() + self.config.drain;
+        let mut pause = Duration::from_micros(200);
+        while Arc::strong_count(held) > 1 && Instant::now() < give_up {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(10));
+        }
+        Arc::strong_count(held) == 1
     }
 
     pub(super) fn announce(&self, entry: &Entry, change: Change, told: Told) {

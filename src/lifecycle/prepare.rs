@@ -183,6 +183,22 @@ fn check_safety(rules: &Rules, archive: &Path, summary: &ArchiveSummary) -> Resu
     }
 }
 
+/// What the model's `model.toml` says, where it has one.
+///
+/// # Errors
+/// It cannot be read.
+pub(super) fn read_manifest(files: &VersionFiles) -> Result<ModelManifest, LoadFailure> {
+    let verify = |cause: &dyn fmt::Display| LoadFailure::new(Phase::Verify, cause);
+    let Some(path) = &files.manifest else { return Ok(ModelManifest::default()) };
+    let wrong = |error: std::io::Error| verify(&format!("{}: {error}", path.display()));
+    // What is no file may keep its reader waiting for ever.
+    if !std::fs::metadata(path).map_err(wrong)?.is_file() {
+        return Err(verify(&format!("{} is not a file", path.display())));
+    }
+    let text = std::fs::read_to_string(path).map_err(wrong)?;
+    ModelManifest::parse(&text).map_err(|error| verify(&error))
+}
+
 /// Verifies, loads, warms up and checks.
 ///
 /// # Errors
@@ -222,17 +238,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     check_safety(rules, archive, summary)?;
     let weights = weights(of, checked.bytes)?;
     let overlay = overlay(files, weights.as_ref(), summary)?;
-    let manifest = match &files.manifest {
-        None => ModelManifest::default(),
-        Some(path) => {
-            let wrong = |error: std::io::Error| verify(&format!("{}: {error}", path.display()));
-            if !std::fs::metadata(path).map_err(wrong)?.is_file() {
-                return Err(verify(&format!("{} is not a file", path.display())));
-            }
-            let text = std::fs::read_to_string(path).map_err(wrong)?;
-            ModelManifest::parse(&text).map_err(|error| verify(&error))?
-        }
-    };
+    let manifest = read_manifest(files)?;
     let signature = Signature::new(summary.arguments.clone(), &summary.outputs, &manifest)
         .map_err(|error| verify(&error))?;
     let samples = samples(files)?;

@@ -109,7 +109,7 @@ impl Manager {
     ) -> Result<RolloutStatus> {
         let found = self.find(model).await?;
         let entry = self.entry(&found.name);
-        entry.set_versions(found.versions.iter().map(|files| files.version).collect());
+        entry.set_versions(found.numbers());
         match change {
             RolloutChange::Plan { version, plan } => {
                 self.plan_rollout(&entry, &found, version, plan, &asker).await?;
@@ -162,7 +162,7 @@ impl Manager {
         if same.is_some() {
             entry.rollouts.lock().change(plan, Instant::now());
             entry.republish();
-            self.announce(entry, Change::RolloutChanged, told(Some(files.version), None, asker));
+            self.announce(entry, Change::RolloutChanged, Told::of(Some(files.version), asker));
             return Ok(());
         }
         let waiting = entry.begin();
@@ -196,7 +196,7 @@ impl Manager {
         let beginning = Beginning { files, live, plan, by_hand };
         entry.rollouts.lock().begin(entry.name(), beginning, Instant::now());
         entry.republish();
-        self.announce(entry, Change::RolloutStarted, told(Some(version), None, asker));
+        self.announce(entry, Change::RolloutStarted, Told::of(Some(version), asker));
         Ok(before.filter(|before| *before != version))
     }
 
@@ -222,7 +222,7 @@ impl Manager {
                 (Change::RolloutAborted, Some(Error::new(Reason::Superseded, message)))
             }
         };
-        self.announce(entry, change, told(Some(version), error, asker));
+        self.announce(entry, change, Told { error, ..Told::of(Some(version), asker) });
         Some(version)
     }
 
@@ -300,7 +300,7 @@ impl Manager {
                 None => {}
                 Some(Decision::Stepped) => {
                     entry.republish();
-                    self.announce(&entry, Change::RolloutChanged, told(Some(version), None, &Asker::Rollout));
+                    self.announce(&entry, Change::RolloutChanged, Told::of(Some(version), &Asker::Rollout));
                 }
                 Some(Decision::RollBack(why)) => {
                     let (back, rejected) = (RolloutState::RolledBack, true);
@@ -350,10 +350,6 @@ impl Manager {
         let keep = live.is_some_and(|live| live != version && plan.beside.contains(&live));
         Some(Order { files, expected: Expected::default(), holding, keep, room: None, asker })
     }
-}
-
-fn told(version: Option<Version>, error: Option<Error>, asker: &Asker) -> Told {
-    Told { version, error, asker: asker.clone(), done: None }
 }
 
 fn none(entry: &Entry) -> Error {

@@ -3,7 +3,6 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeSet, HashMap},
-    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -14,6 +13,7 @@ use super::{
     Asker, Change, Expected, Manager, Phases,
     entry::{Entry, Holding},
     manager::{Order, Told},
+    prepare::read_manifest,
     rollout::{Way, way},
     room::Resting,
 };
@@ -133,7 +133,7 @@ impl Manager {
         let mut entries = self.entries.lock();
         for (found, slot) in found.iter().zip(slots) {
             let entry = entries.entry(found.name.clone()).or_insert_with(|| Arc::new(Entry::new(slot)));
-            entry.set_versions(found.versions.iter().map(|files| files.version).collect());
+            entry.set_versions(found.numbers());
         }
         let on_disk: std::collections::HashSet<_> = names.iter().collect();
         for entry in entries.values().filter(|entry| !on_disk.contains(entry.name())) {
@@ -147,7 +147,7 @@ impl Manager {
         if entry.is_synced(&found, Instant::now()) {
             return entry.status().serves();
         }
-        entry.set_versions(found.versions.iter().map(|files| files.version).collect());
+        entry.set_versions(found.numbers());
         let outcome = self.bring_in_line(&entry, &found, &asker).await;
         match outcome {
             Ok(()) => entry.set_synced(found, true, Instant::now()),
@@ -260,12 +260,7 @@ impl Manager {
             return Ok(ModelManifest::default());
         };
         let newest = self.materialize(newest.clone()).await?;
-        let path = newest.manifest.as_deref().unwrap_or(Path::new(""));
-        let failed =
-            |error: &dyn std::fmt::Display| Error::new(Reason::LoadFailed, format!("verify failed: {error}"));
-        let text =
-            std::fs::read_to_string(path).map_err(|error| failed(&format!("{}: {error}", path.display())))?;
-        ModelManifest::parse(&text).map_err(|error| failed(&error))
+        Ok(read_manifest(&newest)?)
     }
 
     async fn make_live(&self, entry: &Entry, step: Step<'_>, asker: &Asker) -> Result<()> {

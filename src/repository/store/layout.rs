@@ -215,6 +215,21 @@ mod tests {
         Listed { path: path.into(), size: 1, tag: Some("\"a\"".into()), modified: 0, sha256: None }
     }
 
+    /// With other paths, and without stamps: they tell of what is in the files, and are made of other things in a store and in
+    /// a directory.
+    fn paths_alone(files: VersionFiles, path: impl Fn(PathBuf) -> PathBuf + Copy) -> VersionFiles {
+        VersionFiles {
+            archive: path(files.archive),
+            weights: files.weights.map(path),
+            samples: files.samples.map(path),
+            seal: files.seal.map(path),
+            manifest: files.manifest.map(path),
+            stamp: 0,
+            manifest_stamp: 0,
+            ..files
+        }
+    }
+
     /// What a directory with the same files offers, with paths below `root`.
     fn in_a_directory(paths: &[String]) -> Vec<(String, Vec<VersionFiles>)> {
         let dir = tempfile::tempdir().unwrap();
@@ -228,17 +243,7 @@ mod tests {
         found
             .into_iter()
             .map(|found| {
-                let versions = found.versions.into_iter().map(|files| VersionFiles {
-                    archive: below(files.archive),
-                    weights: files.weights.map(below),
-                    samples: files.samples.map(below),
-                    seal: files.seal.map(below),
-                    manifest: files.manifest.map(below),
-                    // They tell of what is in the files, and are made of other things here and there.
-                    stamp: 0,
-                    manifest_stamp: 0,
-                    ..files
-                });
+                let versions = found.versions.into_iter().map(|files| paths_alone(files, below));
                 (found.name.to_string(), versions.collect())
             })
             .collect()
@@ -250,17 +255,8 @@ mod tests {
         offers(&listed)
             .into_iter()
             .map(|offer| {
-                let versions = offer.found(Path::new("")).versions.into_iter().map(|files| VersionFiles {
-                    archive: below(files.archive),
-                    weights: files.weights.map(below),
-                    samples: files.samples.map(below),
-                    seal: files.seal.map(below),
-                    manifest: files.manifest.map(below),
-                    // They tell of what is in the files, and are made of other things here and there.
-                    stamp: 0,
-                    manifest_stamp: 0,
-                    ..files
-                });
+                let versions =
+                    offer.found(Path::new("")).versions.into_iter().map(|files| paths_alone(files, below));
                 (offer.name.to_string(), versions.collect())
             })
             .collect()
