@@ -10,7 +10,8 @@ export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
 # Everything is compiled once: incremental state would only cost time and disk.
 export CARGO_INCREMENTAL=0
 
-steps=(fmt clippy-no-torch test-no-torch clippy build test deny advisories wire)
+# The tests with libtorch are all of those without: these are for machines that have none.
+steps=(fmt clippy-no-torch clippy build test deny advisories wire)
 declare -A does=(
     [fmt]="formatting"
     [clippy-no-torch]="clippy without libtorch"

@@ -1,4 +1,4 @@
-//! Ending threads that may be in the middle of something that cannot be broken off.
+//! What threads of several kinds share: their priority, their time, and an end where they cannot be broken off.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -29,6 +29,22 @@ pub(crate) fn join(threads: Vec<JoinHandle<()>>, patience: Duration) -> bool {
         }
     }
     all
+}
+
+/// CPU time of this thread so far.
+pub(crate) fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
+/// This thread gets a CPU when no other wants it, and else the least share that there is: on Linux a priority is a thread's
+/// own. `SCHED_IDLE` would give less still, and too little: on a machine that was full, reloads that take a second took more
+/// than fifty, where they take two or three at nice 19.
+///
+/// # Errors
+/// The system does not allow it.
+pub(crate) fn give_way() -> std::io::Result<()> {
+    Ok(rustix::process::setpriority_process(None, 19)?)
 }
 
 #[cfg(test)]

@@ -95,6 +95,12 @@ fn print(report: &proto::ReloadModelResponse) {
     .map(|(name, took)| vec![name.to_owned(), show_duration(took)])
     .collect();
     print_table(&["PHASE", "TIME"], &rows);
+    if phases.rested.is_some_and(|rested| rested.seconds > 0 || rested.nanos >= 1_000_000) {
+        println!(
+            "{} of it at rest, for those who were served (loader.patience)",
+            show_duration(phases.rested)
+        );
+    }
     let warmup = report.warmup.unwrap_or_default();
     if warmup.passes == 0 {
         println!(

@@ -7,6 +7,7 @@
 use super::CheckReport;
 use crate::{
     backend::Servable,
+    loader::pace,
     model::{CheckConfig, NamedTensor, Sample},
     registry::Lease,
     sched,
@@ -41,6 +42,7 @@ pub(super) fn run(
     let (mut wrong, mut worst) = (0, Worst::default());
     let mut unlike = Worst::default();
     for (number, sample) in samples.iter().enumerate() {
+        pace::rest();
         let at = |why: &dyn std::fmt::Display| format!("sample {number}: {why}");
         let found = sched::alone(servable, &sample.inputs).map_err(|error| at(&error))?;
         if !sample.outputs.is_empty() {

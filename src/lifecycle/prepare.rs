@@ -21,6 +21,7 @@ use crate::{
     loader::{
         Verified,
         archive::safety::Verdict,
+        pace,
         seal::{self, Place},
         weights::{Overlay, Weights},
     },
@@ -208,6 +209,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     let mut phases = Phases::default();
     let mut clock = Instant::now();
     let mut lap = || {
+        pace::rest();
         let now = Instant::now();
         let took: Duration = now - clock;
         clock = now;
@@ -305,6 +307,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     let check = golden::run(&servable, &samples, || of.live?.lease())
         .map_err(|cause| LoadFailure::new(Phase::Check, cause))?;
     phases.check = lap();
+    phases.rested = pace::rested();
     Ok(Prepared {
         servable: Arc::new(servable),
         phases,

@@ -60,6 +60,7 @@ pub fn digest(path: &Path) -> io::Result<String> {
         let read = file.read(&mut buffer)?;
         let Some(chunk) = buffer.get(..read).filter(|chunk| !chunk.is_empty()) else { break };
         hash.update(chunk);
+        super::pace::rest();
     }
     Ok(hexadecimal(&hash.finalize()))
 }

@@ -17,6 +17,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
+use super::Pace;
 use crate::{
     backend::{Backend, ThreadRole},
     threads,
@@ -54,16 +55,22 @@ const STACK_BYTES: usize = 64 << 20;
 const QUEUE: usize = 4096;
 
 impl LoaderPool {
-    /// Starts `threads` threads. Up to `spare` more take the places of those that are left behind.
+    /// Starts `threads` threads, which work at that pace. Up to `spare` more take the places of those that are left behind.
     ///
     /// # Errors
     /// The system gives no more threads.
-    pub fn start(threads: usize, spare: usize, backend: &Arc<dyn Backend>) -> std::io::Result<Self> {
+    pub fn start(
+        threads: usize,
+        spare: usize,
+        pace: Arc<Pace>,
+        backend: &Arc<dyn Backend>,
+    ) -> std::io::Result<Self> {
         let (work, queue) = mpsc::sync_channel::<Work>(QUEUE);
         let (able, _) = watch::channel(0);
         let crew = Arc::new(Crew {
             queue: Mutex::new(queue),
             backend: backend.clone(),
+            pace,
             roll: Mutex::new(Roll { threads: Vec::new(), started: 0, spare }),
             able,
             stuck: Arc::default(),
@@ -141,6 +148,7 @@ impl LoaderPool {
     /// Begins no more work: what waits is told so.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
+        self.crew.pace.close();
     }
 }
 
@@ -162,6 +170,7 @@ enum Fate {
 struct Crew {
     queue: Mutex<mpsc::Receiver<Work>>,
     backend: Arc<dyn Backend>,
+    pace: Arc<Pace>,
     roll: Mutex<Roll>,
     /// Threads that are not left behind.
     able: watch::Sender<usize>,
@@ -185,15 +194,17 @@ impl Crew {
         let crew = self.clone();
         let name = format!("load-{}", roll.started);
         let thread = std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || {
-            // On Linux this is the thread's own priority. Without it loading still works, only less politely.
-            if let Err(error) = rustix::process::setpriority_process(None, 19) {
+            // Without it loading still works, only less politely.
+            if let Err(error) = threads::give_way() {
                 tracing::warn!(%error, "loader threads keep normal CPU priority");
             }
             let _guard = crew.backend.enter_thread(ThreadRole::Loader);
             loop {
                 let next = crew.queue.lock().recv();
                 let Ok(work) = next else { return };
+                let underway = crew.pace.begin();
                 let goes_on = work();
+                drop(underway);
                 crew.backend.release_memory();
                 if !goes_on {
                     return;
@@ -263,7 +274,7 @@ mod tests {
 
     fn pool(threads: usize, spare: usize) -> LoaderPool {
         let backend: Arc<dyn Backend> = Arc::new(FakeBackend);
-        LoaderPool::start(threads, spare, &backend).unwrap()
+        LoaderPool::start(threads, spare, Pace::none(), &backend).unwrap()
     }
 
     #[tokio::test]
