@@ -37,14 +37,31 @@ pub(crate) fn cpu_time() -> Duration {
     Duration::try_from(time).unwrap_or_default()
 }
 
-/// This thread gets a CPU when no other wants it, and else the least share that there is: on Linux a priority is a thread's
-/// own. `SCHED_IDLE` would give less still, and too little: on a machine that was full, reloads that take a second took more
-/// than fifty, where they take two or three at nice 19.
+/// This thread gets little more of a CPU than others leave: on Linux a priority is a thread's own.
 ///
 /// # Errors
 /// The system does not allow it.
 pub(crate) fn give_way() -> std::io::Result<()> {
     Ok(rustix::process::setpriority_process(None, 19)?)
+}
+
+/// This thread gets nothing of a CPU but what others leave, and whoever wakes up takes a CPU that it runs on for a free one. No
+/// way leads back, without a right that servers do not have.
+///
+/// # Errors
+/// The system does not have it, or does not allow it.
+pub(crate) fn run_when_idle() -> Result<(), String> {
+    #[cfg(target_os = "linux")]
+    {
+        use thread_priority::{
+            NormalThreadSchedulePolicy::Idle, ThreadPriority, ThreadSchedulePolicy,
+            set_thread_priority_and_policy, thread_native_id,
+        };
+        let (lowest, idle) = (ThreadPriority::Min, ThreadSchedulePolicy::Normal(Idle));
+        set_thread_priority_and_policy(thread_native_id(), lowest, idle).map_err(|error| error.to_string())
+    }
+    #[cfg(not(target_os = "linux"))]
+    Err("there is no such policy".to_owned())
 }
 
 #[cfg(test)]

@@ -42,9 +42,8 @@ pub(super) fn run(
     let (mut wrong, mut worst) = (0, Worst::default());
     let mut unlike = Worst::default();
     for (number, sample) in samples.iter().enumerate() {
-        pace::rest();
         let at = |why: &dyn std::fmt::Display| format!("sample {number}: {why}");
-        let found = sched::alone(servable, &sample.inputs).map_err(|error| at(&error))?;
+        let found = pace::step(|| sched::alone(servable, &sample.inputs)).map_err(|error| at(&error))?;
         if !sample.outputs.is_empty() {
             let farthest = compare(&sample.outputs, &found, config).map_err(|why| at(&why))?;
             let largest = report.from_expected.unwrap_or(0.0).max(farthest.largest);
@@ -53,7 +52,7 @@ pub(super) fn run(
             worst.take(Worst { sample: number, ..farthest });
         }
         let Some(live) = &live else { continue };
-        let compared = sched::alone(live, &sample.inputs).and_then(|now| apart(&now, &found));
+        let compared = pace::step(|| sched::alone(live, &sample.inputs)).and_then(|now| apart(&now, &found));
         match compared {
             Ok(farthest) => unlike.take(Worst { sample: number, ..farthest }),
             Err(why) => {

@@ -47,7 +47,7 @@ pub struct Phases {
     pub swap: Duration,
     /// Until the last request on the old version had ended.
     pub drain: Duration,
-    /// Time in which loading stood still for the sake of those served meanwhile. It is part of the phases before the swap.
+    /// Time in which loading stood still, at rest or because others had the CPU. It is part of the phases before the swap.
     pub rested: Duration,
     /// All of it.
     pub total: Duration,

@@ -1,14 +1,20 @@
 //! How loads give way to those who are served.
 //!
-//! The lowest priority is not enough. A loader on a core that happens to be free still takes caches, memory and perhaps half
-//! of a shared core from its neighbour, and where three quarters of a machine are busy, passes that take a tenth longer make
-//! everybody wait half as long again. So a loader rests between the steps of its work (a piece hashed, a pass run), for a
+//! The steps of a load run at idle priority: not only do they get no more than others leave, but whoever wakes up takes their
+//! core for a free one, which at nice 19 it is not. That is not enough. A loader on a core that happens to be free still takes
+//! caches, memory and perhaps half of a shared core from its neighbour, and where three quarters of a machine are busy,
+//! passes that take a tenth longer make everybody wait half as long again. So a loader rests between the steps of its work (a piece hashed, a pass run), for a
 //! multiple of the CPU time that the step took. The multiple follows how busy the executors are, and how requests fare: it
 //! grows while more of them are slow than were before the load began, and falls while no more are. On a machine with
 //! nothing else to do there is no rest at all.
+//!
+//! All of that takes no longer than `loader.patience`: then the load goes on at nice 19 and without rests. A thread does not come
+//! back from idle priority, so each step has a thread of its own; where a machine is full one that needs 100 ms of a CPU may
+//! wait for many seconds.
 
 use std::{
     cell::RefCell,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -20,7 +26,11 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use self::tail::{Mark, Tail};
-use crate::threads::cpu_time;
+use super::pool::STACK_BYTES;
+use crate::{
+    backend::{Backend, ThreadRole},
+    threads::{self, cpu_time},
+};
 
 mod tail;
 
@@ -44,7 +54,7 @@ type Busy = Box<dyn Fn() -> Duration + Send + Sync>;
 
 /// What loads and those who are served know of each other.
 pub struct Pace {
-    /// The longest that one piece of work rests in all.
+    /// The longest that one piece of work takes for the sake of others.
     patience: Duration,
     executors: usize,
     busy: Busy,
@@ -74,7 +84,7 @@ impl std::fmt::Debug for Pace {
 }
 
 impl Pace {
-    /// A load rests at most `patience` in all. `busy` says how long the `executors` have worked since they were started.
+    /// A load takes at most `patience` longer than it would alone. `busy` says how long the `executors` have worked since they were started.
     pub fn new(
         patience: Duration,
         executors: usize,
@@ -114,21 +124,21 @@ impl Pace {
         self.closed.store(true, Ordering::Relaxed);
     }
 
-    /// This thread begins a piece of work.
-    pub(super) fn begin(self: &Arc<Self>) -> Underway {
+    /// This thread begins a piece of work. It takes no longer for the sake of others if it is in a `hurry`.
+    pub(super) fn begin(self: &Arc<Self>, backend: &Arc<dyn Backend>, hurry: bool) -> Underway {
         if self.loads.fetch_add(1, Ordering::Relaxed) == 0 {
-            let mut gain = self.gain.lock();
-            gain.mark = self.tail.mark();
+            self.gain.lock().mark = self.tail.mark();
             self.beside.iter().for_each(|count| count.store(0, Ordering::Relaxed));
         }
-        let work = Work {
+        WORK.set(Some(Work {
             pace: self.clone(),
-            cpu: cpu_time(),
+            backend: backend.clone(),
+            patience: if hurry { Duration::ZERO } else { self.patience },
             rested: Duration::ZERO,
+            cpu: cpu_time(),
             since: Instant::now(),
             busy: (self.busy)(),
-        };
-        WORK.with_borrow_mut(|current| *current = Some(work));
+        }));
         Underway { pace: self.clone() }
     }
 
@@ -168,7 +178,7 @@ pub(super) struct Underway {
 
 impl Drop for Underway {
     fn drop(&mut self) {
-        WORK.with_borrow_mut(|work| *work = None);
+        WORK.set(None);
         self.pace.loads.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -176,9 +186,13 @@ impl Drop for Underway {
 /// What a loader thread is at.
 struct Work {
     pace: Arc<Pace>,
+    backend: Arc<dyn Backend>,
+    /// How much longer it may take for the sake of others.
+    patience: Duration,
+    /// Time that it has not worked so far, by its own will or because others did.
+    rested: Duration,
     /// CPU time of the thread when its last rest ended.
     cpu: Duration,
-    rested: Duration,
     /// When it began, and what the executors had done by then.
     since: Instant,
     busy: Duration,
@@ -188,29 +202,72 @@ thread_local! {
     static WORK: RefCell<Option<Work>> = const { RefCell::new(None) };
 }
 
-/// Ends a step of work: a loader thread rests as long as it should, any other does not. Gives the time that it took.
+/// Runs a step of a load. On a loader thread with patience it runs at idle priority, and is followed by a rest; on any other it
+/// just runs.
+pub(crate) fn step<T: Send>(step: impl FnOnce() -> T + Send) -> T {
+    let patient = |work: &mut Work| !work.patience.is_zero();
+    let Some(work) = WORK.with_borrow_mut(|work| work.take_if(patient)) else { return step() };
+    let (began, rested) = (Instant::now(), work.rested);
+    let (mut step, mut result, mut worked) = (Some(step), None, Duration::ZERO);
+    let thread = std::thread::Builder::new().name("load-step".to_owned()).stack_size(STACK_BYTES);
+    let mut moved = Some(work);
+    std::thread::scope(|scope| {
+        let on_thread = || {
+            // Without it the step still has the lowest of the other priorities.
+            let _unable = threads::run_when_idle();
+            let Some(mut work) = moved.take() else { return };
+            let _guard = work.backend.clone().enter_thread(ThreadRole::Loader);
+            work.cpu = cpu_time();
+            WORK.set(Some(work));
+            result = step.take().map(|step| catch_unwind(AssertUnwindSafe(step)));
+            rest();
+            worked = cpu_time();
+            moved = WORK.take();
+        };
+        // It is waited for at the end of the scope. Where there are no more threads there is still this one.
+        let _started = thread.spawn_scoped(scope, on_thread).is_ok();
+    });
+    if let Some(mut work) = moved {
+        let rests = work.rested.saturating_sub(rested);
+        work.lost(began.elapsed().saturating_sub(worked).saturating_sub(rests));
+        work.cpu = cpu_time();
+        WORK.set(Some(work));
+    }
+    match (result, step) {
+        (Some(Ok(value)), _) => value,
+        (Some(Err(panic)), _) => resume_unwind(panic),
+        (None, Some(step)) => step(),
+        (None, None) => unreachable!("a step that was begun has a result"),
+    }
+}
+
+/// Ends a part of a step: a loader thread rests as long as it should, any other does not. Gives the time that it took.
 pub(crate) fn rest() -> Duration {
     WORK.with_borrow_mut(|work| work.as_mut().map_or(Duration::ZERO, Work::rest))
 }
 
-/// How long the work that is under way on this thread has rested so far.
+/// How long the work that is under way on this thread has not worked so far.
 pub(crate) fn rested() -> Duration {
     WORK.with_borrow(|work| work.as_ref().map_or(Duration::ZERO, |work| work.rested))
 }
 
 impl Work {
+    fn lost(&mut self, time: Duration) {
+        self.rested += time;
+        self.patience = self.patience.saturating_sub(time);
+    }
+
     fn rest(&mut self) -> Duration {
-        let pace = &self.pace;
-        let left = pace.patience.saturating_sub(self.rested);
         let step = cpu_time().saturating_sub(self.cpu);
-        if left.is_zero() || step < STEP {
+        if self.patience.is_zero() || step < STEP {
             return Duration::ZERO;
         }
+        let pace = &self.pace;
         let began = Instant::now();
         let available = (began - self.since) * u32::try_from(pace.executors).unwrap_or(u32::MAX);
-        let busy =
-            (pace.busy)().saturating_sub(self.busy).div_duration_f64(available.max(Duration::from_nanos(1)));
-        let until = began + step.mul_f64(pace.stretch(busy)).min(left);
+        let busy = (pace.busy)().saturating_sub(self.busy);
+        let busy = busy.div_duration_f64(available.max(Duration::from_nanos(1)));
+        let until = began + step.mul_f64(pace.stretch(busy)).min(self.patience);
         while !pace.closed.load(Ordering::Relaxed) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -218,9 +275,9 @@ impl Work {
             }
             std::thread::sleep(left.min(SLICE));
         }
-        self.cpu = cpu_time();
         let rested = began.elapsed();
-        self.rested += rested;
+        self.lost(rested);
+        self.cpu = cpu_time();
         rested
     }
 }
@@ -228,6 +285,12 @@ impl Work {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::FakeBackend;
+
+    fn begin(pace: &Arc<Pace>) -> Underway {
+        let backend: Arc<dyn Backend> = Arc::new(FakeBackend);
+        pace.begin(&backend, false)
+    }
 
     fn served(pace: &Pace, requests: u32, millis: u64) {
         (0..requests).for_each(|_| pace.served(Duration::from_millis(millis)));
@@ -244,7 +307,7 @@ mod tests {
         let pace = Pace::new(Duration::MAX, 2, || Duration::ZERO);
         served(&pace, 950, 10);
         served(&pace, 50, 100);
-        let underway = pace.begin();
+        let underway = begin(&pace);
         served(&pace, 94, 10);
         served(&pace, 5, 100);
         assert_eq!(pace.stretch(1.0), FULL, "too few to judge by");
@@ -264,12 +327,12 @@ mod tests {
         assert_eq!(pace.stretch(1.0), FULL * GAIN.end(), "there is a limit");
         drop(underway);
         served(&pace, 1000, 100);
-        let _underway = pace.begin();
+        let _underway = begin(&pace);
         assert_eq!(pace.stretch(1.0), FULL * GAIN.end(), "the next load goes on where the last one ended");
     }
 
     /// Uses the CPU for at least a step.
-    fn step() {
+    fn work() {
         let until = cpu_time() + STEP;
         while cpu_time() < until {
             std::hint::spin_loop();
@@ -278,34 +341,59 @@ mod tests {
 
     #[test]
     fn only_steps_of_loaders_beside_busy_executors_are_followed_by_a_rest_and_patience_ends() {
-        step();
+        work();
         assert_eq!(rest(), Duration::ZERO, "no loader thread");
         let idle = Pace::new(Duration::MAX, 1, || Duration::ZERO);
         {
-            let _underway = idle.begin();
-            step();
+            let _underway = begin(&idle);
+            work();
             assert!(rest() < STEP, "nobody is served");
         }
         let start = Instant::now();
         let pace = Pace::new(Duration::from_millis(30), 1, move || start.elapsed());
-        let _underway = pace.begin();
+        let _underway = begin(&pace);
         assert_eq!(rest(), Duration::ZERO, "that was no step");
         for _ in 0..10 {
-            step();
+            work();
             rest();
         }
         assert!(rested() >= Duration::from_millis(30), "patience is used up");
-        step();
+        work();
         assert_eq!(rest(), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_step_runs_on_a_thread_of_its_own_until_patience_ends() {
+        let here = || std::thread::current().id();
+        let outside = here();
+        assert_eq!(step(here), outside, "no loader thread");
+        let start = Instant::now();
+        let pace = Pace::new(Duration::from_secs(60), 1, move || start.elapsed());
+        let underway = begin(&pace);
+        assert_ne!(step(here), outside);
+        let rests = step(|| {
+            work();
+            rest()
+        });
+        assert!(rests > Duration::ZERO && rested() >= rests, "rests within a step count");
+        let panicked = catch_unwind(|| step(|| panic!("bug"))).unwrap_err();
+        assert_eq!(panicked.downcast_ref(), Some(&"bug"));
+        assert_ne!(step(here), outside, "and the work goes on");
+        WORK.with_borrow_mut(|work| work.as_mut().unwrap().lost(Duration::from_secs(60)));
+        assert_eq!(step(here), outside, "no patience is left");
+        drop(underway);
+        let backend: Arc<dyn Backend> = Arc::new(FakeBackend);
+        let _hurry = pace.begin(&backend, true);
+        assert_eq!(step(here), outside);
     }
 
     #[test]
     fn nobody_rests_once_the_server_stops() {
         let start = Instant::now();
         let pace = Pace::new(Duration::MAX, 1, move || start.elapsed());
-        let _underway = pace.begin();
+        let _underway = begin(&pace);
         pace.close();
-        step();
+        work();
         assert!(rest() < STEP);
     }
 }

@@ -49,7 +49,7 @@ pub enum Stopped {
 
 /// libtorch's compiler calls itself for what is nested in a model's code. `archive::safety` bounds the nesting for this
 /// much stack, of which only what is used takes memory.
-const STACK_BYTES: usize = 64 << 20;
+pub(super) const STACK_BYTES: usize = 64 << 20;
 
 /// Work that may wait for a thread. The manager admits one change a model at a time, so this is not reached in practice.
 const QUEUE: usize = 4096;
@@ -94,16 +94,18 @@ impl LoaderPool {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Stopped> {
-        self.run_within(Duration::MAX, work).await
+        self.run_within(Duration::MAX, true, work).await
     }
 
-    /// Runs `work` on a loader thread, and waits for it no longer than `limit` from when it has begun.
+    /// Runs `work` on a loader thread, and waits for it no longer than `limit` from when it has begun. It gives way to those
+    /// who are served, unless it is in a `hurry`.
     ///
     /// # Errors
     /// As for [`LoaderPool::run`], or it took longer.
     pub async fn run_within<T: Send + 'static>(
         &self,
         limit: Duration,
+        hurry: bool,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Stopped> {
         let (begin, begun) = oneshot::channel();
@@ -118,10 +120,12 @@ impl LoaderPool {
             if begin.send(std::thread::current().name().unwrap_or_default().to_owned()).is_err() {
                 return true;
             }
+            let underway = crew.pace.begin(&crew.backend, hurry);
             // A panic ends this piece of work, not the thread.
             if let Ok(value) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
                 let _nobody_waits = done.send(Ok(value));
             }
+            drop(underway);
             crew.came_back(&on_thread)
         };
         let queued = self.work.as_ref().is_some_and(|work| work.try_send(Box::new(task)).is_ok());
@@ -202,9 +206,7 @@ impl Crew {
             loop {
                 let next = crew.queue.lock().recv();
                 let Ok(work) = next else { return };
-                let underway = crew.pace.begin();
                 let goes_on = work();
-                drop(underway);
                 crew.backend.release_memory();
                 if !goes_on {
                     return;
@@ -304,9 +306,9 @@ mod tests {
             (release, move || held.recv().unwrap_or_default())
         };
         let ((first, hangs), (second, hangs_too)) = (hang(), hang());
-        assert_eq!(pool.run_within(limit, hangs).await, Err(Stopped::TimeLimit));
+        assert_eq!(pool.run_within(limit, true, hangs).await, Err(Stopped::TimeLimit));
         assert_eq!(pool.run(|| 1).await, Ok(1), "the spare is there");
-        assert_eq!(pool.run_within(limit, hangs_too).await, Err(Stopped::TimeLimit));
+        assert_eq!(pool.run_within(limit, true, hangs_too).await, Err(Stopped::TimeLimit));
         assert_eq!((pool.run(|| 2).await, pool.stuck().load(Ordering::Relaxed)), (Err(Stopped::NoThread), 2));
         // What ends after all goes on as a loader, or makes room for another spare.
         drop(second);
@@ -319,7 +321,7 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let (third, hangs_again) = hang();
-        assert_eq!(pool.run_within(limit, hangs_again).await, Err(Stopped::TimeLimit));
+        assert_eq!(pool.run_within(limit, true, hangs_again).await, Err(Stopped::TimeLimit));
         assert_eq!(pool.run(|| 4).await, Ok(4), "there is a spare again");
         drop(third);
     }
@@ -330,7 +332,7 @@ mod tests {
         let (release, held) = mpsc::channel::<()>();
         let mut running = Box::pin(pool.run(move || held.recv().unwrap_or_default()));
         assert!(futures::poll!(&mut running).is_pending());
-        let mut waiting = Box::pin(pool.run_within(Duration::from_secs(3600), || 2));
+        let mut waiting = Box::pin(pool.run_within(Duration::from_secs(3600), true, || 2));
         assert!(futures::poll!(&mut waiting).is_pending());
         drop(release);
         running.await.unwrap();
