@@ -3,10 +3,10 @@
 //! The steps of a load run at idle priority: not only do they get no more than others leave, but whoever wakes up takes their
 //! core for a free one, which at nice 19 it is not. That is not enough. A loader on a core that happens to be free still takes
 //! caches, memory and perhaps half of a shared core from its neighbour, and where three quarters of a machine are busy,
-//! passes that take a tenth longer make everybody wait half as long again. So a loader rests between the steps of its work (a piece hashed, a pass run), for a
-//! multiple of the CPU time that the step took. The multiple follows how busy the executors are, and how requests fare: it
-//! grows while more of them are slow than were before the load began, and falls while no more are. On a machine with
-//! nothing else to do there is no rest at all.
+//! passes that take a tenth longer make everybody wait half as long again. So a loader rests between the steps of its work
+//! (a piece hashed, a pass run), for a multiple of the CPU time that the step took. The multiple follows how busy the executors
+//! are, and how requests fare: it grows while more of them are slow than were before the load began, and falls while no
+//! more are. On a machine with nothing else to do there is no rest at all.
 //!
 //! All of that takes no longer than `loader.patience`: then the load goes on at nice 19 and without rests. A thread does not come
 //! back from idle priority, so each step has a thread of its own; where a machine is full one that needs 100 ms of a CPU may
