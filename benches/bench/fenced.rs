@@ -220,7 +220,8 @@ async fn reloaded(
     let failed = seen.iter().filter(|one| !one.well).count();
     took.sort_unstable();
     // Where a version's memory lies differs from reload to reload: a median of ten on either side.
-    let (tenth, last) = (median_of(resident.iter().skip(10)), median_of(resident.iter().rev()));
+    let settled = resident.get(10..).filter(|later| !later.is_empty()).unwrap_or(&resident);
+    let (tenth, last) = (median_of(settled.iter()), median_of(settled.iter().rev()));
     let memory = last as f64 / tenth as f64;
     let ms = |sorted: &[Duration], part| percentile(sorted, part) / 1e3;
     let ratio = ms(&busy, 0.99) / ms(&quiet, 0.99);
