@@ -46,9 +46,12 @@ bench: bench-models libtorch ## throughput, latency, CPU time and memory beside 
 bench-isolation: bench-models libtorch ## priorities, tenants, deadlines and batch sizes under floods (fifteen minutes)
 	cargo bench --locked --bench bench -- isolation $(ARGS)
 
-bench-reload: bench-models libtorch ## reloads under load: every answer checked, then what those who are served notice (half an hour)
+bench-reload: bench-models libtorch ## models that change under load: reloads, canaries, more models than memory (an hour)
 	cargo bench --locked --bench bench -- reload
 	cargo bench --locked --bench bench -- fenced $(ARGS)
+	cargo bench --locked --bench bench -- canary
+	cargo bench --locked --bench bench -- residency
+	cargo bench --locked --bench bench -- lookup
 
 bench-models: ## the benchmark's models, in bench-models/ (fetches PyTorch, 5 GB, into the user's cache)
 	@scripts/bench_models.sh

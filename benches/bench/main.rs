@@ -14,14 +14,18 @@
     unreachable_pub
 )]
 
+mod canary;
 mod echo;
 mod fenced;
 mod isolation;
 mod load;
+mod lookup;
 mod models;
+mod picture;
 mod plain;
 mod process;
 mod reload;
+mod residency;
 mod sched;
 mod serving;
 mod stats;
@@ -125,6 +129,62 @@ enum What {
         #[arg(long, default_value = "target/bench/fenced.svg")]
         svg: PathBuf,
     },
+    /// Bad versions rolled out beside a sound one under a steady load: how soon they are rolled back
+    Canary {
+        /// Repository that tools/models/bench_models.py made
+        #[arg(long, default_value = "bench-models")]
+        repository: PathBuf,
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+        /// Requests a second
+        #[arg(long, default_value_t = 100.0)]
+        rate: f64,
+        /// Only these scenarios: throws, slow, drifts, sound, sound-shadow
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+        #[arg(long, default_value = "target/bench/canary.json")]
+        json: PathBuf,
+        /// Where the picture goes
+        #[arg(long, default_value = "target/bench/canary.svg")]
+        svg: PathBuf,
+    },
+    /// A thousand lazy models with room for fifty: how many requests find theirs in memory, and what the others wait
+    Residency {
+        #[arg(long, default_value_t = 1000)]
+        models: usize,
+        /// Models that the budget has room for
+        #[arg(long, default_value_t = 50)]
+        room: usize,
+        #[arg(long, default_value_t = 4)]
+        callers: usize,
+        /// Length of each measurement, in seconds
+        #[arg(long, default_value_t = 90.0)]
+        seconds: f64,
+        /// Exponents of Zipf's law that the traffic follows
+        #[arg(long, value_delimiter = ',', default_value = "1.0,1.2")]
+        exponents: Vec<f64>,
+        #[arg(long, default_value = "target/bench/residency.json")]
+        json: PathBuf,
+        /// Where the picture goes
+        #[arg(long, default_value = "target/bench/residency.svg")]
+        svg: PathBuf,
+    },
+    /// What it costs to find a model among 10 to 10,000
+    Lookup {
+        #[arg(long, default_value_t = 9)]
+        rounds: usize,
+        /// Numbers of models
+        #[arg(long, value_delimiter = ',', default_value = "10,100,1000,10000")]
+        models: Vec<usize>,
+        /// Length of each measurement over the wire, in seconds
+        #[arg(long, default_value_t = 2.0)]
+        seconds: f64,
+        #[arg(long, default_value = "target/bench/lookup.json")]
+        json: PathBuf,
+        /// Where the picture goes
+        #[arg(long, default_value = "target/bench/lookup.svg")]
+        svg: PathBuf,
+    },
     /// A tonic server that answers without a model
     #[command(hide = true)]
     Echo,
@@ -149,6 +209,15 @@ fn main() -> Result<()> {
         What::Reload { reloads, callers, json } => reload::run(reloads, callers, &json),
         What::Fenced { repository, reloads, seconds, load, only, json, svg } => {
             fenced::run(&fenced::Plan { repository, reloads, seconds, load, only, json, svg })
+        }
+        What::Canary { repository, rounds, rate, only, json, svg } => {
+            canary::run(&canary::Plan { repository, rounds, rate, only, json, svg })
+        }
+        What::Residency { models, room, callers, seconds, exponents, json, svg } => {
+            residency::run(&residency::Plan { models, room, callers, seconds, exponents, json, svg })
+        }
+        What::Lookup { rounds, models, seconds, json, svg } => {
+            lookup::run(&lookup::Plan { rounds, models, seconds, json, svg })
         }
         What::Echo => echo::serve(),
         What::Plain { repository, threads } => plain::obey(&repository, threads),

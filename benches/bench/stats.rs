@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use torchlane::load::{Latency, LoadReport};
 
 /// Figures of the same thing, one a round.
 #[derive(Debug, Clone, Default)]
@@ -41,6 +42,37 @@ impl Rounds {
 pub fn percentile(sorted: &[Duration], p: f64) -> f64 {
     let rank = (p * sorted.len() as f64).ceil() as usize;
     sorted.get(rank.saturating_sub(1)).map_or(f64::NAN, |latency| latency.as_secs_f64() * 1e6)
+}
+
+/// Sorted latencies as a curve of `torchlane::load::svg`.
+pub fn curve(name: &str, sorted: &[Duration]) -> LoadReport {
+    let parts = [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999];
+    // No further than there are requests to tell.
+    let telling = |part: &f64| (1.0 - part) * sorted.len() as f64 >= 1.0;
+    let at = |part: f64| percentile(sorted, part) / 1e3;
+    let latency = Latency {
+        p50: at(0.5),
+        p90: at(0.9),
+        p99: at(0.99),
+        p999: at(0.999),
+        max: at(1.0),
+        curve: parts.into_iter().filter(telling).map(|part| (part, at(part.max(1e-9)))).collect(),
+    };
+    LoadReport {
+        name: name.to_owned(),
+        model: String::new(),
+        pace: String::new(),
+        sent: sorted.len() as u64,
+        unsent: 0,
+        ok: sorted.len() as u64,
+        refused: 0,
+        errors: Default::default(),
+        rate: 0.0,
+        rows_per_second: 0.0,
+        latency,
+        generator_lag_p99_ms: 0.0,
+        timeline: Vec::new(),
+    }
 }
 
 /// The machine, for whoever reads the figures later.

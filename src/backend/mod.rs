@@ -123,6 +123,12 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
         bytes.saturating_add(bytes / 4).saturating_add(BESIDE_WEIGHTS)
     }
 
+    /// Bytes of memory that are in use in this process, freed ones that the allocator keeps not counted. By what they grow
+    /// while a version is loaded it is known what it takes. `None`: nobody knows.
+    fn allocated(&self) -> Option<u64> {
+        None
+    }
+
     /// Called on a loader thread after each piece of its work: gives memory that nothing uses back to the system.
     /// A warm-up leaves far more behind than the version that it was for.
     fn release_memory(&self) {}

@@ -82,6 +82,32 @@ impl Backend for TorchBackend {
     }
 
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    fn allocated(&self) -> Option<u64> {
+        /// glibc's `struct mallinfo2` (2.33 and later).
+        #[repr(C)]
+        struct Mallinfo2 {
+            _arena: usize,
+            _ordblks: usize,
+            _smblks: usize,
+            _hblks: usize,
+            /// In large blocks that are mapped one by one.
+            hblkhd: usize,
+            _usmblks: usize,
+            _fsmblks: usize,
+            /// In use, in all arenas.
+            uordblks: usize,
+            _fordblks: usize,
+            _keepcost: usize,
+        }
+        unsafe extern "C" {
+            fn mallinfo2() -> Mallinfo2;
+        }
+        // SAFETY: glibc's, with the struct of its header; it takes the allocator's locks, so any thread may call it.
+        let info = unsafe { mallinfo2() };
+        u64::try_from(info.uordblks.saturating_add(info.hblkhd)).ok()
+    }
+
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
     fn release_memory(&self) {
         unsafe extern "C" {
             fn malloc_trim(pad: usize) -> std::ffi::c_int;

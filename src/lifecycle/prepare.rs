@@ -206,6 +206,7 @@ pub(super) fn read_manifest(files: &VersionFiles) -> Result<ModelManifest, LoadF
 /// The phase that failed, and why.
 pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, LoadFailure> {
     let Preparation { files, expected_sha256, served, rules, .. } = *of;
+    let before = backend.allocated();
     let mut phases = Phases::default();
     let mut clock = Instant::now();
     let mut lap = || {
@@ -248,15 +249,10 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
 
     of.progress.begin(Phase::Load);
     let load = at(Phase::Load);
-    let before_load = footprint::resident();
     let module = pace::step(|| backend.load(archive, overlay.as_ref())).map_err(|error| {
         tracing::error!(target: "torchlane::load", error = %error.full, archive = %archive.display(), "loading failed");
         load(&error)
     })?;
-    let gained = footprint::resident().saturating_sub(before_load);
-    let sources: Vec<&Path> = std::iter::once(archive).chain(files.weights.as_deref()).collect();
-    let estimate = backend.memory_estimate(&sources);
-    let memory_bytes = footprint::measured(module.memory_bytes(), gained, summary.tensor_bytes, estimate);
     // What was hashed must be what was loaded.
     if let Some(changed) = checked.changed() {
         return Err(load(&format!(
@@ -284,7 +280,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
         weights_sha256,
         bytes: checked.bytes,
         torch_version: summary.torch_version.clone(),
-        memory_bytes,
+        memory_bytes: summary.tensor_bytes,
         memory: OnceLock::new(),
     };
     of.progress.begin(Phase::WarmUp);
@@ -306,6 +302,11 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     of.progress.begin(Phase::Check);
     let check = golden::run(&servable, &samples, || of.live?.lease())
         .map_err(|cause| LoadFailure::new(Phase::Check, cause))?;
+    let gained = backend.allocated().zip(before).map(|(after, before)| after.saturating_sub(before));
+    let sources: Vec<&Path> = std::iter::once(archive).chain(files.weights.as_deref()).collect();
+    let estimate = backend.memory_estimate(&sources);
+    let told = servable.module.memory_bytes();
+    servable.memory_bytes = footprint::measured(told, gained, summary.tensor_bytes, estimate);
     phases.check = lap();
     phases.rested = pace::rested();
     Ok(Prepared {

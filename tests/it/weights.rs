@@ -171,7 +171,8 @@ mod reads {
         let update = files(2, Some("new.pth"));
         let (newer, same) = reads(&update, &rules);
         let least = size("old.pt") + size("new.pth");
-        assert!((least..least + 1024).contains(&newer), "{newer} bytes, {least} are needed");
+        // Beside them only what the process asks of itself: /proc is read as files are.
+        assert!((least..least + size("old.pt") / 2).contains(&newer), "{newer} bytes, {least} are needed");
         assert_eq!(same, sha256);
         let (unknown, _) = reads(&update, &Rules::default());
         assert!(unknown > newer + size("old.pt"), "what is not known is read through: {unknown}");

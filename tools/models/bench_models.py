@@ -7,6 +7,14 @@ mlp          [n, 784] -> [n, 10], 784-256-10 with a ReLU
 transformer  [n, 64, 256] -> the same shape, 4 encoder layers, 4 heads, 1024 wide inside
 resnet18     [n, 3, 224, 224] -> [n, 1000]
 cnn45        resnet18 in two versions of 45 MB, for measuring reloads
+
+.canaries/ has archives that take what the transformer takes, to be rolled out beside it; its name keeps servers from
+seeing it:
+
+sound        the same weights but for rounding
+throws       the same, and raises where x[0, 0] of an item is below -0.9: one in twenty of numbers evenly in [-1, 1)
+slow         thrice as many layers
+drifts       weights that are 0.3 % off
 """
 
 import sys
@@ -56,15 +64,28 @@ class EncoderLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, layers: int = 4) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([EncoderLayer(256, 4, 1024) for _ in range(4)])
+        self.layers = nn.ModuleList([EncoderLayer(256, 4, 1024) for _ in range(layers)])
         self.norm = nn.LayerNorm(256)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
             x = layer(x)
         return self.norm(x)
+
+
+class Throws(nn.Module):
+    """A transformer that raises for some inputs; not for the zeros and ones of a warm-up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Transformer()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if bool((x[:, 0, 0] < -0.9).any()):
+            raise ValueError("x[0, 0] is below -0.9")
+        return self.inner(x)
 
 
 class Block(nn.Module):
@@ -138,6 +159,42 @@ MODELS = {
 }
 
 
+def off_by(part: float) -> Transformer:
+    """The benchmark's transformer, each weight off by about that part of itself."""
+    model = Transformer()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1 + part * torch.randn_like(weight))
+    return model
+
+
+# name -> (what makes it, the least and the largest difference of an answer from the transformer's)
+CANARIES = {
+    "sound": (lambda: off_by(1e-5), 0.0, 1e-3),
+    "throws": (Throws, 0.0, 0.0),
+    "slow": (lambda: Transformer(layers=12), 0.0, float("inf")),
+    "drifts": (lambda: off_by(3e-3), 0.02, 1.0),
+}
+
+
+def canaries(root: Path) -> None:
+    live = torch.jit.load(str(root / "transformer/1/model.pt"))
+    for name, (make, least, most) in CANARIES.items():
+        deterministic(101)
+        model = make().eval()
+        path = root / ".canaries" / name / "model.pt"
+        save(torch.jit.script(model), path)
+
+        loaded = torch.jit.load(str(path))
+        with torch.no_grad():
+            inputs = [torch.rand(1, 64, 256) * 2 - 1 for _ in range(20)]
+            for x in inputs:
+                x[:, 0, 0].abs_()
+            differences = [float((loaded(x) - live(x)).abs().max()) for x in inputs]
+            assert all(least <= difference <= most for difference in differences), f"{name}: {differences}"
+        print(f"canary {name}: differs by {min(differences):.2g} to {max(differences):.2g}")
+
+
 def main() -> None:
     if len(sys.argv) != 2:
         sys.exit("usage: bench_models.py FOLDER")
@@ -158,6 +215,7 @@ def main() -> None:
                     assert list(loaded(x).shape) == [batch, *outputs]
             print(f"{name} {version}: {path.stat().st_size / 1e6:.1f} MB")
         (root / name / "model.toml").write_text(config(f"Benchmark: {name}, random weights", inputs, outputs, max_batch))
+    canaries(root)
 
 
 if __name__ == "__main__":
