@@ -21,7 +21,7 @@ declare -A does=(
     [test]="tests"
     [deny]="licences, bans and sources of the dependencies"
     [advisories]="security advisories"
-    [wire]="grpcurl, Python clients and an S3 server against the real server"
+    [wire]="grpcurl, Python clients, an S3 server and broken versions against the real server"
 )
 
 # The checks share the tests' profile, so that libtorch's C++ bindings (two minutes) are compiled once for both.
@@ -76,6 +76,7 @@ step_wire() {
     eval "$tools"
     tests/wire/run.sh
     tests/wire/store.sh
+    "$WIRE_PYTHON" tests/wire/faults.py
 }
 
 took() { printf '%dm%02ds' $(($1 / 60)) $(($1 % 60)); }
