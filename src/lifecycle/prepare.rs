@@ -72,7 +72,7 @@ impl LoadFailure {
     pub fn too_long(progress: &Progress, limit: Duration) -> Self {
         let limit = humantime::format_duration(limit);
         let cause = format!(
-            "it did not end within {limit} (loader.time_limit): its thread is left behind, look for a loop in the model"
+            "it did not end within {limit} (loader.time_limit): its thread is left behind; look for a loop in the model, or allow more"
         );
         Self::new(progress.phase(), cause)
     }

@@ -9,8 +9,9 @@
 //! more are. On a machine with nothing else to do there is no rest at all.
 //!
 //! All of that takes no longer than `loader.patience`: then the load goes on at nice 19 and without rests. A thread does not come
-//! back from idle priority, so each step has a thread of its own; where a machine is full one that needs 100 ms of a CPU may
-//! wait for many seconds.
+//! back from a lower priority, so each step has a thread of its own; where a machine is full one that needs 100 ms of a CPU
+//! may wait for many seconds. What lies between steps, such as dropping a version or giving memory back, is short and holds
+//! locks that everybody needs: it runs at normal priority, so that nobody waits for one that waits for a CPU.
 
 use std::{
     cell::RefCell,
@@ -202,20 +203,22 @@ thread_local! {
     static WORK: RefCell<Option<Work>> = const { RefCell::new(None) };
 }
 
-/// Runs a step of a load. On a loader thread with patience it runs at idle priority, and is followed by a rest; on any other it
-/// just runs.
+/// Runs a step of a load. On a loader thread it runs at a low priority, idle and followed by a rest while there is patience; on
+/// any other it just runs.
 pub(crate) fn step<T: Send>(step: impl FnOnce() -> T + Send) -> T {
-    let patient = |work: &mut Work| !work.patience.is_zero();
-    let Some(work) = WORK.with_borrow_mut(|work| work.take_if(patient)) else { return step() };
+    let Some(work) = WORK.take() else { return step() };
     let (began, rested) = (Instant::now(), work.rested);
     let (mut step, mut result, mut worked) = (Some(step), None, Duration::ZERO);
     let thread = std::thread::Builder::new().name("load-step".to_owned()).stack_size(STACK_BYTES);
     let mut moved = Some(work);
     std::thread::scope(|scope| {
         let on_thread = || {
-            // Without it the step still has the lowest of the other priorities.
-            let _unable = threads::run_when_idle();
             let Some(mut work) = moved.take() else { return };
+            // Where the system does not allow it, loading still works, only less politely.
+            let _unable = threads::give_way();
+            if !work.patience.is_zero() {
+                let _unable = threads::run_when_idle();
+            }
             let _guard = work.backend.clone().enter_thread(ThreadRole::Loader);
             work.cpu = cpu_time();
             WORK.set(Some(work));
@@ -362,15 +365,24 @@ mod tests {
         assert_eq!(rest(), Duration::ZERO);
     }
 
+    /// The niceness and the scheduling policy of this thread: 0 is the usual one, 5 that of idle priority.
+    #[cfg(target_os = "linux")]
+    fn priority() -> (i32, i32) {
+        let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+        // From the third field on: the second is a name, in brackets.
+        let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        (fields[19 - 3].parse().unwrap(), fields[41 - 3].parse().unwrap())
+    }
+
+    #[cfg(target_os = "linux")]
     #[test]
-    fn a_step_runs_on_a_thread_of_its_own_until_patience_ends() {
-        let here = || std::thread::current().id();
-        let outside = here();
-        assert_eq!(step(here), outside, "no loader thread");
+    fn steps_run_at_idle_priority_until_patience_ends_and_hurried_ones_at_the_lowest_of_the_others() {
+        let usual = priority();
+        assert_eq!(step(priority), usual, "no loader thread");
         let start = Instant::now();
         let pace = Pace::new(Duration::from_secs(60), 1, move || start.elapsed());
         let underway = begin(&pace);
-        assert_ne!(step(here), outside);
+        assert_eq!((step(priority), priority()), ((19, 5), usual));
         let rests = step(|| {
             work();
             rest()
@@ -378,13 +390,13 @@ mod tests {
         assert!(rests > Duration::ZERO && rested() >= rests, "rests within a step count");
         let panicked = catch_unwind(|| step(|| panic!("bug"))).unwrap_err();
         assert_eq!(panicked.downcast_ref(), Some(&"bug"));
-        assert_ne!(step(here), outside, "and the work goes on");
+        assert_eq!(step(priority), (19, 5), "and the work goes on");
         WORK.with_borrow_mut(|work| work.as_mut().unwrap().lost(Duration::from_secs(60)));
-        assert_eq!(step(here), outside, "no patience is left");
+        assert_eq!(step(priority), (19, 0), "no patience is left");
         drop(underway);
         let backend: Arc<dyn Backend> = Arc::new(FakeBackend);
         let _hurry = pace.begin(&backend, true);
-        assert_eq!(step(here), outside);
+        assert_eq!(step(priority), (19, 0));
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::{
 /// Says whether its thread goes on.
 type Work = Box<dyn FnOnce() -> bool + Send>;
 
-/// A few threads of the lowest CPU priority that the system gives.
+/// A few threads; the steps of their work run at low priority ([`super::pace`]).
 #[derive(Debug)]
 pub struct LoaderPool {
     work: Option<mpsc::SyncSender<Work>>,
@@ -198,10 +198,6 @@ impl Crew {
         let crew = self.clone();
         let name = format!("load-{}", roll.started);
         let thread = std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || {
-            // Without it loading still works, only less politely.
-            if let Err(error) = threads::give_way() {
-                tracing::warn!(%error, "loader threads keep normal CPU priority");
-            }
             let _guard = crew.backend.enter_thread(ThreadRole::Loader);
             loop {
                 let next = crew.queue.lock().recv();
