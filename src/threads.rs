@@ -46,11 +46,11 @@ pub(crate) fn give_way() -> std::io::Result<()> {
 }
 
 /// This thread gets nothing of a CPU but what others leave, and whoever wakes up takes a CPU that it runs on for a free one. No
-/// way leads back, without a right that servers do not have.
+/// way leads back, without a right that servers do not have. Where that cannot be had it gives way otherwise.
 ///
 /// # Errors
-/// The system does not have it, or does not allow it.
-pub(crate) fn run_when_idle() -> Result<(), String> {
+/// The system does not allow either.
+pub(crate) fn run_when_idle() -> std::io::Result<()> {
     #[cfg(target_os = "linux")]
     {
         use thread_priority::{
@@ -58,10 +58,11 @@ pub(crate) fn run_when_idle() -> Result<(), String> {
             set_thread_priority_and_policy, thread_native_id,
         };
         let (lowest, idle) = (ThreadPriority::Min, ThreadSchedulePolicy::Normal(Idle));
-        set_thread_priority_and_policy(thread_native_id(), lowest, idle).map_err(|error| error.to_string())
+        if set_thread_priority_and_policy(thread_native_id(), lowest, idle).is_ok() {
+            return Ok(());
+        }
     }
-    #[cfg(not(target_os = "linux"))]
-    Err("there is no such policy".to_owned())
+    give_way()
 }
 
 #[cfg(test)]

@@ -94,7 +94,8 @@ pub fn serve_until(
 /// Loads give way to what the scheduler runs.
 fn pace(settings: &Loader, scheduler: &Arc<Scheduler>, executors: usize) -> Arc<Pace> {
     let scheduler = scheduler.clone();
-    Pace::new(settings.patience, executors, move || {
+    // Patience alone must not make a load take too long.
+    Pace::new(settings.patience.min(settings.time_limit / 2), executors, move || {
         let seen = scheduler.snapshot();
         seen.busy.iter().sum::<Duration>() + seen.on_wire
     })

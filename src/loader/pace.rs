@@ -215,10 +215,8 @@ pub(crate) fn step<T: Send>(step: impl FnOnce() -> T + Send) -> T {
         let on_thread = || {
             let Some(mut work) = moved.take() else { return };
             // Where the system does not allow it, loading still works, only less politely.
-            let _unable = threads::give_way();
-            if !work.patience.is_zero() {
-                let _unable = threads::run_when_idle();
-            }
+            let _unable =
+                if work.patience.is_zero() { threads::give_way() } else { threads::run_when_idle() };
             let _guard = work.backend.clone().enter_thread(ThreadRole::Loader);
             work.cpu = cpu_time();
             WORK.set(Some(work));
@@ -365,7 +363,10 @@ mod tests {
         assert_eq!(rest(), Duration::ZERO);
     }
 
-    /// The niceness and the scheduling policy of this thread: 0 is the usual one, 5 that of idle priority.
+    /// What idle priority is called.
+    const IDLE: i32 = 5;
+
+    /// The niceness and the scheduling policy of this thread, which is 0 if it is the usual one.
     #[cfg(target_os = "linux")]
     fn priority() -> (i32, i32) {
         let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
@@ -382,7 +383,7 @@ mod tests {
         let start = Instant::now();
         let pace = Pace::new(Duration::from_secs(60), 1, move || start.elapsed());
         let underway = begin(&pace);
-        assert_eq!((step(priority), priority()), ((19, 5), usual));
+        assert_eq!((step(priority).1, priority()), (IDLE, usual));
         let rests = step(|| {
             work();
             rest()
@@ -390,7 +391,7 @@ mod tests {
         assert!(rests > Duration::ZERO && rested() >= rests, "rests within a step count");
         let panicked = catch_unwind(|| step(|| panic!("bug"))).unwrap_err();
         assert_eq!(panicked.downcast_ref(), Some(&"bug"));
-        assert_eq!(step(priority), (19, 5), "and the work goes on");
+        assert_eq!(step(priority).1, IDLE, "and the work goes on");
         WORK.with_borrow_mut(|work| work.as_mut().unwrap().lost(Duration::from_secs(60)));
         assert_eq!(step(priority), (19, 0), "no patience is left");
         drop(underway);
