@@ -387,7 +387,8 @@ impl Outcome {
                 second[kind] += count;
             }
         };
-        for one in self.seen.iter().filter(|one| one.answer.as_deref() == Ok("2")) {
+        let end = self.began + self.lasted;
+        for one in self.seen.iter().filter(|one| one.answer.as_deref() == Ok("2") && one.due < end) {
             add(one.due + one.took, 0, 1.0);
         }
         let (mut taken, mut compared) = (0, 0);

@@ -61,7 +61,10 @@ pub fn run(plan: &Plan) -> Result<()> {
         rows.push(row);
         met &= well;
     }
-    let title = format!("{} models with room for {}, by what their traffic is like", plan.models, plan.room);
+    let title = format!(
+        "{} models with room for {}: requests whose model was in memory, or was not",
+        plan.models, plan.room
+    );
     let report =
         Report { addr: String::new(), protocol: String::new(), seconds: plan.seconds, loads: curves };
     fs::create_dir_all(plan.svg.parent().unwrap_or(Path::new(".")))?;
@@ -322,7 +325,7 @@ fn tell(
     let word = |met| if met { "met" } else { "missed" };
 
     println!(
-        "\ns = {exponent}: {} requests in {seconds:.0} s, {:.0} a second",
+        "\ns = {exponent:.1}: {} requests in {seconds:.0} s, {:.0} a second",
         seen.len(),
         seen.len() as f64 / seconds
     );
@@ -349,7 +352,7 @@ fn tell(
         mib(watched.resident as f64)
     );
     for (what, sorted) in [("in memory", &hit), ("had to be loaded", &miss)] {
-        let curve = stats::curve(&format!("s = {exponent}: {what}"), sorted);
+        let curve = stats::curve(&format!("s = {exponent:.1}: {what}"), sorted);
         curves.push(LoadReport { rate: sorted.len() as f64 / seconds, ..curve });
     }
     let value = json!({
