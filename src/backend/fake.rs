@@ -100,8 +100,12 @@ impl Default for Script {
 }
 
 fn script(path: &Path) -> Result<Script, BackendError> {
-    let text =
-        std::fs::read_to_string(path).map_err(|e| BackendError::new(format!("{}: {e}", path.display())))?;
+    let wrong = |error: &dyn std::fmt::Display| BackendError::new(format!("{}: {error}", path.display()));
+    // Opening a pipe would wait for its writer.
+    if !std::fs::metadata(path).map_err(|error| wrong(&error))?.is_file() {
+        return Err(wrong(&"it is not a file"));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
     toml::from_str(&text).map_err(|e| BackendError::new(format!("not a fake archive: {}", e.message())))
 }
 
