@@ -46,7 +46,7 @@ bench: bench-models libtorch ## throughput, latency, CPU time and memory beside 
 bench-isolation: bench-models libtorch ## priorities, tenants, deadlines and batch sizes under floods (fifteen minutes)
 	cargo bench --locked --bench bench -- isolation $(ARGS)
 
-bench-reload: bench-models libtorch ## models that change under load: reloads, canaries, more models than memory (an hour)
+bench-reload: bench-models libtorch ## models that change under load: reloads, canaries, more models than memory (hours)
 	cargo bench --locked --bench bench -- reload
 	cargo bench --locked --bench bench -- fenced $(ARGS)
 	cargo bench --locked --bench bench -- canary
