@@ -10,17 +10,19 @@ export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
 # Everything is compiled once: incremental state would only cost time and disk.
 export CARGO_INCREMENTAL=0
 
-steps=(fmt clippy-no-torch test-no-torch clippy build test deny advisories wire)
+# The tests with libtorch are all of those without: these are for machines that have none.
+steps=(fmt clippy-no-torch clippy build-and-test deny advisories wire)
 declare -A does=(
     [fmt]="formatting"
     [clippy-no-torch]="clippy without libtorch"
     [test-no-torch]="tests without libtorch"
     [clippy]="clippy"
+    [build-and-test]="release build and tests"
     [build]="release build"
     [test]="tests"
     [deny]="licences, bans and sources of the dependencies"
     [advisories]="security advisories"
-    [wire]="grpcurl, Python clients and an S3 server against the real server"
+    [wire]="grpcurl, Python clients, an S3 server and broken versions against the real server"
 )
 
 # The checks share the tests' profile, so that libtorch's C++ bindings (two minutes) are compiled once for both.
@@ -30,6 +32,21 @@ step_test-no-torch() { cargo test --no-default-features --locked; }
 step_clippy() { cargo clippy --profile test --all-targets --locked -- -D warnings; }
 step_build() { cargo build --release --locked; }
 step_test() { cargo test --locked; }
+# Side by side: the release build ends in minutes on one core alone.
+build=
+step_build-and-test() {
+    local log=$CARGO_TARGET_DIR/release-build.log status=0
+    mkdir -p "$CARGO_TARGET_DIR"
+    cargo build --release --locked >"$log" 2>&1 &
+    build=$!
+    step_test || status=$?
+    if ! wait "$build"; then
+        cat "$log"
+        status=1
+    fi
+    build=
+    return $status
+}
 
 # Prints a cargo-deny: the user's own of this version, else one installed once for all clones.
 cargo_deny() {
@@ -75,6 +92,7 @@ step_wire() {
     eval "$tools"
     tests/wire/run.sh
     tests/wire/store.sh
+    "$WIRE_PYTHON" tests/wire/faults.py
 }
 
 took() { printf '%dm%02ds' $(($1 / 60)) $(($1 % 60)); }
@@ -83,6 +101,7 @@ took() { printf '%dm%02ds' $(($1 / 60)) $(($1 % 60)); }
 current=
 finish() {
     local status=$?
+    [ -z "$build" ] || kill "$build" 2>/dev/null || true
     if [ $status -ne 0 ] && [ -n "$current" ]; then
         printf '\nFAILED: %s (again: scripts/test.sh %s)\n' "${does[$current]}" "$current" >&2
     fi

@@ -1,4 +1,4 @@
-//! Ending threads that may be in the middle of something that cannot be broken off.
+//! What threads of several kinds share: their priority, their time, and an end where they cannot be broken off.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -29,6 +29,40 @@ pub(crate) fn join(threads: Vec<JoinHandle<()>>, patience: Duration) -> bool {
         }
     }
     all
+}
+
+/// CPU time of this thread so far.
+pub(crate) fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
+/// This thread gets little more of a CPU than others leave: on Linux a priority is a thread's own.
+///
+/// # Errors
+/// The system does not allow it.
+pub(crate) fn give_way() -> std::io::Result<()> {
+    Ok(rustix::process::setpriority_process(None, 19)?)
+}
+
+/// This thread gets nothing of a CPU but what others leave, and whoever wakes up takes a CPU that it runs on for a free one. No
+/// way leads back, without a right that servers do not have. Where that cannot be had it gives way otherwise.
+///
+/// # Errors
+/// The system does not allow either.
+pub(crate) fn run_when_idle() -> std::io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        use thread_priority::{
+            NormalThreadSchedulePolicy::Idle, ThreadPriority, ThreadSchedulePolicy,
+            set_thread_priority_and_policy, thread_native_id,
+        };
+        let (lowest, idle) = (ThreadPriority::Min, ThreadSchedulePolicy::Normal(Idle));
+        if set_thread_priority_and_policy(thread_native_id(), lowest, idle).is_ok() {
+            return Ok(());
+        }
+    }
+    give_way()
 }
 
 #[cfg(test)]

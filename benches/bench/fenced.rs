@@ -1,20 +1,18 @@
 //! `make bench-reload`, what reloads cost those who are served meanwhile: one model under a steady load, and that model or
 //! another reloaded back to back. Windows with and without reloads alternate within one run, so that what else happens on the
-//! machine is in both.
+//! machine is in both; and both of a pair are sent the same requests at the same times, so that bursts are in both.
 
 use std::{
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use torchlane::{
     load::{Latency, LoadReport, Report},
     proto::{self, model_server_client::ModelServerClient},
@@ -42,11 +40,11 @@ pub struct Plan {
     pub svg: PathBuf,
 }
 
-/// What is in the pipes when a window begins or ends counts for neither.
+/// What is in the pipes when a window begins counts for neither.
 const BETWEEN: Duration = Duration::from_secs(1);
 /// p99 under reloads, of that without.
 const LATENCY_AIM: f64 = 1.1;
-/// Resident at the end, of that after ten reloads.
+/// Resident after the last reload, of that after the first ten; each as the median over ten reloads.
 const MEMORY_AIM: f64 = 1.02;
 
 /// One item a pass: a warm-up of every batch size would make the reload longer, not harder.
@@ -77,12 +75,13 @@ struct One {
     well: bool,
 }
 
-/// Sends at `rate` a second as independent callers do, until `stop`, and times each from when it was due.
+/// Sends at `rate` a second as independent callers do, until there are no more windows, and times each request from when it
+/// was due. A window is named by the seed of its arrivals.
 fn send(
     server: &Server,
     request: bytes::Bytes,
     rate: f64,
-    stop: Arc<AtomicBool>,
+    mut window: watch::Receiver<u64>,
 ) -> std::thread::JoinHandle<Result<Vec<One>>> {
     let to = server.grpc;
     std::thread::spawn(move || {
@@ -90,12 +89,21 @@ fn send(
         runtime.block_on(async {
             let caller = Caller::connect(to).await?;
             let seen = Arc::new(Mutex::new(Vec::new()));
-            let mut random = fastrand::Rng::with_seed(7);
+            let mut random = fastrand::Rng::with_seed(0);
             let mut due = Instant::now();
             let mut tasks = tokio::task::JoinSet::new();
-            while !stop.load(Ordering::Relaxed) {
+            loop {
                 due += Duration::from_secs_f64(-(1.0 - random.f64()).ln() / rate);
-                tokio::time::sleep_until(due.into()).await;
+                tokio::select! {
+                    () = tokio::time::sleep_until(due.into()) => {}
+                    begun = window.changed() => {
+                        if begun.is_err() {
+                            break;
+                        }
+                        (random, due) = (fastrand::Rng::with_seed(*window.borrow()), Instant::now());
+                        continue;
+                    }
+                }
                 let (mut caller, request, seen) = (caller.clone(), request.clone(), seen.clone());
                 tasks.spawn(async move {
                     let well = caller.infer(request).await.is_ok();
@@ -162,19 +170,19 @@ async fn reloaded(
     let rate = plan.load * capacity;
     println!("\n{scenario}: {rate:.1} requests a second, {} of what it can do", plan.load);
 
-    let stop = Arc::new(AtomicBool::new(false));
-    let sending = send(&server, request, rate, stop.clone());
+    let (seeds, seed) = watch::channel(0);
+    let sending = send(&server, request, rate, seed);
     let mut admin = ModelServerClient::connect(format!("http://{}", server.grpc)).await?;
     let (mut windows, mut took, mut resident) = (Vec::new(), Vec::new(), Vec::new());
     let length = Duration::from_secs_f64(plan.seconds);
-    while took.len() < plan.reloads {
-        let busy = windows.len() % 2 == 1;
-        let began = Instant::now();
-        while began.elapsed() < length + BETWEEN {
-            if !busy {
-                tokio::time::sleep_until((began + length + BETWEEN).into()).await;
-                continue;
-            }
+    while took.len() < plan.reloads || windows.len() % 2 == 1 {
+        // Which of a pair comes first changes: what drifts is in both.
+        let (pair, second) = (windows.len() / 2, windows.len() % 2);
+        let busy = (pair + second) % 2 == 1;
+        let from = Instant::now() + BETWEEN;
+        let until = from + length;
+        seeds.send(1 + pair as u64)?;
+        while busy && Instant::now() < until {
             let asked = Instant::now();
             let version = (took.len() % 2 + 1).to_string();
             let request = proto::ReloadModelRequest { model: "cnn".into(), version, ..Default::default() };
@@ -182,12 +190,13 @@ async fn reloaded(
             took.push(asked.elapsed());
             resident.push(server.process.resident()?);
         }
-        windows.push(Window { from: began + BETWEEN, until: Instant::now(), busy });
+        tokio::time::sleep_until(until.into()).await;
+        windows.push(Window { from, until, busy });
         if windows.len() % 20 == 0 {
             println!("  {} reloads", took.len());
         }
     }
-    stop.store(true, Ordering::Relaxed);
+    drop(seeds);
     let seen = sending.join().map_err(|_| "the generator panicked")??;
 
     let in_window = |window: &Window| {
@@ -207,18 +216,26 @@ async fn reloaded(
         (all, rounds)
     };
     let ((quiet, quiet_rounds), (busy, busy_rounds)) = (side(false), side(true));
+    let mean = |all: &[Duration]| all.iter().sum::<Duration>().as_secs_f64() * 1e3 / all.len().max(1) as f64;
     let failed = seen.iter().filter(|one| !one.well).count();
     took.sort_unstable();
-    let tenth = resident.get(9).or(resident.last()).copied().unwrap_or_default();
-    let last = resident.last().copied().unwrap_or_default();
+    // Where a version's memory lies differs from reload to reload: a median of ten on either side.
+    let settled = resident.get(10..).filter(|later| !later.is_empty()).unwrap_or(&resident);
+    let (tenth, last) = (median_of(settled.iter()), median_of(settled.iter().rev()));
     let memory = last as f64 / tenth as f64;
     let ms = |sorted: &[Duration], part| percentile(sorted, part) / 1e3;
     let ratio = ms(&busy, 0.99) / ms(&quiet, 0.99);
     let verdict = |met| if met { "met" } else { "missed" };
     println!("  requests   {} without reloads, {} beside them, {failed} failed", quiet.len(), busy.len());
-    println!("  without    p50 {:.1} ms, p99 {:.1} ms", ms(&quiet, 0.5), ms(&quiet, 0.99));
     println!(
-        "  beside     p50 {:.1} ms, p99 {:.1} ms: {ratio:.2} times ({} at most: {})",
+        "  without    mean {:.1} ms, p50 {:.1} ms, p99 {:.1} ms",
+        mean(&quiet),
+        ms(&quiet, 0.5),
+        ms(&quiet, 0.99)
+    );
+    println!(
+        "  beside     mean {:.1} ms, p50 {:.1} ms, p99 {:.1} ms: {ratio:.2} times ({} at most: {})",
+        mean(&busy),
         ms(&busy, 0.5),
         ms(&busy, 0.99),
         LATENCY_AIM,
@@ -242,6 +259,7 @@ async fn reloaded(
     let value = json!({
         "rate": rate, "capacity": capacity, "reloads": took.len(), "failed": failed,
         "requests": {"without": quiet.len(), "beside": busy.len()},
+        "mean_ms": {"without": mean(&quiet), "beside": mean(&busy)},
         "p50_ms": {"without": ms(&quiet, 0.5), "beside": ms(&busy, 0.5)},
         "p99_ms": {"without": ms(&quiet, 0.99), "beside": ms(&busy, 0.99), "ratio": ratio},
         "p99_ms_by_window": {"without": quiet_rounds.json(), "beside": busy_rounds.json()},
@@ -249,6 +267,13 @@ async fn reloaded(
         "resident_bytes": {"after_ten": tenth, "at_the_end": last, "ratio": memory},
     });
     Ok((value, failed == 0))
+}
+
+/// The median of the first ten, in bytes.
+fn median_of<'a>(resident: impl Iterator<Item = &'a u64>) -> u64 {
+    let mut ten: Vec<_> = resident.take(10).copied().collect();
+    ten.sort_unstable();
+    ten.get(ten.len() / 2).copied().unwrap_or_default()
 }
 
 fn curve(name: &str, sorted: &[Duration]) -> LoadReport {

@@ -16,14 +16,14 @@ use crate::{
     admission::{ControlLane, Forecaster, InFlightBytes, LimitSnapshot, Pressure, ResolveLayer, Tenants},
     api::{health::Health, http, native::ModelServerService},
     backend::{Backend, FakeBackend, ThreadRole},
-    config::{self, BackendKind, Settings},
+    config::{self, BackendKind, Loader, Settings},
     layers::{CountBytes, End, Guard, ReadDeadline, RequestCap, Shed},
     lifecycle::{
         History, Manager, ManagerConfig, ModelStatus, OnDemand, Preparation, ResidencyConfig, Rules,
         WatchConfig, prepare, watch,
     },
     loader::{
-        LoaderPool,
+        LoaderPool, Pace,
         seal::{Integrity, KeyError, Policy, TrustedKey},
     },
     proto::{self, model_server_server::ModelServerServer},
@@ -91,6 +91,16 @@ pub fn serve_until(
     runtime.block_on(run(settings, backend, stop, started))
 }
 
+/// Loads give way to what the scheduler runs.
+fn pace(settings: &Loader, scheduler: &Arc<Scheduler>, executors: usize) -> Arc<Pace> {
+    let scheduler = scheduler.clone();
+    // Patience alone must not make a load take too long.
+    Pace::new(settings.patience.min(settings.time_limit / 2), executors, move || {
+        let seen = scheduler.snapshot();
+        seen.busy.iter().sum::<Duration>() + seen.on_wire
+    })
+}
+
 fn backend(kind: BackendKind) -> Result<Arc<dyn Backend>, StartError> {
     match kind {
         BackendKind::Fake => Ok(Arc::new(FakeBackend)),
@@ -130,7 +140,8 @@ async fn run(
         },
     };
     let scheduler = Arc::new(Scheduler::start(executors, &backend)?);
-    let loader = LoaderPool::start(settings.loader.threads, settings.loader.spare, &backend)?;
+    let pace = pace(&settings.loader, &scheduler, plan.executors);
+    let loader = LoaderPool::start(settings.loader.threads, settings.loader.spare, pace.clone(), &backend)?;
     let limiter = stack::limiter(&settings.admission);
     let forecaster = Forecaster::new(plan.executors, settings.executors.max_block);
     let tenants = Arc::new(Tenants::new(&settings.tenants));
@@ -182,7 +193,7 @@ async fn run(
         forecaster,
         limiter.clone(),
         scheduler.clone(),
-        stack::Seen { metrics: metrics.clone(), access, sampler },
+        stack::Seen { metrics: metrics.clone(), access, pace, sampler },
     );
     let control = ControlLane::new(settings.admission.control_in_flight, settings.admission.control_queue);
     let limit = usize::try_from(settings.server.max_message_bytes.as_u64()).unwrap_or(usize::MAX);

@@ -11,6 +11,7 @@ use crate::{
         PriorityLimitLayer, ResolveLayer,
     },
     config::Admission,
+    loader::Pace,
     rollout::{Route, RouteLayer},
     sched::{Dispatch, Scheduler},
     telemetry::{AccessLog, Metrics, Record, RecordLayer, SampleLayer, Sampled, Sampler},
@@ -23,6 +24,7 @@ pub(super) type InferStack = Record<Sampled<Route<Resolve<Deadline<Forecast<Prio
 pub(super) struct Seen {
     pub(super) metrics: Arc<Metrics>,
     pub(super) access: Arc<AccessLog>,
+    pub(super) pace: Arc<Pace>,
     pub(super) sampler: Option<Arc<Sampler>>,
 }
 
@@ -35,10 +37,10 @@ pub(super) fn infer(
     scheduler: Arc<Scheduler>,
     seen: Seen,
 ) -> InferStack {
-    let Seen { metrics, access, sampler } = seen;
+    let Seen { metrics, access, pace, sampler } = seen;
     ServiceBuilder::new()
         // Sees every outcome, refusals included.
-        .layer(RecordLayer::new(metrics, access))
+        .layer(RecordLayer::new(metrics, access, pace))
         // Keeps some requests with their answers, where the settings ask for it.
         .layer(SampleLayer::new(sampler))
         // Sends a request to a version that is rolled out, and to the live one where that fails.

@@ -95,6 +95,12 @@ fn print(report: &proto::ReloadModelResponse) {
     .map(|(name, took)| vec![name.to_owned(), show_duration(took)])
     .collect();
     print_table(&["PHASE", "TIME"], &rows);
+    if phases.rested.is_some_and(|rested| rested.seconds > 0 || rested.nanos >= 100_000_000) {
+        let rested = show_duration(phases.rested);
+        println!(
+            "{rested} of the total at rest, or waiting for a CPU, so that others do not notice (loader.patience)"
+        );
+    }
     let warmup = report.warmup.unwrap_or_default();
     if warmup.passes == 0 {
         println!(

@@ -227,11 +227,14 @@ pub struct Loader {
     pub time_limit: Duration,
     /// Threads that may take the places of those left behind.
     pub spare: usize,
+    /// The longest that one load is drawn out for the sake of those who are served meanwhile. 0s: never.
+    #[serde(with = "human_duration")]
+    pub patience: Duration,
 }
 
 impl Default for Loader {
     fn default() -> Self {
-        Self { threads: 1, time_limit: Duration::from_secs(600), spare: 2 }
+        Self { threads: 1, time_limit: Duration::from_secs(600), spare: 2, patience: Duration::from_secs(30) }
     }
 }
 

@@ -7,6 +7,7 @@
 use super::CheckReport;
 use crate::{
     backend::Servable,
+    loader::pace,
     model::{CheckConfig, NamedTensor, Sample},
     registry::Lease,
     sched,
@@ -42,7 +43,7 @@ pub(super) fn run(
     let mut unlike = Worst::default();
     for (number, sample) in samples.iter().enumerate() {
         let at = |why: &dyn std::fmt::Display| format!("sample {number}: {why}");
-        let found = sched::alone(servable, &sample.inputs).map_err(|error| at(&error))?;
+        let found = pace::step(|| sched::alone(servable, &sample.inputs)).map_err(|error| at(&error))?;
         if !sample.outputs.is_empty() {
             let farthest = compare(&sample.outputs, &found, config).map_err(|why| at(&why))?;
             let largest = report.from_expected.unwrap_or(0.0).max(farthest.largest);
@@ -51,7 +52,7 @@ pub(super) fn run(
             worst.take(Worst { sample: number, ..farthest });
         }
         let Some(live) = &live else { continue };
-        let compared = sched::alone(live, &sample.inputs).and_then(|now| apart(&now, &found));
+        let compared = pace::step(|| sched::alone(live, &sample.inputs)).and_then(|now| apart(&now, &found));
         match compared {
             Ok(farthest) => unlike.take(Worst { sample: number, ..farthest }),
             Err(why) => {

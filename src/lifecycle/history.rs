@@ -124,9 +124,8 @@ impl History {
     /// The file cannot be read or written.
     pub fn new(path: Option<&Path>) -> io::Result<Self> {
         let Some(path) = path else { return Ok(Self::default()) };
-        let file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
-        let recent = Mutex::new(tail(&file)?);
-        Ok(Self { recent, writer: Some(Writer::start(file, path.to_owned())?) })
+        let recent = Mutex::new(tail(&open(path)?)?);
+        Ok(Self { recent, writer: Some(Writer::start(path.to_owned())?) })
     }
 
     /// Takes note of a change that has ended; others are left out.
@@ -152,6 +151,10 @@ impl History {
     }
 }
 
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).read(true).append(true).open(path)
+}
+
 /// The changes at the end of the file. Lines that cannot be read, such as half a line of a machine that went down, are
 /// passed over.
 fn tail(mut file: &File) -> io::Result<VecDeque<ChangeRecord>> {
@@ -172,14 +175,18 @@ fn tail(mut file: &File) -> io::Result<VecDeque<ChangeRecord>> {
 }
 
 impl Writer {
-    fn start(mut file: File, path: PathBuf) -> io::Result<Self> {
+    fn start(path: PathBuf) -> io::Result<Self> {
         let (lines, queue) = mpsc::channel::<String>();
         let thread = std::thread::Builder::new().name("audit".to_owned()).spawn(move || {
             let mut failing = false;
             while let Ok(mut line) = queue.recv() {
                 line.push('\n');
-                // One write a line: lines of several servers do not mix.
-                let outcome = file.write_all(line.as_bytes()).and_then(|()| file.sync_data());
+                // Opened each time: it may have been moved away, or removed. One write a line: lines of several servers do
+                // not mix.
+                let outcome = open(&path).and_then(|mut file| {
+                    file.write_all(line.as_bytes())?;
+                    file.sync_data()
+                });
                 match outcome {
                     Ok(()) => failing = false,
                     Err(error) => {

@@ -46,6 +46,7 @@ impl Manager {
         files: VersionFiles,
         expected: Expected,
         room: Reservation,
+        hurry: bool,
     ) -> Result<Prepared> {
         let sources = files.clone();
         let (backend, rules) = (self.backend.clone(), self.config.rules.clone());
@@ -56,7 +57,7 @@ impl Manager {
         let told = progress.clone();
         let prepared = self
             .loader
-            .run_within(limit, move || {
+            .run_within(limit, hurry, move || {
                 let of = Preparation {
                     model: &model,
                     files: &files,

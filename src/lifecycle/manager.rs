@@ -69,6 +69,8 @@ pub(super) struct Order {
     pub(super) keep: bool,
     /// The room for it, where it is reserved already.
     pub(super) room: Option<Reservation>,
+    /// Somebody waits for it, or what serves is bad: it gives way to nobody.
+    pub(super) hurry: bool,
     pub(super) asker: Asker,
 }
 
@@ -163,7 +165,8 @@ impl Manager {
         let holding = if as_planned { Holding::End } else { Holding::Begin(Hold::at(&found)) };
         let live = entry.live().map(|(version, _)| version);
         let keep = live.is_some_and(|live| live != files.version && plan.beside.contains(&live));
-        let order = Order { files, expected: request.expected, holding, keep, room: None, asker };
+        let order =
+            Order { files, expected: request.expected, holding, keep, room: None, hurry: false, asker };
         self.change(&entry, order, place).await
     }
 
@@ -185,7 +188,7 @@ impl Manager {
             )
         })?;
         let holding = self.holding(model).await;
-        let order = Order { files, expected, holding, keep: false, room: None, asker };
+        let order = Order { files, expected, holding, keep: false, room: None, hurry: true, asker };
         self.change(&entry, order, place).await
     }
 
@@ -376,7 +379,7 @@ impl Manager {
         let files = self.materialize(files).await?;
         let room = self.room(entry, &files).await?;
         let Prepared { servable, phases, warmup, check, .. } =
-            self.prepare(entry, files, expected, room).await?;
+            self.prepare(entry, files, expected, room, false).await?;
         let status = entry.status();
         let live = status.live.map(|live| live.version);
         let report = ReloadReport {
@@ -405,7 +408,7 @@ impl Manager {
         generation: Generation,
         started: Instant,
     ) -> Result<(ReloadReport, Option<Arc<Servable>>, Option<Side>)> {
-        let Order { files, expected, holding, keep, room, .. } = order;
+        let Order { files, expected, holding, keep, room, hurry, .. } = order;
         let mut stepped_aside = None;
         let is_expected = |side: &Side| expected.is_of(&side.servable);
         let side = entry.side_of(&files).filter(is_expected);
@@ -426,7 +429,7 @@ impl Manager {
                     }
                 };
                 let Prepared { servable, phases, warmup, check, measured } =
-                    self.prepare(entry, files.clone(), expected, room).await?;
+                    self.prepare(entry, files.clone(), expected, room, hurry).await?;
                 (servable, files, phases, warmup, check, measured)
             }
         };

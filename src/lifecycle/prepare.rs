@@ -21,6 +21,7 @@ use crate::{
     loader::{
         Verified,
         archive::safety::Verdict,
+        pace,
         seal::{self, Place},
         weights::{Overlay, Weights},
     },
@@ -71,7 +72,7 @@ impl LoadFailure {
     pub fn too_long(progress: &Progress, limit: Duration) -> Self {
         let limit = humantime::format_duration(limit);
         let cause = format!(
-            "it did not end within {limit} (loader.time_limit): its thread is left behind, look for a loop in the model"
+            "it did not end within {limit} (loader.time_limit): its thread is left behind; look for a loop in the model, or allow more"
         );
         Self::new(progress.phase(), cause)
     }
@@ -221,7 +222,8 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     // Digests and signatures first: not a byte of a file that is not what it should be is parsed. Newer weights for an archive
     // that was read through already: what is known of it still holds.
     let known = files.weights.as_ref().map(|_| rules.known.as_ref());
-    let checked = seal::check(&Place::of(of.model, files.version), files, &of.rules.integrity, known)
+    let place = Place::of(of.model, files.version);
+    let checked = pace::step(|| seal::check(&place, files, &of.rules.integrity, known))
         .map_err(|wrong| LoadFailure { reason: wrong.reason(), ..verify(&wrong) })?;
     let sha256 = &checked.sha256;
     if let Some(expected) = expected_sha256.filter(|expected| !expected.eq_ignore_ascii_case(sha256)) {
@@ -231,7 +233,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     let verified = match checked.known.clone() {
         Some(known) => known,
         None => {
-            let summary = backend.inspect(archive).map_err(|error| verify(&error))?;
+            let summary = pace::step(|| backend.inspect(archive)).map_err(|error| verify(&error))?;
             Arc::new(Verified { sha256: sha256.clone(), summary })
         }
     };
@@ -247,7 +249,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
 
     of.progress.begin(Phase::Load);
     let load = at(Phase::Load);
-    let module = backend.load(archive, overlay.as_ref()).map_err(|error| {
+    let module = pace::step(|| backend.load(archive, overlay.as_ref())).map_err(|error| {
         tracing::error!(target: "torchlane::load", error = %error.full, archive = %archive.display(), "loading failed");
         load(&error)
     })?;
@@ -306,6 +308,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     let told = servable.module.memory_bytes();
     servable.memory_bytes = footprint::measured(told, gained, summary.tensor_bytes, estimate);
     phases.check = lap();
+    phases.rested = pace::rested();
     Ok(Prepared {
         servable: Arc::new(servable),
         phases,
@@ -337,7 +340,7 @@ fn weights(of: &Preparation<'_>, archive_bytes: u64) -> Result<Option<Weights>, 
             None => Ok(None),
         };
     };
-    let weights = Weights::read(path, archive_bytes)
+    let weights = pace::step(|| Weights::read(path, archive_bytes))
         .map_err(|error| verify(&format_args!("{}: {error}", path.display())))?;
     if let Some(expected) = expected.filter(|expected| !expected.eq_ignore_ascii_case(&weights.sha256)) {
         let cause = format!("sha256 of {} is {}, {expected} was expected", path.display(), weights.sha256);

@@ -348,7 +348,7 @@ impl Manager {
         };
         let live = entry.live().map(|(live, _)| live);
         let keep = live.is_some_and(|live| live != version && plan.beside.contains(&live));
-        Some(Order { files, expected: Expected::default(), holding, keep, room: None, asker })
+        Some(Order { files, expected: Expected::default(), holding, keep, room: None, hurry: false, asker })
     }
 }
 

@@ -47,6 +47,8 @@ pub struct Phases {
     pub swap: Duration,
     /// Until the last request on the old version had ended.
     pub drain: Duration,
+    /// Time in which loading stood still, at rest or because others had the CPU. It is part of the phases before the swap.
+    pub rested: Duration,
     /// All of it.
     pub total: Duration,
 }
@@ -54,7 +56,7 @@ pub struct Phases {
 impl Phases {
     /// Each with its name in metrics and records, in their order.
     pub fn named(&self) -> Vec<(&'static str, Duration)> {
-        let Self { verify, load, warm_up, check, swap, drain, total } = *self;
+        let Self { verify, load, warm_up, check, swap, drain, rested, total } = *self;
         vec![
             ("verify", verify),
             ("load", load),
@@ -62,6 +64,7 @@ impl Phases {
             ("check", check),
             ("swap", swap),
             ("drain", drain),
+            ("rested", rested),
             ("total", total),
         ]
     }

@@ -284,6 +284,7 @@ impl Manager {
             holding: if entry.is_held(found) { Holding::As } else { Holding::End },
             keep: live.is_some_and(stays),
             room,
+            hurry: *asker == Asker::Request,
             asker: asker.clone(),
         };
         self.carry_out(entry, order, turn, started, None).await.map(|_report| ())
@@ -313,6 +314,7 @@ impl Manager {
                 holding: Holding::As,
                 keep: false,
                 room: None,
+                hurry: *asker == Asker::Request,
                 asker: asker.clone(),
             };
             match self.carry_out(entry, order, turn, Instant::now(), None).await {

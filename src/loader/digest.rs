@@ -26,9 +26,12 @@ impl FileIdentity {
     /// Of the file that stands at `path` now.
     ///
     /// # Errors
-    /// No such file, or no right to look.
+    /// No such file, something else than a file (a pipe would keep its reader waiting for ever), or no right to look.
     pub fn of(path: &Path) -> io::Result<Self> {
         let meta = std::fs::metadata(path)?;
+        if !meta.is_file() {
+            return Err(io::Error::other("it is not a file"));
+        }
         Ok(Self {
             device: meta.dev(),
             inode: meta.ino(),
@@ -60,6 +63,7 @@ pub fn digest(path: &Path) -> io::Result<String> {
         let read = file.read(&mut buffer)?;
         let Some(chunk) = buffer.get(..read).filter(|chunk| !chunk.is_empty()) else { break };
         hash.update(chunk);
+        super::pace::rest();
     }
     Ok(hexadecimal(&hash.finalize()))
 }

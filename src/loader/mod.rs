@@ -3,6 +3,7 @@
 pub mod archive;
 mod digest;
 mod known;
+pub(crate) mod pace;
 mod pool;
 pub mod seal;
 pub mod summary;
@@ -10,4 +11,5 @@ pub mod weights;
 
 pub use digest::{FileIdentity, digest};
 pub use known::{Known, Verified};
+pub use pace::Pace;
 pub use pool::{LoaderPool, Stopped};

@@ -17,6 +17,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
+use super::Pace;
 use crate::{
     backend::{Backend, ThreadRole},
     threads,
@@ -25,7 +26,7 @@ use crate::{
 /// Says whether its thread goes on.
 type Work = Box<dyn FnOnce() -> bool + Send>;
 
-/// A few threads of the lowest CPU priority that the system gives.
+/// A few threads; the steps of their work run at low priority ([`super::pace`]).
 #[derive(Debug)]
 pub struct LoaderPool {
     work: Option<mpsc::SyncSender<Work>>,
@@ -48,22 +49,28 @@ pub enum Stopped {
 
 /// libtorch's compiler calls itself for what is nested in a model's code. `archive::safety` bounds the nesting for this
 /// much stack, of which only what is used takes memory.
-const STACK_BYTES: usize = 64 << 20;
+pub(super) const STACK_BYTES: usize = 64 << 20;
 
 /// Work that may wait for a thread. The manager admits one change a model at a time, so this is not reached in practice.
 const QUEUE: usize = 4096;
 
 impl LoaderPool {
-    /// Starts `threads` threads. Up to `spare` more take the places of those that are left behind.
+    /// Starts `threads` threads, which work at that pace. Up to `spare` more take the places of those that are left behind.
     ///
     /// # Errors
     /// The system gives no more threads.
-    pub fn start(threads: usize, spare: usize, backend: &Arc<dyn Backend>) -> std::io::Result<Self> {
+    pub fn start(
+        threads: usize,
+        spare: usize,
+        pace: Arc<Pace>,
+        backend: &Arc<dyn Backend>,
+    ) -> std::io::Result<Self> {
         let (work, queue) = mpsc::sync_channel::<Work>(QUEUE);
         let (able, _) = watch::channel(0);
         let crew = Arc::new(Crew {
             queue: Mutex::new(queue),
             backend: backend.clone(),
+            pace,
             roll: Mutex::new(Roll { threads: Vec::new(), started: 0, spare }),
             able,
             stuck: Arc::default(),
@@ -87,16 +94,18 @@ impl LoaderPool {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Stopped> {
-        self.run_within(Duration::MAX, work).await
+        self.run_within(Duration::MAX, true, work).await
     }
 
-    /// Runs `work` on a loader thread, and waits for it no longer than `limit` from when it has begun.
+    /// Runs `work` on a loader thread, and waits for it no longer than `limit` from when it has begun. It gives way to those
+    /// who are served, unless it is in a `hurry`.
     ///
     /// # Errors
     /// As for [`LoaderPool::run`], or it took longer.
     pub async fn run_within<T: Send + 'static>(
         &self,
         limit: Duration,
+        hurry: bool,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Stopped> {
         let (begin, begun) = oneshot::channel();
@@ -111,10 +120,12 @@ impl LoaderPool {
             if begin.send(std::thread::current().name().unwrap_or_default().to_owned()).is_err() {
                 return true;
             }
+            let underway = crew.pace.begin(&crew.backend, hurry);
             // A panic ends this piece of work, not the thread.
             if let Ok(value) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
                 let _nobody_waits = done.send(Ok(value));
             }
+            drop(underway);
             crew.came_back(&on_thread)
         };
         let queued = self.work.as_ref().is_some_and(|work| work.try_send(Box::new(task)).is_ok());
@@ -141,6 +152,7 @@ impl LoaderPool {
     /// Begins no more work: what waits is told so.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
+        self.crew.pace.close();
     }
 }
 
@@ -162,6 +174,7 @@ enum Fate {
 struct Crew {
     queue: Mutex<mpsc::Receiver<Work>>,
     backend: Arc<dyn Backend>,
+    pace: Arc<Pace>,
     roll: Mutex<Roll>,
     /// Threads that are not left behind.
     able: watch::Sender<usize>,
@@ -185,10 +198,6 @@ impl Crew {
         let crew = self.clone();
         let name = format!("load-{}", roll.started);
         let thread = std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || {
-            // On Linux this is the thread's own priority. Without it loading still works, only less politely.
-            if let Err(error) = rustix::process::setpriority_process(None, 19) {
-                tracing::warn!(%error, "loader threads keep normal CPU priority");
-            }
             let _guard = crew.backend.enter_thread(ThreadRole::Loader);
             loop {
                 let next = crew.queue.lock().recv();
@@ -263,7 +272,7 @@ mod tests {
 
     fn pool(threads: usize, spare: usize) -> LoaderPool {
         let backend: Arc<dyn Backend> = Arc::new(FakeBackend);
-        LoaderPool::start(threads, spare, &backend).unwrap()
+        LoaderPool::start(threads, spare, Pace::none(), &backend).unwrap()
     }
 
     #[tokio::test]
@@ -293,9 +302,9 @@ mod tests {
             (release, move || held.recv().unwrap_or_default())
         };
         let ((first, hangs), (second, hangs_too)) = (hang(), hang());
-        assert_eq!(pool.run_within(limit, hangs).await, Err(Stopped::TimeLimit));
+        assert_eq!(pool.run_within(limit, true, hangs).await, Err(Stopped::TimeLimit));
         assert_eq!(pool.run(|| 1).await, Ok(1), "the spare is there");
-        assert_eq!(pool.run_within(limit, hangs_too).await, Err(Stopped::TimeLimit));
+        assert_eq!(pool.run_within(limit, true, hangs_too).await, Err(Stopped::TimeLimit));
         assert_eq!((pool.run(|| 2).await, pool.stuck().load(Ordering::Relaxed)), (Err(Stopped::NoThread), 2));
         // What ends after all goes on as a loader, or makes room for another spare.
         drop(second);
@@ -308,7 +317,7 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let (third, hangs_again) = hang();
-        assert_eq!(pool.run_within(limit, hangs_again).await, Err(Stopped::TimeLimit));
+        assert_eq!(pool.run_within(limit, true, hangs_again).await, Err(Stopped::TimeLimit));
         assert_eq!(pool.run(|| 4).await, Ok(4), "there is a spare again");
         drop(third);
     }
@@ -319,7 +328,7 @@ mod tests {
         let (release, held) = mpsc::channel::<()>();
         let mut running = Box::pin(pool.run(move || held.recv().unwrap_or_default()));
         assert!(futures::poll!(&mut running).is_pending());
-        let mut waiting = Box::pin(pool.run_within(Duration::from_secs(3600), || 2));
+        let mut waiting = Box::pin(pool.run_within(Duration::from_secs(3600), true, || 2));
         assert!(futures::poll!(&mut waiting).is_pending());
         drop(release);
         running.await.unwrap();

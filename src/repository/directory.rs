@@ -232,10 +232,12 @@ impl Directory {
         let directory = self.root.join(name.as_str());
         // What cannot be looked at is not the same as what is not there.
         let looked = fs::metadata(&directory);
-        if let Err(source) = &looked
-            && source.kind() != io::ErrorKind::NotFound
-        {
-            return Err(RepositoryError::Io { path: directory, source: io::Error::from(source.kind()) });
+        if let Err(source) = &looked {
+            if source.kind() != io::ErrorKind::NotFound {
+                return Err(RepositoryError::Io { path: directory, source: io::Error::from(source.kind()) });
+            }
+            fs::metadata(&self.root)
+                .map_err(|source| RepositoryError::Io { path: self.root.clone(), source })?;
         }
         if looked.is_ok_and(|meta| meta.is_dir()) {
             let versions = self.versions(&directory)?;

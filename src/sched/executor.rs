@@ -378,10 +378,10 @@ impl Shared {
     fn run_here(&self, job: Job) {
         let Some(lease) = job.bound.slot.lease() else { return runner::run(vec![job], None) };
         let (lane, tenant) = (job.bound.lane, job.bound.tenant.clone());
-        let (quick, since, cpu) = (lease.quick.clone(), Instant::now(), quick::thread_time());
+        let (quick, since, cpu) = (lease.quick.clone(), Instant::now(), threads::cpu_time());
         runner::run(vec![job], Some(lease));
         // By the thread's own time: while executors are busy the system may have run others instead.
-        quick.took(quick::thread_time().saturating_sub(cpu));
+        quick.took(threads::cpu_time().saturating_sub(cpu));
         let took = since.elapsed();
         tenant.charge(took, 1);
         let charge = Charge { lane, tenant: tenant.id(), weight: tenant.weight(), cost: took };

@@ -69,12 +69,6 @@ impl Quick {
     }
 }
 
-/// CPU time of this thread so far.
-pub(super) fn thread_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::try_from(time).unwrap_or_default()
-}
-
 thread_local! {
     static PACE: Pace = const { Pace { on_wire: Cell::new(false), spent: Cell::new(Duration::ZERO), since_wake: Cell::new(0), alone: Cell::new(0) } };
 }

@@ -14,6 +14,7 @@ use super::{AccessLog, Metrics, metrics::Sample};
 use crate::{
     call::{DecidedLane, InferCall, InferReply, Timing},
     error::{Error, LOGGED, Reason, shown},
+    loader::Pace,
     model::{Lane, Version},
 };
 
@@ -22,12 +23,13 @@ use crate::{
 pub struct RecordLayer {
     metrics: Arc<Metrics>,
     access: Arc<AccessLog>,
+    pace: Arc<Pace>,
 }
 
 impl RecordLayer {
-    /// Counts in `metrics` and writes to `access`.
-    pub fn new(metrics: Arc<Metrics>, access: Arc<AccessLog>) -> Self {
-        Self { metrics, access }
+    /// Counts in `metrics`, writes to `access`, and tells `pace` how requests fare.
+    pub fn new(metrics: Arc<Metrics>, access: Arc<AccessLog>, pace: Arc<Pace>) -> Self {
+        Self { metrics, access, pace }
     }
 }
 
@@ -129,6 +131,9 @@ struct Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         let total = self.received.elapsed();
+        if self.timing.is_some() {
+            self.to.pace.served(total);
+        }
         let lane = self.decided.get().or(self.asked).unwrap_or(Lane::Normal);
         if let Some(suppressed) = self.to.access.admit(self.outcome == "ok") {
             let timing = self.timing.unwrap_or_default();

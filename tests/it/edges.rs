@@ -250,6 +250,20 @@ async fn a_validation_leaves_no_trace() {
     assert_eq!(reloads.len(), 1, "the load at the start and nothing else: {reloads:?}");
 }
 
+/// Opening it would wait for its writer.
+#[tokio::test]
+async fn a_pipe_in_the_place_of_an_archive_holds_nobody_up() {
+    let dir = repository(&[("m", "scale = 2.0")]);
+    let server = Server::fake(dir.path(), |_| {});
+    let mut client = server.ready().await;
+    let archive = dir.path().join("m/2/model.pt");
+    fs::create_dir_all(archive.parent().unwrap()).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&archive).status().unwrap().success());
+    let status = client.reload_model(reload("m", 2)).await.unwrap_err();
+    assert!(status.message().ends_with("it is not a file"), "{status}");
+    client.reload_model(reload("m", 1)).await.unwrap();
+}
+
 #[tokio::test]
 async fn the_live_version_again_is_no_step_to_go_back_from() {
     let dir = repository(&[("m", "scale = 1.0")]);

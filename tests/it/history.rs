@@ -65,4 +65,9 @@ async fn every_change_is_written_down_and_survives_a_restart() {
     let again = last(&mut client, "m", 0).await;
     assert_eq!(again[..5], all, "from before the start");
     assert_eq!(again.last().unwrap().change, "ready", "and of this one");
+    // Moved away, as log rotation does: what follows is in a new one.
+    std::fs::rename(&log, dir.path().join("audit.1")).unwrap();
+    client.reload_model(reload("m", 2)).await.unwrap();
+    tokio::task::spawn_blocking(|| server.join()).await.unwrap();
+    assert_eq!(std::fs::read_to_string(&log).unwrap().lines().count(), 1);
 }

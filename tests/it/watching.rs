@@ -204,6 +204,8 @@ async fn a_repository_that_is_gone_takes_no_model_with_it() {
     };
     fs::rename(&root, &away).unwrap();
     still(&mut client).await;
+    let status = client.reload_model(reload("m", 1)).await.unwrap_err();
+    assert!(status.message().contains(root.to_str().unwrap()), "it says what cannot be read: {status}");
     fs::create_dir(&root).unwrap();
     still(&mut client).await;
     fs::remove_dir(&root).unwrap();

@@ -26,6 +26,7 @@ fn phases(phases: Phases) -> proto::Phases {
         drain: duration(phases.drain),
         total: duration(phases.total),
         check: duration(phases.check),
+        rested: duration(phases.rested),
     }
 }
 

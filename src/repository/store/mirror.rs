@@ -31,6 +31,7 @@ use crate::{
     model::ModelName,
     repository::{Found, Kept, VersionFiles},
     telemetry::StoreMetrics,
+    threads,
 };
 
 /// How a store is mirrored.
@@ -118,7 +119,7 @@ impl Mirror {
             .enable_all()
             .on_thread_start(|| {
                 // As for loaders: it works without too.
-                let _refused = rustix::process::setpriority_process(None, 19);
+                let _refused = threads::give_way();
             })
             .build()
             .map_err(unusable)?;
