@@ -1,6 +1,6 @@
 //! `make bench-reload`, what reloads cost those who are served meanwhile: one model under a steady load, and that model or
 //! another reloaded back to back. Windows with and without reloads alternate within one run, so that what else happens on the
-//! machine is in both; and both of a pair are sent the same requests at the same times, so that bursts are in both.
+//! machine is in both; and those of a group are sent the same requests at the same times, so that bursts are in both.
 
 use std::{
     fs,
@@ -33,6 +33,8 @@ pub struct Plan {
     pub reloads: usize,
     /// Length of a window, in seconds.
     pub seconds: f64,
+    /// Windows with reloads for each without.
+    pub busy: usize,
     /// Part of capacity that is sent.
     pub load: f64,
     pub only: Vec<String>,
@@ -129,6 +131,7 @@ pub fn run(plan: &Plan) -> Result<()> {
     all.insert("machine".into(), stats::machine());
     all.insert("reloads".into(), plan.reloads.into());
     all.insert("seconds".into(), plan.seconds.into());
+    all.insert("busy".into(), plan.busy.into());
     all.insert("load".into(), plan.load.into());
     let mut curves = Vec::new();
     let mut met = true;
@@ -175,13 +178,14 @@ async fn reloaded(
     let mut admin = ModelServerClient::connect(format!("http://{}", server.grpc)).await?;
     let (mut windows, mut took, mut resident) = (Vec::new(), Vec::new(), Vec::new());
     let length = Duration::from_secs_f64(plan.seconds);
-    while took.len() < plan.reloads || windows.len() % 2 == 1 {
-        // Which of a pair comes first changes: what drifts is in both.
-        let (pair, second) = (windows.len() / 2, windows.len() % 2);
-        let busy = (pair + second) % 2 == 1;
+    let group = 1 + plan.busy;
+    while took.len() < plan.reloads || windows.len() % group != 0 {
+        // The place of the one without changes: what drifts is in both.
+        let (nth, place) = (windows.len() / group, windows.len() % group);
+        let busy = place != nth % group;
         let from = Instant::now() + BETWEEN;
         let until = from + length;
-        seeds.send(1 + pair as u64)?;
+        seeds.send(1 + nth as u64)?;
         while busy && Instant::now() < until {
             let asked = Instant::now();
             let version = (took.len() % 2 + 1).to_string();

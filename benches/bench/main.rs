@@ -120,6 +120,9 @@ enum What {
         /// Part of capacity that is sent
         #[arg(long, default_value_t = 0.7)]
         load: f64,
+        /// Windows with reloads for each without
+        #[arg(long, default_value_t = 3)]
+        busy: usize,
         /// Only these scenarios: same, other
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
@@ -207,8 +210,8 @@ fn main() -> Result<()> {
             isolation::run(&isolation::Plan { repository, rounds, seconds, only, json, svg })
         }
         What::Reload { reloads, callers, json } => reload::run(reloads, callers, &json),
-        What::Fenced { repository, reloads, seconds, load, only, json, svg } => {
-            fenced::run(&fenced::Plan { repository, reloads, seconds, load, only, json, svg })
+        What::Fenced { repository, reloads, seconds, busy, load, only, json, svg } => {
+            fenced::run(&fenced::Plan { repository, reloads, seconds, busy, load, only, json, svg })
         }
         What::Canary { repository, rounds, rate, only, json, svg } => {
             canary::run(&canary::Plan { repository, rounds, rate, only, json, svg })
