@@ -35,6 +35,8 @@ pub trait Residents: Send + Sync + fmt::Debug {
 
 /// The refusal of a model that is not there and that no request brings.
 pub(crate) fn not_ready(model: &ModelName) -> Error {
-    let message = format!("model '{model}' has no version live: it is loading, failed or was unloaded");
+    let message = format!(
+        "model '{model}' has no version live: it is loading, failed or was unloaded (GetModel says which)"
+    );
     Error::new(Reason::ModelNotReady, message).with_retry_after(std::time::Duration::from_secs(1))
 }

@@ -188,8 +188,14 @@ impl Manager {
             )
         })?;
         let holding = self.holding(model).await;
+        let version = files.version;
         let order = Order { files, expected, holding, keep: false, room: None, hurry: true, asker };
-        self.change(&entry, order, place).await
+        self.change(&entry, order, place).await.map_err(|error| match error.reason() {
+            Reason::DigestMismatch => error.within(format_args!(
+                "what was live is not on disk any more (restore version {version}'s files, or reload another version)"
+            )),
+            _ => error,
+        })
     }
 
     /// Stops serving a model. Requests in flight end.
@@ -205,7 +211,7 @@ impl Manager {
         self.refresh().await;
         let entry = self.known(model)?;
         let nothing_live = || {
-            let message = format!("model '{}' has no version live", entry.name());
+            let message = format!("model '{}' has no version live: there is nothing to unload", entry.name());
             Error::new(Reason::ModelNotReady, message)
         };
         // A refusal must not make a load that is under way out of date.

@@ -25,7 +25,7 @@ use crate::{
         seal::{self, Place},
         weights::{Overlay, Weights},
     },
-    model::{ModelManifest, ModelName, Sample, Signature, read_samples},
+    model::{Binding, ModelManifest, ModelName, Sample, Signature, read_samples},
     registry::{InputShapes, ModelSlot},
     repository::VersionFiles,
     sched::{Measured, Quick},
@@ -243,8 +243,10 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     let overlay = overlay(files, weights.as_ref(), summary)?;
     let manifest = read_manifest(files)?;
     let signature = Signature::new(summary.arguments.clone(), &summary.outputs, &manifest)
+        .map(Arc::new)
         .map_err(|error| verify(&error))?;
-    let samples = samples(files)?;
+    let max_batch = if summary.stateful { 1 } else { manifest.batching.max_batch() };
+    let samples = samples(files, &signature, max_batch)?;
     phases.verify = lap();
 
     of.progress.begin(Phase::Load);
@@ -265,11 +267,10 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     let weights_sha256 = weights.map(|weights| weights.sha256);
     phases.load = lap();
 
-    let max_batch = if summary.stateful { 1 } else { manifest.batching.max_batch() };
     let mut servable = Servable {
         version: files.version,
         module,
-        signature: Arc::new(signature),
+        signature,
         breaker: Breaker::new(manifest.scheduling.breaker_failures),
         manifest: Arc::new(manifest),
         effect_free: summary.effect_free,
@@ -318,13 +319,21 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     })
 }
 
-/// Reads the samples of a version that has some.
-fn samples(files: &VersionFiles) -> Result<Vec<Sample>, LoadFailure> {
-    let read = files.samples.as_deref().map(|path| {
-        read_samples(path)
-            .map_err(|error| LoadFailure::new(Phase::Verify, format_args!("{}: {error}", path.display())))
-    });
-    Ok(read.transpose()?.unwrap_or_default())
+/// Reads the samples of a version that has some: each must be a request that the model takes.
+fn samples(
+    files: &VersionFiles,
+    signature: &Arc<Signature>,
+    max_batch: usize,
+) -> Result<Vec<Sample>, LoadFailure> {
+    let Some(path) = files.samples.as_deref() else { return Ok(Vec::new()) };
+    let wrong =
+        |why: &dyn fmt::Display| LoadFailure::new(Phase::Verify, format_args!("{}: {why}", path.display()));
+    let samples = read_samples(path).map_err(|error| wrong(&error))?;
+    for (number, sample) in samples.iter().enumerate() {
+        Binding::new(signature, &sample.inputs, max_batch)
+            .map_err(|error| wrong(&format_args!("sample {number}: {error}")))?;
+    }
+    Ok(samples)
 }
 
 /// Reads the weights of a version that has some.

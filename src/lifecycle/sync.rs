@@ -168,6 +168,12 @@ impl Manager {
             }
         };
         let plan = manifest.versions.plan(&found.numbers());
+        for (label, version) in &plan.missing {
+            tracing::warn!(
+                target: "torchlane::models", model = %entry.name(), %label, %version,
+                "model.toml gives a label to a version that is not there"
+            );
+        }
         entry.set_load(manifest.load.unwrap_or(self.config.residency.load));
         let live = entry.live();
         // What somebody chose stays, but follows its own files and `model.toml`.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::archive::{self, TypeExpr};
+use super::archive::{self, ArchiveError, TypeExpr};
 use crate::{
     backend::{ArchiveSummary, BackendError},
     model::{ArgKind, Argument, UnsupportedType},
@@ -13,8 +13,12 @@ use crate::{
 /// # Errors
 /// Not a TorchScript archive with a `forward` that requests can fill.
 pub fn of_archive(path: &Path) -> Result<ArchiveSummary, BackendError> {
-    let info = archive::inspect(path).map_err(|error| BackendError::new(error.to_string()))?;
-    archive::check_entries(path).map_err(|error| BackendError::new(error.to_string()))?;
+    let named = |error: ArchiveError| match error {
+        ArchiveError::Missing(_) => BackendError::new(error.to_string()),
+        error => BackendError::new(format!("{}: {error}", path.display())),
+    };
+    let info = archive::inspect(path).map_err(named)?;
+    archive::check_entries(path).map_err(named)?;
     let Some(forward) = &info.forward else {
         return Err(BackendError::new("the module has no forward method"));
     };

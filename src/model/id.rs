@@ -46,10 +46,13 @@ impl std::borrow::Borrow<str> for ModelName {
 
 /// A text that is no version's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("a version is a whole number, written without a sign or leading zeros")]
+#[error(
+    "a version is a whole number of at most 9223372036854775807, written without a sign or leading zeros"
+)]
 pub struct InvalidVersion;
 
-/// A version's number: the name of its directory. The largest is the newest.
+/// A version's number: the name of its directory. The largest is the newest. At most `i64::MAX`, which is what other
+/// servers' protocols can say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Version(pub u64);
 
@@ -58,8 +61,8 @@ impl FromStr for Version {
 
     /// Decimal digits without a sign or leading zeros: `007` and `7` would be one version with two names.
     fn from_str(text: &str) -> Result<Self, InvalidVersion> {
-        let number = text.parse::<u64>().ok().filter(|number| number.to_string() == text);
-        number.map(Self).ok_or(InvalidVersion)
+        let number = text.parse::<i64>().ok().filter(|number| number.to_string() == text);
+        number.and_then(|number| u64::try_from(number).ok()).map(Self).ok_or(InvalidVersion)
     }
 }
 
@@ -204,7 +207,7 @@ mod tests {
         assert_eq!(VersionWish::parse("stable"), Some(VersionWish::Stable));
         assert_eq!(VersionWish::parse("7"), Some(VersionWish::Exactly(Version(7))));
         assert_eq!(VersionWish::parse("canary"), Some(VersionWish::Labelled("canary".parse().unwrap())));
-        for bad in ["-7", "+7", "07", "7.0", " 7", "18446744073709551616", "Canary", "a b", &"x".repeat(33)] {
+        for bad in ["-7", "+7", "07", "7.0", " 7", "9223372036854775808", "Canary", "a b", &"x".repeat(33)] {
             assert_eq!(VersionWish::parse(bad), None, "{bad}");
         }
     }

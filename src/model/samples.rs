@@ -70,6 +70,9 @@ fn parse(whole: &Bytes) -> Result<Vec<Sample>, SamplesError> {
         }
         list.push(NamedTensor { name: own.to_owned(), tensor });
     }
+    if samples.is_empty() {
+        return Err(SamplesError("it holds no sample: write one, or remove the file".to_owned()));
+    }
     if samples.len() > MOST_SAMPLES {
         return Err(SamplesError(format!("{} samples, at most {MOST_SAMPLES} are run", samples.len())));
     }
@@ -173,7 +176,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(shapes in prop::collection::vec((0_i64..3, 0_usize..10, "[a-z/:.]{0,4}"), 0..6)) {
+        fn what_is_written_is_read(shapes in prop::collection::vec((0_i64..3, 0_usize..10, "[a-z/:.]{0,4}"), 1..6)) {
             let samples: Vec<Sample> = shapes
                 .iter()
                 .map(|(rows, dtype, name)| Sample {
@@ -216,6 +219,7 @@ mod tests {
             (&["a/input:x"], "tensor a/input:x: it is called neither"),
             (&["input:x", "0/input:x"], "there twice"),
             (&["3/output:x"], "sample 3 has outputs but no inputs"),
+            (&[], "it holds no sample"),
         ] {
             let error = named(names).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");

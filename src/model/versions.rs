@@ -30,6 +30,8 @@ pub struct VersionPlan {
     pub beside: Vec<Version>,
     /// Which version has which label, but for `stable`.
     pub labels: BTreeMap<Label, Version>,
+    /// Labels of versions that are not there.
+    pub missing: Vec<(Label, Version)>,
 }
 
 impl Versions {
@@ -59,12 +61,13 @@ impl Versions {
         let mut newest: Vec<_> = there.to_vec();
         newest.sort_unstable_by(|a, b| b.cmp(a));
         newest.dedup();
-        let (stable, labels): (Vec<_>, Vec<_>) = self
+        let (there, missing): (Vec<_>, Vec<_>) = self
             .labels
             .iter()
             .filter_map(|(label, number)| Some((label.parse::<Label>().ok()?, Version(*number))))
-            .filter(|(_, version)| newest.contains(version))
-            .partition(|(label, _)| label.as_str() == Label::STABLE);
+            .partition(|(_, version)| newest.contains(version));
+        let (stable, labels): (Vec<_>, Vec<_>) =
+            there.into_iter().partition(|(label, _)| label.as_str() == Label::STABLE);
         let labelled = |version: &Version| labels.iter().any(|(_, of)| of == version);
         // What has a name of its own is not meant for everybody.
         let others = newest.iter().filter(|version| !labelled(version));
@@ -82,6 +85,7 @@ impl Versions {
             live,
             beside: wanted.into_iter().filter(|version| Some(*version) != live).collect(),
             labels: labels.into_iter().collect(),
+            missing,
         }
     }
 }
@@ -121,7 +125,10 @@ mod tests {
         // There is nothing else.
         assert_eq!(plan("[versions]\nlabels = { canary = 1 }", &[1]), (Some(1), vec![]));
         // A stable version that is not there cannot be live.
-        assert_eq!(plan("[versions]\nlabels = { stable = 3 }", &[1, 2]), (Some(2), vec![]));
+        let text = "[versions]\nlabels = { stable = 3 }";
+        assert_eq!(plan(text, &[1, 2]), (Some(2), vec![]));
+        let plan = ModelManifest::parse(text).unwrap().versions.plan(&[Version(1)]);
+        assert_eq!(plan.missing, [("stable".parse().unwrap(), Version(3))]);
     }
 
     #[test]

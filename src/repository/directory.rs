@@ -15,12 +15,14 @@
 //! numbers, are not looked at. A directory that holds nothing of the above is no model.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use parking_lot::Mutex;
 use thiserror::Error;
 
 use super::{
@@ -169,7 +171,12 @@ impl Found {
 #[derive(Debug, Clone)]
 pub struct Directory {
     root: PathBuf,
+    /// What looks like a model or a version but for its name: each is told of once.
+    told: Arc<Mutex<HashSet<PathBuf>>>,
 }
+
+/// More odd names than this are not told of.
+const TOLD: usize = 1000;
 
 impl Directory {
     /// The repository at `root`.
@@ -178,7 +185,7 @@ impl Directory {
     /// There is no directory.
     pub fn open(root: &Path) -> Result<Self, RepositoryError> {
         match fs::metadata(root) {
-            Ok(meta) if meta.is_dir() => Ok(Self { root: root.to_owned() }),
+            Ok(meta) if meta.is_dir() => Ok(Self { root: root.to_owned(), told: Arc::default() }),
             Ok(_) => Err(RepositoryError::NotADirectory(root.to_owned())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Err(RepositoryError::Missing(root.to_owned()))
@@ -203,6 +210,13 @@ impl Directory {
             let is_archive = path.extension().is_some_and(|extension| extension == "pt") && path.is_file();
             let stem = if is_archive { path.file_stem() } else { path.file_name() };
             let Some(name) = stem.and_then(|s| s.to_str()).and_then(|s| s.parse::<ModelName>().ok()) else {
+                let has_versions = || self.versions(&path).is_ok_and(|versions| !versions.is_empty());
+                if !is_hidden(&entry) && (is_archive || is_meant_as_model(&path) || has_versions()) {
+                    self.tell(
+                        path,
+                        "a model's name has 1 to 128 of A-Z a-z 0-9 . _ - and does not begin with a dot",
+                    );
+                }
                 continue;
             };
             let versions = if is_archive {
@@ -258,7 +272,15 @@ impl Directory {
             .list(model)?
             .iter()
             .filter_map(|entry| {
-                let version: Version = entry.file_name().to_str()?.parse().ok()?;
+                let Some(version) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                    if !is_hidden(entry) && holds_version(&entry.path()) {
+                        self.tell(
+                            entry.path(),
+                            "a version's directory is a whole number, without leading zeros",
+                        );
+                    }
+                    return None;
+                };
                 // By the directory's own word where it has one: the entry itself may not be open to us.
                 let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir()) || entry.path().is_dir();
                 is_dir.then(|| VersionFiles {
@@ -279,6 +301,14 @@ impl Directory {
         Ok(versions)
     }
 
+    fn tell(&self, path: PathBuf, rule: &str) {
+        let mut told = self.told.lock();
+        if told.len() < TOLD && !told.contains(&path) {
+            tracing::warn!(target: "torchlane::models", path = %path.display(), "not looked at: {rule}");
+            told.insert(path);
+        }
+    }
+
     fn list(&self, path: &Path) -> Result<Vec<fs::DirEntry>, RepositoryError> {
         fs::read_dir(path)
             .and_then(Iterator::collect)
@@ -289,6 +319,16 @@ impl Directory {
 /// Whatever it is, and even if it cannot be read.
 fn is_there(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
+}
+
+/// Meant not to be looked at: still being written, or put aside.
+fn is_hidden(entry: &fs::DirEntry) -> bool {
+    entry.file_name().as_encoded_bytes().starts_with(b".")
+}
+
+/// But for its name it is a version.
+fn holds_version(directory: &Path) -> bool {
+    std::iter::once(ARCHIVE).chain(WEIGHTS).any(|file| directory.join(file).is_file())
 }
 
 /// Without a version in it: an archive in the wrong place deserves a word about it, a directory of pictures does not.
@@ -323,6 +363,36 @@ mod tests {
         let a = repository.find(&"a".parse().unwrap()).unwrap().unwrap();
         assert_eq!(a.versions.len(), 2);
         assert_eq!(repository.find(&"docs".parse().unwrap()).unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_left_out_for_its_name_is_told_of() {
+        let dir = tempfile::tempdir().unwrap();
+        for file in [
+            "a/1/model.pt",
+            "a/v2/model.pt",
+            "a/007/weights.pth",
+            "a/notes/x",
+            "a/.3/model.pt",
+            "my model/1/model.pt",
+        ] {
+            let path = dir.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, b"").unwrap();
+        }
+        fs::write(dir.path().join("naïve.pt"), b"").unwrap();
+        let repository = Directory::open(dir.path()).unwrap();
+        for _ in 0..2 {
+            assert_eq!(repository.scan().unwrap().len(), 1);
+        }
+        let mut told: Vec<_> = repository
+            .told
+            .lock()
+            .iter()
+            .map(|path| path.strip_prefix(dir.path()).unwrap().to_owned())
+            .collect();
+        told.sort();
+        assert_eq!(told, ["a/007", "a/v2", "my model", "naïve.pt"].map(PathBuf::from));
     }
 
     #[test]

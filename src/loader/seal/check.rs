@@ -50,7 +50,13 @@ pub fn check(
 ) -> Result<Checked, Violation> {
     // Identities come before digests: a file that is exchanged between the two is seen as changed.
     let read = read_of(files)
-        .map(|path| Ok((path.to_owned(), FileIdentity::of(path).map_err(|error| unreadable(path, &error))?)))
+        .map(|path| {
+            let identity = FileIdentity::of(path).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound if path == files.archive => no_archive(files),
+                _ => unreadable(path, &error),
+            });
+            Ok((path.to_owned(), identity?))
+        })
         .collect::<Result<Vec<_>, Violation>>()?;
     // It is the first of those that are read.
     let Some(archive) = read.first().map(|(_, identity)| *identity) else {
@@ -210,4 +216,15 @@ pub(super) fn read(path: &Path) -> Result<Seal, Violation> {
 
 fn unreadable(path: &Path, error: &io::Error) -> Violation {
     Violation::Unreadable(format!("{}: {error}", path.display()))
+}
+
+fn no_archive(files: &VersionFiles) -> Violation {
+    let archive = files.archive.display();
+    Violation::Unreadable(match &files.weights {
+        Some(weights) => format!(
+            "{} lies over no archive: neither {archive} nor an older version's is there; put one there",
+            weights.display()
+        ),
+        None => format!("{archive} is not there: the version is empty; put the model's archive there"),
+    })
 }
