@@ -43,7 +43,7 @@ impl Manager {
         let outcome = async {
             let files = self.materialize(files).await?;
             let room = self.room(entry, &files).await?;
-            Ok((self.prepare(entry, files.clone(), Expected::default(), room, false).await?, files))
+            Ok((self.prepare(entry, files.clone(), Expected::default(), room, asker.urgency()).await?, files))
         };
         let outcome: Result<_> = outcome.await;
         let (Prepared { servable, measured, phases, .. }, files) = match outcome {

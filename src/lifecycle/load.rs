@@ -6,7 +6,7 @@ use super::{LoadFailure, Manager, Preparation, Prepared, Progress, entry::Entry,
 use crate::{
     backend::Servable,
     error::{Error, Reason, Result},
-    loader::Stopped,
+    loader::{Stopped, Urgency},
     repository::VersionFiles,
     residency::Reservation,
 };
@@ -46,7 +46,7 @@ impl Manager {
         files: VersionFiles,
         expected: Expected,
         room: Reservation,
-        hurry: bool,
+        urgency: Urgency,
     ) -> Result<Prepared> {
         let sources = files.clone();
         let (backend, rules) = (self.backend.clone(), self.config.rules.clone());
@@ -57,7 +57,7 @@ impl Manager {
         let told = progress.clone();
         let prepared = self
             .loader
-            .run_within(limit, hurry, move || {
+            .run_within(limit, urgency, move || {
                 let of = Preparation {
                     model: &model,
                     files: &files,

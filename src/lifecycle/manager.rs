@@ -21,7 +21,7 @@ use crate::{
     admission::ControlPlace,
     backend::{Backend, Servable},
     error::{Error, Reason, Result, shown},
-    loader::LoaderPool,
+    loader::{LoaderPool, Urgency},
     model::{Generation, ModelName, Version},
     registry::{ModelSlot, Registry},
     repository::{Found, Source, VersionFiles},
@@ -69,8 +69,8 @@ pub(super) struct Order {
     pub(super) keep: bool,
     /// The room for it, where it is reserved already.
     pub(super) room: Option<Reservation>,
-    /// Somebody waits for it, or what serves is bad: it gives way to nobody.
-    pub(super) hurry: bool,
+    /// How much its load gives way to others.
+    pub(super) urgency: Urgency,
     pub(super) asker: Asker,
 }
 
@@ -165,8 +165,15 @@ impl Manager {
         let holding = if as_planned { Holding::End } else { Holding::Begin(Hold::at(&found)) };
         let live = entry.live().map(|(version, _)| version);
         let keep = live.is_some_and(|live| live != files.version && plan.beside.contains(&live));
-        let order =
-            Order { files, expected: request.expected, holding, keep, room: None, hurry: false, asker };
+        let order = Order {
+            files,
+            expected: request.expected,
+            holding,
+            keep,
+            room: None,
+            urgency: Urgency::Patient,
+            asker,
+        };
         self.change(&entry, order, place).await
     }
 
@@ -189,7 +196,8 @@ impl Manager {
         })?;
         let holding = self.holding(model).await;
         let version = files.version;
-        let order = Order { files, expected, holding, keep: false, room: None, hurry: true, asker };
+        let order =
+            Order { files, expected, holding, keep: false, room: None, urgency: Urgency::Hurried, asker };
         self.change(&entry, order, place).await.map_err(|error| match error.reason() {
             Reason::DigestMismatch => error.within(format_args!(
                 "what was live is not on disk any more (restore version {version}'s files, or reload another version)"
@@ -385,7 +393,7 @@ impl Manager {
         let files = self.materialize(files).await?;
         let room = self.room(entry, &files).await?;
         let Prepared { servable, phases, warmup, check, .. } =
-            self.prepare(entry, files, expected, room, false).await?;
+            self.prepare(entry, files, expected, room, Urgency::Patient).await?;
         let status = entry.status();
         let live = status.live.map(|live| live.version);
         let report = ReloadReport {
@@ -414,7 +422,7 @@ impl Manager {
         generation: Generation,
         started: Instant,
     ) -> Result<(ReloadReport, Option<Arc<Servable>>, Option<Side>)> {
-        let Order { files, expected, holding, keep, room, hurry, .. } = order;
+        let Order { files, expected, holding, keep, room, urgency, .. } = order;
         let mut stepped_aside = None;
         let is_expected = |side: &Side| expected.is_of(&side.servable);
         let side = entry.side_of(&files).filter(is_expected);
@@ -435,7 +443,7 @@ impl Manager {
                     }
                 };
                 let Prepared { servable, phases, warmup, check, measured } =
-                    self.prepare(entry, files.clone(), expected, room, hurry).await?;
+                    self.prepare(entry, files.clone(), expected, room, urgency).await?;
                 (servable, files, phases, warmup, check, measured)
             }
         };

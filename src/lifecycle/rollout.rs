@@ -17,6 +17,7 @@ use super::{
 use crate::{
     admission::ControlPlace,
     error::{Error, Reason, Result},
+    loader::Urgency,
     model::{RolloutPlan, Strategy, Version, VersionPlan},
     repository::{Found, VersionFiles},
 };
@@ -348,7 +349,15 @@ impl Manager {
         };
         let live = entry.live().map(|(live, _)| live);
         let keep = live.is_some_and(|live| live != version && plan.beside.contains(&live));
-        Some(Order { files, expected: Expected::default(), holding, keep, room: None, hurry: false, asker })
+        Some(Order {
+            files,
+            expected: Expected::default(),
+            holding,
+            keep,
+            room: None,
+            urgency: Urgency::Patient,
+            asker,
+        })
     }
 }
 

@@ -11,6 +11,7 @@ use super::RolloutBrief;
 use crate::{
     backend::Servable,
     error::Error,
+    loader::Urgency,
     model::{Generation, Label, LoadMode, ModelName, Signature, Version},
 };
 
@@ -218,6 +219,17 @@ pub enum Asker {
     Budget,
     /// A caller of the API: the tenant it names, or where it calls from.
     Caller(Arc<str>),
+}
+
+impl Asker {
+    /// How much a load that it asks for gives way to others.
+    pub(super) fn urgency(&self) -> Urgency {
+        match self {
+            Self::Start => Urgency::AtOnce,
+            Self::Request => Urgency::Hurried,
+            _ => Urgency::Patient,
+        }
+    }
 }
 
 impl fmt::Display for Asker {

@@ -290,7 +290,7 @@ impl Manager {
             holding: if entry.is_held(found) { Holding::As } else { Holding::End },
             keep: live.is_some_and(stays),
             room,
-            hurry: *asker == Asker::Request,
+            urgency: asker.urgency(),
             asker: asker.clone(),
         };
         self.carry_out(entry, order, turn, started, None).await.map(|_report| ())
@@ -320,7 +320,7 @@ impl Manager {
                 holding: Holding::As,
                 keep: false,
                 room: None,
-                hurry: *asker == Asker::Request,
+                urgency: asker.urgency(),
                 asker: asker.clone(),
             };
             match self.carry_out(entry, order, turn, Instant::now(), None).await {

@@ -11,5 +11,5 @@ pub mod weights;
 
 pub use digest::{FileIdentity, digest};
 pub use known::{Known, Verified};
-pub use pace::Pace;
+pub use pace::{Pace, Urgency};
 pub use pool::{LoaderPool, Stopped};

@@ -50,6 +50,18 @@ const STEP: Duration = Duration::from_millis(2);
 /// A rest is looked at again after this long: the server may stop meanwhile.
 const SLICE: Duration = Duration::from_millis(50);
 
+/// How much a load gives way to others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// It runs at idle priority and rests, as long as there is patience.
+    Patient,
+    /// Somebody waits for it, or what serves is bad: at nice 19, without rests.
+    Hurried,
+    /// Nobody is served yet whom it could disturb: like any thread. On a machine that is full of other programs one that gave way to
+    /// them might not end.
+    AtOnce,
+}
+
 /// Time that executors have spent on passes since the start, all together.
 type Busy = Box<dyn Fn() -> Duration + Send + Sync>;
 
@@ -125,8 +137,8 @@ impl Pace {
         self.closed.store(true, Ordering::Relaxed);
     }
 
-    /// This thread begins a piece of work. It takes no longer for the sake of others if it is in a `hurry`.
-    pub(super) fn begin(self: &Arc<Self>, backend: &Arc<dyn Backend>, hurry: bool) -> Underway {
+    /// This thread begins a piece of work.
+    pub(super) fn begin(self: &Arc<Self>, backend: &Arc<dyn Backend>, urgency: Urgency) -> Underway {
         if self.loads.fetch_add(1, Ordering::Relaxed) == 0 {
             self.gain.lock().mark = self.tail.mark();
             self.beside.iter().for_each(|count| count.store(0, Ordering::Relaxed));
@@ -134,7 +146,8 @@ impl Pace {
         WORK.set(Some(Work {
             pace: self.clone(),
             backend: backend.clone(),
-            patience: if hurry { Duration::ZERO } else { self.patience },
+            patience: if urgency == Urgency::Patient { self.patience } else { Duration::ZERO },
+            at_once: urgency == Urgency::AtOnce,
             rested: Duration::ZERO,
             cpu: cpu_time(),
             since: Instant::now(),
@@ -190,6 +203,8 @@ struct Work {
     backend: Arc<dyn Backend>,
     /// How much longer it may take for the sake of others.
     patience: Duration,
+    /// See [`Urgency::AtOnce`].
+    at_once: bool,
     /// Time that it has not worked so far, by its own will or because others did.
     rested: Duration,
     /// CPU time of the thread when its last rest ended.
@@ -215,8 +230,11 @@ pub(crate) fn step<T: Send>(step: impl FnOnce() -> T + Send) -> T {
         let on_thread = || {
             let Some(mut work) = moved.take() else { return };
             // Where the system does not allow it, loading still works, only less politely.
-            let _unable =
-                if work.patience.is_zero() { threads::give_way() } else { threads::run_when_idle() };
+            let _unable = match (work.at_once, work.patience.is_zero()) {
+                (true, _) => Ok(()),
+                (false, true) => threads::give_way(),
+                (false, false) => threads::run_when_idle(),
+            };
             let _guard = work.backend.clone().enter_thread(ThreadRole::Loader);
             work.cpu = cpu_time();
             WORK.set(Some(work));
@@ -290,7 +308,7 @@ mod tests {
 
     fn begin(pace: &Arc<Pace>) -> Underway {
         let backend: Arc<dyn Backend> = Arc::new(FakeBackend);
-        pace.begin(&backend, false)
+        pace.begin(&backend, Urgency::Patient)
     }
 
     fn served(pace: &Pace, requests: u32, millis: u64) {
@@ -396,8 +414,11 @@ mod tests {
         assert_eq!(step(priority), (19, 0), "no patience is left");
         drop(underway);
         let backend: Arc<dyn Backend> = Arc::new(FakeBackend);
-        let _hurry = pace.begin(&backend, true);
+        let hurried = pace.begin(&backend, Urgency::Hurried);
         assert_eq!(step(priority), (19, 0));
+        drop(hurried);
+        let _at_once = pace.begin(&backend, Urgency::AtOnce);
+        assert_eq!(step(priority), usual);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
-use super::Pace;
+use super::{Pace, Urgency};
 use crate::{
     backend::{Backend, ThreadRole},
     threads,
@@ -94,18 +94,18 @@ impl LoaderPool {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Stopped> {
-        self.run_within(Duration::MAX, true, work).await
+        self.run_within(Duration::MAX, Urgency::Hurried, work).await
     }
 
     /// Runs `work` on a loader thread, and waits for it no longer than `limit` from when it has begun. It gives way to those
-    /// who are served, unless it is in a `hurry`.
+    /// who are served, as far as its `urgency` lets it.
     ///
     /// # Errors
     /// As for [`LoaderPool::run`], or it took longer.
     pub async fn run_within<T: Send + 'static>(
         &self,
         limit: Duration,
-        hurry: bool,
+        urgency: Urgency,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Stopped> {
         let (begin, begun) = oneshot::channel();
@@ -120,7 +120,7 @@ impl LoaderPool {
             if begin.send(std::thread::current().name().unwrap_or_default().to_owned()).is_err() {
                 return true;
             }
-            let underway = crew.pace.begin(&crew.backend, hurry);
+            let underway = crew.pace.begin(&crew.backend, urgency);
             // A panic ends this piece of work, not the thread.
             if let Ok(value) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
                 let _nobody_waits = done.send(Ok(value));
@@ -302,9 +302,9 @@ mod tests {
             (release, move || held.recv().unwrap_or_default())
         };
         let ((first, hangs), (second, hangs_too)) = (hang(), hang());
-        assert_eq!(pool.run_within(limit, true, hangs).await, Err(Stopped::TimeLimit));
+        assert_eq!(pool.run_within(limit, Urgency::Hurried, hangs).await, Err(Stopped::TimeLimit));
         assert_eq!(pool.run(|| 1).await, Ok(1), "the spare is there");
-        assert_eq!(pool.run_within(limit, true, hangs_too).await, Err(Stopped::TimeLimit));
+        assert_eq!(pool.run_within(limit, Urgency::Hurried, hangs_too).await, Err(Stopped::TimeLimit));
         assert_eq!((pool.run(|| 2).await, pool.stuck().load(Ordering::Relaxed)), (Err(Stopped::NoThread), 2));
         // What ends after all goes on as a loader, or makes room for another spare.
         drop(second);
@@ -317,7 +317,7 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let (third, hangs_again) = hang();
-        assert_eq!(pool.run_within(limit, true, hangs_again).await, Err(Stopped::TimeLimit));
+        assert_eq!(pool.run_within(limit, Urgency::Hurried, hangs_again).await, Err(Stopped::TimeLimit));
         assert_eq!(pool.run(|| 4).await, Ok(4), "there is a spare again");
         drop(third);
     }
@@ -328,7 +328,7 @@ mod tests {
         let (release, held) = mpsc::channel::<()>();
         let mut running = Box::pin(pool.run(move || held.recv().unwrap_or_default()));
         assert!(futures::poll!(&mut running).is_pending());
-        let mut waiting = Box::pin(pool.run_within(Duration::from_secs(3600), true, || 2));
+        let mut waiting = Box::pin(pool.run_within(Duration::from_secs(3600), Urgency::Hurried, || 2));
         assert!(futures::poll!(&mut waiting).is_pending());
         drop(release);
         running.await.unwrap();

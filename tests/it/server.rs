@@ -68,7 +68,7 @@ impl Server {
     pub async fn ready(&self) -> Client {
         let channel = self.channel().await;
         let mut health = tonic_health::pb::health_client::HealthClient::new(channel.clone());
-        for _ in 0..2000 {
+        for _ in 0..6000 {
             if serving(&mut health, "").await == Some(true) {
                 return ModelServerClient::new(channel)
                     .max_decoding_message_size(256 << 20)
