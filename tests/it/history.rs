@@ -1,5 +1,7 @@
 //! What is remembered of changes.
 
+use std::time::Duration;
+
 use torchlane::proto::{self, ModelChange};
 
 use super::{
@@ -65,7 +67,16 @@ async fn every_change_is_written_down_and_survives_a_restart() {
     let again = last(&mut client, "m", 0).await;
     assert_eq!(again[..5], all, "from before the start");
     assert_eq!(again.last().unwrap().change, "ready", "and of this one");
-    // Moved away, as log rotation does: what follows is in a new one.
+    // Moved away, as log rotation does: what follows is in a new one. Of the start, what came to `m` and `other` comes first.
+    let lines = || std::fs::read_to_string(&log).unwrap().lines().count();
+    let written = 6 + (again.len() - 5) + 1;
+    for _ in 0..2000 {
+        if lines() == written {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(lines(), written);
     std::fs::rename(&log, dir.path().join("audit.1")).unwrap();
     client.reload_model(reload("m", 2)).await.unwrap();
     tokio::task::spawn_blocking(|| server.join()).await.unwrap();
