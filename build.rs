@@ -5,17 +5,33 @@ use std::{env, path::PathBuf};
 
 use prost::Message as _;
 
+const AS_JSON: [&str; 10] = [
+    "ServerMetadataResponse",
+    "ModelMetadataResponse",
+    "ModelStatisticsResponse",
+    "ModelStatistics",
+    "InferStatistics",
+    "InferBatchStatistics",
+    "InferResponseStatistics",
+    "StatisticDuration",
+    "MemoryUsage",
+    "RepositoryIndexResponse",
+];
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     println!("cargo:rerun-if-changed=proto");
 
-    let files = protox::compile(["torchlane/v1/model_server.proto"], ["proto"])?;
+    let files =
+        protox::compile(["torchlane/v1/model_server.proto", "inference/grpc_service.proto"], ["proto"])?;
     std::fs::write(out.join("descriptors.bin"), files.encode_to_vec())?;
     // `bytes::Bytes` for payloads: a tensor's bytes stay where HTTP/2 put them.
-    tonic_prost_build::configure().bytes(".torchlane.v1").compile_fds(files)?;
-    // `torchlane bench` speaks the Open Inference Protocol to whatever server does.
-    let inference = protox::compile(["inference/grpc_service.proto"], ["proto"])?;
-    tonic_prost_build::configure().bytes(".inference").build_server(false).compile_fds(inference)?;
+    let mut code = tonic_prost_build::configure().bytes(".torchlane.v1").bytes(".inference");
+    // These are the answers of REST too, field by field.
+    for message in AS_JSON {
+        code = code.type_attribute(format!(".inference.{message}"), "#[derive(serde::Serialize)]");
+    }
+    code.compile_fds(files)?;
 
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     if let (Some(_), Some(libtorch)) = (env::var_os("CARGO_FEATURE_TORCH"), env::var_os("LIBTORCH")) {

@@ -13,6 +13,7 @@ use crate::{
     model::{Binding, Lane, NamedTensor, Version, VersionSelector, VersionWish},
     registry::InUse,
     sched::RowClass,
+    telemetry::RequestTrace,
 };
 
 /// A request for one forward pass, decoded and not yet looked up.
@@ -44,8 +45,10 @@ pub struct InferCall {
     pub outputs: Vec<String>,
     /// When the request had been decoded.
     pub received: Instant,
-    /// The request's span: it crosses to the executor thread and back.
+    /// The request's span in the log: it crosses to the executor thread and back.
     pub span: tracing::Span,
+    /// What its trace needs, where it is traced.
+    pub trace: Option<Arc<RequestTrace>>,
 }
 
 /// What a request is run for.
@@ -54,6 +57,8 @@ pub enum Purpose {
     /// To be answered.
     #[default]
     Answer,
+    /// To be answered as a step of an ensemble: the whole has been counted among its tenant's.
+    Step,
     /// To be answered, after another version has failed it: it has been counted among its tenant's already.
     Again,
     /// To be compared with an answer that was given: it is nobody's.
@@ -183,4 +188,6 @@ pub struct Timing {
     pub compute: Duration,
     /// Items in the batch.
     pub batch_size: usize,
+    /// It was answered from the response cache: nothing ran.
+    pub from_cache: bool,
 }

@@ -21,6 +21,8 @@ pub enum Code {
     InvalidArgument,
     DeadlineExceeded,
     NotFound,
+    AlreadyExists,
+    PermissionDenied,
     ResourceExhausted,
     FailedPrecondition,
     Aborted,
@@ -77,6 +79,12 @@ reasons! {
     BadTensor => "BAD_TENSOR", InvalidArgument;
     /// Anything else in a request that cannot be read.
     BadRequest => "BAD_REQUEST", InvalidArgument;
+    /// A change that is turned off, or that a page of another origin asks a browser for.
+    Forbidden => "FORBIDDEN", PermissionDenied;
+    /// No shared memory of that name is registered.
+    UnknownRegion => "UNKNOWN_REGION", NotFound;
+    /// Shared memory of that name is registered already.
+    RegionExists => "REGION_EXISTS", AlreadyExists;
     /// A message over `server.max_message_bytes`.
     MessageTooLarge => "MESSAGE_TOO_LARGE", ResourceExhausted;
     /// The lane's queue is full.
@@ -111,6 +119,10 @@ reasons! {
     NotSigned => "NOT_SIGNED", FailedPrecondition;
     /// No signature of a version's `manifest.json` is a trusted key's.
     SignatureInvalid => "SIGNATURE_INVALID", FailedPrecondition;
+    /// An upload of a model that is not in the directory for uploads: its files are somebody else's.
+    NotUploaded => "NOT_UPLOADED", FailedPrecondition;
+    /// The disk that an upload is to be written to is full.
+    DiskFull => "DISK_FULL", ResourceExhausted;
     /// It does not fit the memory budget, whatever else is unloaded.
     MemoryBudget => "MEMORY_BUDGET", ResourceExhausted;
     /// A newer change of the same model came in before this one was done.
@@ -133,11 +145,12 @@ impl Reason {
         match self {
             Self::MessageTooLarge => 413,
             // "Insufficient storage": more patience does not help.
-            Self::CacheFull => 507,
+            Self::CacheFull | Self::DiskFull => 507,
             _ => match self.code() {
                 Code::InvalidArgument | Code::FailedPrecondition => 400,
+                Code::PermissionDenied => 403,
                 Code::NotFound => 404,
-                Code::Aborted => 409,
+                Code::Aborted | Code::AlreadyExists => 409,
                 Code::ResourceExhausted => 429,
                 Code::Cancelled => 499,
                 Code::Internal => 500,
@@ -183,6 +196,13 @@ impl Error {
     #[must_use]
     pub fn within(mut self, place: impl fmt::Display) -> Self {
         self.detail.message = clip(format!("{place}: {}", self.detail.message).into());
+        self
+    }
+
+    /// Names no field: the one at fault is none of the request that is answered.
+    #[must_use]
+    pub fn without_field(mut self) -> Self {
+        self.detail.field = None;
         self
     }
 

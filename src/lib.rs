@@ -3,7 +3,8 @@
 //! See `docs/architecture.md` for the map of this code. The straight line of a request: [`api`] decodes it into a
 //! [`call::InferCall`]; [`admission`] decides whether and when it may be in flight; [`sched`] forms batches and runs
 //! them on the executors with the version that [`registry`] has live; [`backend`] calls libtorch. [`lifecycle`]
-//! prepares versions and swaps them in.
+//! prepares versions and swaps them in; what their model is said to be is read from `model.toml` or, by [`triton`], from Triton's
+//! `config.pbtxt`.
 
 #![deny(unsafe_code)]
 
@@ -13,7 +14,9 @@ pub mod app;
 pub mod backend;
 pub mod call;
 pub mod cli;
+pub mod client;
 pub mod config;
+pub mod ensemble;
 pub mod error;
 pub mod layers;
 pub mod lifecycle;
@@ -24,8 +27,10 @@ pub mod proto;
 pub mod registry;
 pub mod repository;
 pub mod residency;
+pub mod response_cache;
 pub mod rollout;
 pub mod sched;
 pub mod telemetry;
 pub mod tensor;
 mod threads;
+pub mod triton;

@@ -1,13 +1,13 @@
-//! Generated from `proto/torchlane/v1/model_server.proto`.
+//! Generated from `proto/`.
 
 #![allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, reason = "generated code")]
 
 tonic::include_proto!("torchlane.v1");
 
-/// The Open Inference Protocol, the client's side.
+/// The Open Inference Protocol with Triton's extensions.
 pub mod inference {
     tonic::include_proto!("inference");
 }
 
-/// The descriptors of the API, for server reflection.
+/// The descriptors of both APIs, for server reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

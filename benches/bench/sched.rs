@@ -150,6 +150,7 @@ async fn admitted(registry: &Arc<Registry>, count: usize) -> Result<Vec<Admitted
             outputs: Vec::new(),
             received: tokio::time::Instant::now(),
             span: tracing::Span::none(),
+            trace: None,
         };
         stack.call(call).await?;
     }

@@ -25,5 +25,5 @@ pub use pressure::{Pressure, PressureSettings, Resource};
 pub(crate) use residents::not_ready;
 pub use residents::{Residents, Wanted};
 pub use resolve::{Resolve, ResolveLayer};
-pub(crate) use resolve::{breaker_open, version_gone};
+pub(crate) use resolve::{breaker_open, check_outputs, unknown_model, version_gone, version_not_loaded};
 pub use tenants::{Tenant, TenantPlace, TenantSettings, Tenants};

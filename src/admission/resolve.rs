@@ -14,9 +14,9 @@ use tower::{Layer, Service};
 
 use super::{Pressure, Residents, Tenant, TenantPlace, Tenants, Wanted, not_ready};
 use crate::{
-    call::{BoundCall, InferCall, Purpose},
+    call::{BoundCall, InferCall},
     error::{Error, Reason, Result, shown},
-    model::{Binding, Lane, Version, VersionSelector, VersionWish},
+    model::{Binding, Lane, Signature, Version, VersionSelector, VersionWish},
     registry::{ModelSlot, Registry},
     sched::RowClass,
 };
@@ -164,14 +164,7 @@ impl From<Error> for Stop {
 }
 
 fn enter(to: &ResolveLayer, call: InferCall) -> Result<Entered, Stop> {
-    let tenant = match call.purpose {
-        Purpose::Answer | Purpose::Again => to.tenants.get(&call.tenant),
-        Purpose::Shadow => to.tenants.shadow(),
-    };
-    let place = match call.purpose {
-        Purpose::Answer => tenant.enter()?,
-        Purpose::Again | Purpose::Shadow => tenant.stay(),
-    };
+    let (tenant, place) = to.tenants.admit(&call.tenant, call.purpose)?;
     let model = to.registry.get(&call.model).ok_or_else(|| unknown_model(&call.model, &to.registry))?;
     Ok(Entered { call, tenant, place, model })
 }
@@ -214,24 +207,11 @@ fn bind(to: &ResolveLayer, entered: Entered, look: Look) -> Result<BoundCall, St
     call.decided.set(lane);
     let now = Instant::now();
     to.pressure.admit(lane, now)?;
-    // An answer is no longer than what the model returns.
-    let mut asked = std::collections::HashSet::new();
-    if let Some(twice) = call.outputs.iter().find(|name| !asked.insert(name.as_str())) {
-        let shown = shown(twice, 64);
-        let message = format!("output '{shown}' is asked for twice");
-        return Err(Error::new(Reason::BadRequest, message).with_field("outputs").into());
-    }
     let binding = Binding::new(&lease.signature, &call.inputs, lease.max_batch)?;
-    if lease.signature.outputs_declared() {
-        let known = lease.signature.outputs();
-        if let Some(bad) =
-            call.outputs.iter().find(|name| known.iter().all(|o| o.name.as_ref() != name.as_str()))
-        {
-            let names = known.iter().map(|o| o.name.as_ref()).collect::<Vec<_>>().join(", ");
-            let message = format!("the model has no output '{bad}': it returns {names}");
-            return Err(Error::new(Reason::UnknownOutput, message).with_field("outputs").into());
-        }
+    if let Some(trace) = &call.trace {
+        trace.bound(binding.rows);
     }
+    check_outputs(&lease.signature, &call.outputs)?;
     // Last: what is refused for another reason is no trial.
     let trial = lease
         .breaker
@@ -242,6 +222,25 @@ fn bind(to: &ResolveLayer, entered: Entered, look: Look) -> Result<BoundCall, St
     Ok(BoundCall { call, slot, wanted, binding, class, lane, tenant, place, trial, ahead: None })
 }
 
+/// That the outputs that are wanted are there, each asked for once: an answer is no longer than what the model returns.
+pub(crate) fn check_outputs(signature: &Signature, wanted: &[String]) -> Result<()> {
+    let mut asked = std::collections::HashSet::new();
+    if let Some(twice) = wanted.iter().find(|name| !asked.insert(name.as_str())) {
+        let message = format!("output '{}' is asked for twice", shown(twice, 64));
+        return Err(Error::new(Reason::BadRequest, message).with_field("outputs"));
+    }
+    let known = signature.outputs();
+    let unknown = |name: &&String| known.iter().all(|output| *output.name != ***name);
+    match wanted.iter().find(unknown).filter(|_| signature.outputs_declared()) {
+        None => Ok(()),
+        Some(bad) => {
+            let names = known.iter().map(|output| output.name.as_ref()).collect::<Vec<_>>().join(", ");
+            let message = format!("the model has no output '{}': it returns {names}", shown(bad, 64));
+            Err(Error::new(Reason::UnknownOutput, message).with_field("outputs"))
+        }
+    }
+}
+
 /// The refusal of a version whose breaker is open.
 pub(crate) fn breaker_open(model: &str, version: Version) -> Error {
     let message = format!(
@@ -250,7 +249,8 @@ pub(crate) fn breaker_open(model: &str, version: Version) -> Error {
     Error::new(Reason::BreakerOpen, message)
 }
 
-fn unknown_model(name: &str, registry: &Registry) -> Error {
+/// The refusal of a model that nobody knows.
+pub(crate) fn unknown_model(name: &str, registry: &Registry) -> Error {
     let (names, more) = registry.some_names(8);
     let known = names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
     let more = if more { ", ..." } else { "" };
@@ -259,7 +259,8 @@ fn unknown_model(name: &str, registry: &Registry) -> Error {
         .with_field("model")
 }
 
-fn version_not_loaded(model: &Arc<ModelSlot>, wish: &VersionWish) -> Error {
+/// The refusal of a version that is not loaded.
+pub(crate) fn version_not_loaded(model: &Arc<ModelSlot>, wish: &VersionWish) -> Error {
     let loaded: Vec<_> =
         model.all().iter().filter_map(|slot| Some(slot.lease()?.version.to_string())).take(8).collect();
     let which = match wish {

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::{
+    call::Purpose,
     error::{Error, Reason, Result},
     model::{Lane, TenantId},
 };
@@ -290,6 +291,23 @@ impl Tenants {
         let shadow = (self.shadow.label().clone(), self.shadow.compute());
         let shadow = Some(shadow).filter(|(_, compute)| !compute.is_zero());
         named.chain([(self.rest.label().clone(), self.rest.compute() + others)]).chain(shadow).collect()
+    }
+
+    /// Lets a request in: whose it is, and its place, which counts until it is dropped.
+    ///
+    /// # Errors
+    /// What a caller sent is over its rate, or over its number of requests at once. Nothing else needs leave: it follows from a
+    /// request that has been let in.
+    pub(crate) fn admit(&self, name: &str, purpose: Purpose) -> Result<(Arc<Tenant>, TenantPlace)> {
+        let tenant = match purpose {
+            Purpose::Answer | Purpose::Step | Purpose::Again => self.get(name),
+            Purpose::Shadow => self.shadow(),
+        };
+        let place = match purpose {
+            Purpose::Answer => tenant.enter()?,
+            Purpose::Step | Purpose::Again | Purpose::Shadow => tenant.stay(),
+        };
+        Ok((tenant, place))
     }
 
     /// The tenant of that name; empty for callers that give none.

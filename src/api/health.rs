@@ -23,6 +23,7 @@ pub struct Health {
     reporter: HealthReporter,
     ready: Arc<AtomicBool>,
     broken: Arc<AtomicBool>,
+    draining: Arc<AtomicBool>,
 }
 
 impl Health {
@@ -30,7 +31,8 @@ impl Health {
     pub async fn new() -> (Self, HealthServer<HealthService>) {
         let reporter = HealthReporter::new();
         let service = HealthService::from_health_reporter(reporter.clone());
-        let health = Self { reporter, ready: Arc::default(), broken: Arc::default() };
+        let health =
+            Self { reporter, ready: Arc::default(), broken: Arc::default(), draining: Arc::default() };
         health.set("", false).await;
         health.set(API, true).await;
         (health, HealthServer::new(service))
@@ -59,6 +61,7 @@ impl Health {
 
     /// The server is about to stop: send no new requests.
     pub async fn set_draining(&self) {
+        self.draining.store(true, Ordering::SeqCst);
         self.ready.store(false, Ordering::SeqCst);
         self.set("", false).await;
         self.set(API, false).await;
@@ -72,6 +75,11 @@ impl Health {
     /// Nothing runs in this process.
     pub fn is_broken(&self) -> bool {
         self.broken.load(Ordering::SeqCst)
+    }
+
+    /// The server is about to stop.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
     }
 
     async fn set(&self, service: &str, serving: bool) {

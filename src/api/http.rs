@@ -1,4 +1,4 @@
-//! What is asked by HTTP: probes and metrics.
+//! What is asked by HTTP beside the protocols: probes and metrics.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use axum::{
 use super::health::Health;
 use crate::telemetry::Metrics;
 
-/// `/livez`, `/readyz`, `/metrics`, and a line at `/` that says so.
+/// `/livez`, `/readyz` and `/metrics`.
 pub fn router(health: Health, metrics: Arc<Metrics>) -> Router {
     let alive = health.clone();
     let ready = move || async move {
@@ -30,14 +30,15 @@ pub fn router(health: Health, metrics: Arc<Metrics>) -> Router {
     };
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let scrape = move || async move { ([(header::CONTENT_TYPE, content_type)], metrics.encode()) };
+    Router::new().route("/livez", get(live)).route("/readyz", get(ready)).route("/metrics", get(scrape))
+}
+
+/// A line at `/` that says what there is, where there is no console.
+pub fn hello() -> Router {
     let here = concat!(
         "torchlane ",
         env!("CARGO_PKG_VERSION"),
-        ": /livez /readyz /metrics; inference is on the gRPC port\n"
+        ": /livez /readyz /metrics; /v2 (see /v2/docs, for programs /v2/openapi.json); gRPC is on its own port\n"
     );
-    Router::new()
-        .route("/", get(async move || here))
-        .route("/livez", get(live))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(scrape))
+    Router::new().route("/", get(async move || here))
 }

@@ -24,6 +24,8 @@ pub fn status(error: &Error) -> Status {
         Code::InvalidArgument => GrpcCode::InvalidArgument,
         Code::DeadlineExceeded => GrpcCode::DeadlineExceeded,
         Code::NotFound => GrpcCode::NotFound,
+        Code::AlreadyExists => GrpcCode::AlreadyExists,
+        Code::PermissionDenied => GrpcCode::PermissionDenied,
         Code::ResourceExhausted => GrpcCode::ResourceExhausted,
         Code::FailedPrecondition => GrpcCode::FailedPrecondition,
         Code::Aborted => GrpcCode::Aborted,

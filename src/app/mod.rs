@@ -5,6 +5,7 @@ mod cpu;
 mod drain;
 mod idle;
 mod io;
+mod repositories;
 mod resources;
 mod rollouts;
 mod server;

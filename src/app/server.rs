@@ -2,37 +2,49 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use axum::Router;
 use thiserror::Error;
 use tokio::{runtime::Handle, sync::broadcast::error::RecvError, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::service::Routes;
+use tonic::{codec::CompressionEncoding, service::Routes};
 
 use super::{
     activity::Activity,
     cpu::{CpuPlan, cpu_quota},
-    drain, idle, io, resources, rollouts, stack, watchdog, web,
+    drain, idle, io, repositories, resources, rollouts, stack, watchdog, web,
 };
 use crate::{
     admission::{ControlLane, Forecaster, InFlightBytes, LimitSnapshot, Pressure, ResolveLayer, Tenants},
-    api::{health::Health, http, native::ModelServerService},
+    api::{
+        console,
+        health::Health,
+        http,
+        native::ModelServerService,
+        oip::{self, OpenInference, Regions, grpc::GrpcInference},
+        rest,
+    },
     backend::{Backend, FakeBackend, ThreadRole},
     config::{self, BackendKind, Loader, Settings},
     layers::{CountBytes, End, Guard, ReadDeadline, RequestCap, Shed},
     lifecycle::{
         History, Manager, ManagerConfig, ModelStatus, OnDemand, Preparation, ResidencyConfig, Rules,
-        WatchConfig, prepare, watch,
+        WatchConfig, prepare, unheeded, watch,
     },
     loader::{
         LoaderPool, Pace,
         seal::{Integrity, KeyError, Policy, TrustedKey},
     },
-    proto::{self, model_server_server::ModelServerServer},
+    proto::{
+        self, inference::grpc_inference_service_server::GrpcInferenceServiceServer,
+        model_server_server::ModelServerServer,
+    },
     registry::Registry,
-    repository::{RepositoryError, Source},
+    repository::{RepositoryError, Uploads},
     residency::Memory,
+    response_cache::ResponseCache,
     rollout::{Mirror, RouteLayer},
     sched::{ExecutorConfig, QueueConfig, Scheduler},
-    telemetry::{AccessLog, Metrics, Sampler, Sources},
+    telemetry::{AccessLog, LogFilter, Metrics, Sampler, Sources, TraceError, Traces},
 };
 
 /// Why the server did not start. One line that says what to do.
@@ -63,6 +75,9 @@ pub enum StartError {
     /// A key that cannot be trusted, because it is none.
     #[error("integrity.trusted_keys: {0}")]
     Key(#[from] KeyError),
+    /// Spans that cannot be sent where they should.
+    #[error(transparent)]
+    Traces(#[from] TraceError),
     /// The system refused threads or the like.
     #[error("cannot start: {0}")]
     System(#[from] std::io::Error),
@@ -117,8 +132,11 @@ async fn run(
     stop: CancellationToken,
     started: impl FnOnce(SocketAddr, SocketAddr),
 ) -> Result<(), StartError> {
-    let metrics = Arc::new(Metrics::default());
-    let repositories = open(&settings, &metrics).await?;
+    let metrics = Arc::new(Metrics::default().with_triton_names(settings.metrics.triton_names));
+    let traces = Traces::start(&settings.telemetry, &metrics.spans)?;
+    let uploads = repositories::uploads(&settings).await?;
+    let directory = uploads.as_deref().map(Uploads::directory);
+    let repositories = repositories::open(&settings, directory, &metrics).await?;
     let grpc = io::bind(settings.server.grpc_addr, "--grpc-addr").await.map_err(StartError::Listen)?;
     let web_listener =
         io::bind(settings.server.http_addr, "--http-addr").await.map_err(StartError::Listen)?;
@@ -148,6 +166,7 @@ async fn run(
     let bytes = InFlightBytes::new(settings.server.max_in_flight_bytes.as_u64());
     let pressure = Pressure::new(settings.pressure, bytes.clone());
     let memory = Memory::new(settings.memory.budget.as_u64());
+    let cache = ResponseCache::new(settings.response_cache.max_bytes.as_u64(), metrics.cache.clone());
     metrics.attach(Sources {
         limiter: limiter.clone(),
         scheduler: scheduler.clone(),
@@ -156,26 +175,33 @@ async fn run(
         forecaster: forecaster.clone(),
         pressure: pressure.clone(),
         memory: memory.clone(),
+        cache: cache.clone(),
         stuck_loads: loader.stuck(),
     });
     let history = history(&settings)?;
     let observer = {
+        let (cache, registry) = (cache.clone(), registry.clone());
         let (metrics, health, tasks) = (metrics.clone(), health.clone(), tasks.clone());
         let history = history.clone();
         Box::new(move |event: &crate::lifecycle::ModelEvent| {
             metrics.model_event(event);
             history.record(event);
+            if let Some(cache) = &cache {
+                cache.forget_old(&event.model.name, &registry);
+            }
             let (health, name, live) = (health.clone(), event.model.name.clone(), event.model.serves());
             tasks.spawn(async move { health.set_model(name.as_str(), live).await });
         })
     };
     let config = ManagerConfig {
         repositories,
+        uploads,
         drain: settings.server.grace,
         load_limit: settings.loader.time_limit,
         rules: rules(&settings)?,
         memory,
         residency: residency(&settings),
+        traces: traces.clone(),
     };
     let manager = Manager::new(config, registry.clone(), backend.clone(), loader, observer);
 
@@ -189,20 +215,69 @@ async fn run(
     let sampler = Sampler::start(&settings.samples, &tenants)?;
     let infer = stack::infer(
         RouteLayer::new(registry.clone(), mirror, metrics.clone()),
-        ResolveLayer::new(registry.clone(), tenants, pressure.clone()).with_residents(residents.clone()),
+        ResolveLayer::new(registry.clone(), tenants.clone(), pressure.clone())
+            .with_residents(residents.clone()),
+        cache,
         forecaster,
         limiter.clone(),
         scheduler.clone(),
-        stack::Seen { metrics: metrics.clone(), access, pace, sampler },
+        stack::Seen {
+            metrics: metrics.clone(),
+            access,
+            pace,
+            sampler,
+            registry: registry.clone(),
+            tenants,
+            traces: traces.clone(),
+        },
     );
     let control = ControlLane::new(settings.admission.control_in_flight, settings.admission.control_queue);
     let limit = usize::try_from(settings.server.max_message_bytes.as_u64()).unwrap_or(usize::MAX);
-    let service =
-        ModelServerService::new(infer, manager.clone(), history, control.clone(), limit, closing.clone());
+    let door = OpenInference::new(
+        infer.clone(),
+        oip::Resources {
+            registry: registry.clone(),
+            manager: manager.clone(),
+            control: control.clone(),
+            residents: residents.clone(),
+            health: health.clone(),
+            regions: Regions::new(settings.oip.shared_memory, limit),
+            refusals: metrics.refusals.clone(),
+            traces: traces.clone(),
+            log: LogFilter::installed(),
+        },
+    );
+    let front = front(
+        settings.console,
+        console::Resources {
+            manager: manager.clone(),
+            history: history.clone(),
+            metrics: metrics.clone(),
+            health: health.clone(),
+            control: control.clone(),
+        },
+        settings.admission.max_deadline,
+    );
+    let service = ModelServerService::new(
+        infer,
+        metrics.refusals.clone(),
+        manager.clone(),
+        history,
+        control.clone(),
+        limit,
+        closing.clone(),
+    );
     let native = ModelServerServer::new(service.with_residents(residents))
         .max_decoding_message_size(limit)
         .max_encoding_message_size(limit);
-    let mut routes = Routes::new(native).add_service(health_service);
+    let open_inference =
+        GrpcInferenceServiceServer::new(GrpcInference::new(door.clone(), limit, closing.clone()))
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Deflate)
+            .accept_compressed(CompressionEncoding::Zstd)
+            .max_decoding_message_size(limit)
+            .max_encoding_message_size(limit);
+    let mut routes = Routes::new(native).add_service(open_inference).add_service(health_service);
     if settings.server.reflection {
         let reflection = || {
             tonic_reflection::server::Builder::configure()
@@ -217,17 +292,26 @@ async fn run(
             .add_service(reflection().build_v1alpha().map_err(broken)?);
     }
     let cap: io::SharedCap = RequestCap::new(settings.server.max_requests);
-    let read = ReadDeadline::new(routes.prepare(), settings.admission.max_deadline);
-    let counted = CountBytes::new(End::new(read, closing.clone()), bytes);
-    let service = Guard::new(Shed::new(counted, cap.clone()));
+    let refusals = || metrics.refusals.clone();
+    let read = ReadDeadline::new(routes.prepare(), settings.admission.max_deadline, refusals());
+    let counted = CountBytes::new(End::new(read, closing.clone()), bytes.clone(), refusals())
+        .with_uploads(manager.takes_uploads());
+    let service = Guard::new(Shed::new(counted, cap.clone(), refusals()), refusals());
     let enter = move || backend.enter_thread(ThreadRole::Executor { intra_op: 1 });
     let activity = Activity::new();
     let limits = io::Limits { threads: plan.io, streams: settings.server.max_streams };
     let io = io::IoThreads::start(service, enter, limits, &activity, &closing, &killed)?;
     let accepting = tasks.spawn(io.accept(grpc, closing.clone()));
-    let web_closing = killed.clone();
-    let router = http::router(health.clone(), metrics.clone());
-    let web = tasks.spawn(web::serve(web_listener, router, web_closing));
+    let limits = rest::Limits {
+        requests: cap.clone(),
+        bytes,
+        longest: limit,
+        max_deadline: settings.admission.max_deadline,
+        closing: closing.clone(),
+    };
+    let router = http::router(health.clone(), metrics.clone()).merge(front).merge(rest::router(door, limits));
+    let cut = CancellationToken::new();
+    let web = web::start(web_listener, router, killed.clone(), cut.clone())?;
     tracing::info!(
         grpc = %grpc_addr, http = %http_addr, cpus = plan.quota, executors = plan.executors, intra_op = plan.intra_op,
         io_threads = plan.io, version = env!("CARGO_PKG_VERSION"), "listening"
@@ -291,6 +375,8 @@ async fn run(
     let ended = async {
         let Ok(io) = accepting.await else { return };
         let _panicked = tokio::task::spawn_blocking(move || io.join()).await;
+        // Those by HTTP.
+        becomes(|| cap.is_idle()).await;
     };
     tokio::pin!(ended);
     let nothing_runs =
@@ -312,24 +398,28 @@ async fn run(
     sampling.abort();
     metrics.detach();
     // Half a request may be open there for ever.
-    let web_stop = web.abort_handle();
-    if tokio::time::timeout(LAST_WORDS, web).await.is_err() {
-        web_stop.abort();
-    }
+    let _in_time = tokio::time::timeout(LAST_WORDS, web).await;
+    cut.cancel();
     // Changes that were begun end in one state or the other; a load that takes longer is left behind.
     let last_changes = async {
         manager.stop().await;
         control.finish().await;
     };
-    let patience = grace_ends.saturating_duration_since(Instant::now()).clamp(LAST_WORDS, LAST_CHANGES);
-    let _abandoned = tokio::time::timeout(patience, last_changes).await;
+    let patience = |most| grace_ends.saturating_duration_since(Instant::now()).clamp(LAST_WORDS, most);
+    let _abandoned = tokio::time::timeout(patience(LAST_CHANGES), last_changes).await;
     drop(scheduler);
+    if let Some(traces) = traces {
+        traces.finish(patience(LAST_SPANS)).await;
+    }
     tracing::info!("stopped");
     Ok(())
 }
 
 /// Time for changes of models once no request is left.
 const LAST_CHANGES: Duration = Duration::from_secs(5);
+
+/// Time for the last spans to be taken by the collector.
+const LAST_SPANS: Duration = Duration::from_secs(5);
 
 /// Time for the last answers on the HTTP port to be written.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -344,21 +434,13 @@ async fn becomes(so: impl Fn() -> bool) {
     }
 }
 
-async fn open(settings: &Settings, metrics: &Metrics) -> Result<Vec<Source>, StartError> {
-    let config = settings.mirror();
-    let mut repositories = Vec::new();
-    let mut models = 0;
-    for path in &settings.repositories {
-        let repository = Source::open(path, &config, metrics.store())?;
-        models += repository.scan().await?.len();
-        repositories.push(repository);
+/// What is at `/` on the HTTP port.
+fn front(settings: config::Console, with: console::Resources, patience: Duration) -> Router {
+    if settings.enabled {
+        console::router(with, console::Rights { admin: settings.admin, patience })
+    } else {
+        http::hello()
     }
-    if models == 0 && !settings.allow_empty {
-        let paths =
-            settings.repositories.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ");
-        return Err(StartError::Empty(paths));
-    }
-    Ok(repositories)
 }
 
 /// What becomes of changes, and the file that it is written to.
@@ -413,6 +495,8 @@ pub struct ModelCheck {
     pub version: Option<u64>,
     /// What keeps it from being served.
     pub problem: Option<String>,
+    /// What is said of it and not heeded, a line each.
+    pub warnings: Vec<String>,
 }
 
 /// Prepares the newest version of every model as a server would, and drops it again.
@@ -429,12 +513,14 @@ async fn check(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
     let _guard = backend.enter_thread(ThreadRole::Loader);
     let rules = rules(settings)?;
     let mut checks: Vec<ModelCheck> = Vec::new();
-    for repository in open(settings, &Metrics::default()).await? {
+    let uploads = repositories::look_at_uploads(settings)?;
+    for repository in repositories::open(settings, uploads.as_ref(), &Metrics::default()).await? {
         for found in repository.scan().await? {
             let name = found.name.to_string();
             if checks.iter().any(|check| check.name == name) {
                 continue;
             }
+            let mut warnings = Vec::new();
             let (version, problem) = match found.versions.last() {
                 None => {
                     let unreadable = repository.find(&found.name).await.err().map(|error| error.to_string());
@@ -443,17 +529,21 @@ async fn check(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
                 }
                 Some(files) => {
                     let problem = match repository.materialize(files.clone()).await {
-                        Ok(files) => {
-                            prepare(backend.as_ref(), &Preparation::alone(&found.name, &files, &rules))
-                                .err()
-                                .map(|failure| failure.to_string())
-                        }
+                        // In the order of a server: what a model is said to be, then its files.
+                        Ok(files) => match unheeded(&files) {
+                            Ok(told) => {
+                                warnings = told;
+                                let alone = Preparation::alone(&found.name, &files, &rules);
+                                prepare(backend.as_ref(), &alone).err().map(|failure| failure.to_string())
+                            }
+                            Err(failure) => Some(failure.to_string()),
+                        },
                         Err(error) => Some(error.to_string()),
                     };
                     (Some(files.version.0), problem)
                 }
             };
-            checks.push(ModelCheck { name, version, problem });
+            checks.push(ModelCheck { name, version, problem, warnings });
         }
     }
     Ok(checks)

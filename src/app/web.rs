@@ -1,30 +1,65 @@
-//! The HTTP port: probes, metrics.
+//! The HTTP port: probes, metrics, REST. It has a thread of its own: what is parsed there keeps neither the gRPC wire nor what
+//! looks after the server waiting.
 
 use axum::Router;
-use hyper::server::conn::http1;
+use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::transport::server::TcpConnectInfo;
+use tower::util::MapRequest;
 
 use super::io::HELLO;
 
+/// Starts the thread. It answers until `stop`, then ends what is open; until `cut` at the latest. The result is there when it
+/// has ended.
+pub(super) fn start(
+    listener: TcpListener,
+    router: Router,
+    stop: CancellationToken,
+    cut: CancellationToken,
+) -> std::io::Result<oneshot::Receiver<()>> {
+    let listener = listener.into_std()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (ending, ended) = oneshot::channel::<()>();
+    std::thread::Builder::new().name("http".to_owned()).spawn(move || {
+        let _ending = ending;
+        runtime.block_on(async {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => {
+                    let _cut = cut.run_until_cancelled(serve(listener, router, stop)).await;
+                }
+                Err(error) => tracing::error!(%error, "cannot listen for HTTP"),
+            }
+        });
+    })?;
+    Ok(ended)
+}
+
 /// Answers until `stop`, then ends what is open: at once where nobody waits for an answer.
-pub(super) async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
-        let Ok((stream, _)) = accepted else {
+        let Ok((stream, remote)) = accepted else {
             // Out of file descriptors, most likely: others may close theirs.
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             continue;
         };
-        let (router, stop) = (TowerToHyperService::new(router.clone()), stop.clone());
+        let _best_effort = stream.set_nodelay(true);
+        // Who asks for a change of a model is written down.
+        let from = TcpConnectInfo { local_addr: stream.local_addr().ok(), remote_addr: Some(remote) };
+        let router = MapRequest::new(router.clone(), move |mut request: http::Request<Incoming>| {
+            request.extensions_mut().insert(from.clone());
+            request
+        });
+        let (router, stop) = (TowerToHyperService::new(router), stop.clone());
         connections.spawn(async move {
             let mut builder = http1::Builder::new();
             // Half a request does not stay open for ever, nor does a connection that says nothing.

@@ -20,13 +20,14 @@ pub use torch::TorchBackend;
 
 use crate::{
     admission::Breaker,
+    ensemble::Plan,
     loader::{
         archive::{TensorInfo, safety::Finding},
         weights::Overlay,
     },
     model::{Arg, Argument, ModelManifest, NamedTensor, Signature, Version},
     residency::Reservation,
-    sched::Quick,
+    sched::{Quick, Statistics},
     tensor::Joined,
 };
 
@@ -191,6 +192,12 @@ pub struct Servable {
     pub torch_version: Option<String>,
     /// Bytes of memory that it takes, as measured when it was loaded.
     pub memory_bytes: u64,
+    /// It is an ensemble: its steps run, and not the module.
+    pub ensemble: Option<Arc<Plan>>,
+    /// Tells loads apart, of the same version too; never used twice in a process.
+    pub serial: u64,
+    /// What it has done.
+    pub statistics: Statistics,
     /// Its part of the memory budget, given back when it is dropped.
     pub memory: OnceLock<Reservation>,
 }

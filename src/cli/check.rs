@@ -1,9 +1,9 @@
 //! `torchlane check`
 
 use super::{Failure, print_table, serve::ConfigArgs};
-use crate::app;
+use crate::app::{self, ModelCheck};
 
-/// Exits with 1 if the newest version of any model would not load.
+/// Exits with 1 if the newest version of any model would not load. What is said of models and not heeded is listed.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -24,6 +24,10 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     println!();
     let checks = app::check_models(&layered.settings).map_err(Failure::failed)?;
     let bad = checks.iter().filter(|check| check.problem.is_some()).count();
+    let warned = |ModelCheck { name, warnings, .. }: &ModelCheck| -> Vec<String> {
+        warnings.iter().map(|warning| format!("{name}: {warning}")).collect()
+    };
+    let warnings: Vec<String> = checks.iter().flat_map(warned).collect();
     let rows: Vec<_> = checks
         .into_iter()
         .map(|check| {
@@ -32,6 +36,10 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         })
         .collect();
     print_table(&["MODEL", "VERSION", "RESULT"], &rows);
+    if !warnings.is_empty() {
+        println!("\nNot heeded, though models load without it:");
+        warnings.iter().for_each(|warning| println!("{warning}"));
+    }
     if bad > 0 {
         return Err(Failure::Failed(format!("{bad} of {} models would not load", rows.len())));
     }

@@ -2,14 +2,10 @@
 
 use std::time::Duration;
 
-use tonic::{Code, Status, transport::Channel};
-use tonic_types::StatusExt as _;
+use tonic::{Status, transport::Endpoint};
 
 use super::Failure;
-use crate::proto::model_server_client::ModelServerClient;
-
-/// Answers may be as large as gRPC allows.
-const MAX_MESSAGE: usize = i32::MAX as usize;
+use crate::client::{self, ClientError, ErrorKind, Stub};
 
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct ServerArgs {
@@ -21,29 +17,22 @@ pub(super) struct ServerArgs {
 impl ServerArgs {
     /// The address as it was given, if it is one that can be spoken to.
     pub(super) fn checked(&self) -> Result<&str, Failure> {
-        let scheme = self.addr.split_once("://").map(|(scheme, _)| scheme);
-        if scheme.is_some_and(|scheme| scheme != "http") {
-            let message = "torchlane speaks plaintext: write --addr HOST:PORT, and end TLS in a proxy";
-            return Err(Failure::Usage(message.to_owned()));
-        }
-        Ok(&self.addr)
+        self.endpoint().map(|_| self.addr.as_str())
     }
 
-    pub(super) async fn connect(&self) -> Result<ModelServerClient<Channel>, Failure> {
-        let addr = self.checked()?;
-        let url = if addr.contains("://") { addr.to_owned() } else { format!("http://{addr}") };
-        let endpoint = Channel::from_shared(url)
-            .map_err(|_| Failure::Usage(format!("--addr {}: write it as HOST:PORT", self.addr)))?
-            .connect_timeout(Duration::from_secs(5));
-        let channel = endpoint.connect().await.map_err(|_| {
+    fn endpoint(&self) -> Result<Endpoint, Failure> {
+        client::endpoint(&self.addr).map_err(|error| Failure::Usage(format!("--addr {error}")))
+    }
+
+    /// One connection. A person at a terminal sees each refusal, so nothing is tried again.
+    pub(super) async fn connect(&self) -> Result<Stub, Failure> {
+        let channel = self.endpoint()?.connect().await.map_err(|_| {
             Failure::Failed(format!(
                 "cannot reach torchlane at {}: is `torchlane serve` running there? (--addr)",
                 self.addr
             ))
         })?;
-        Ok(ModelServerClient::new(channel)
-            .max_decoding_message_size(MAX_MESSAGE)
-            .max_encoding_message_size(MAX_MESSAGE))
+        Ok(client::stub(channel))
     }
 }
 
@@ -57,25 +46,18 @@ pub(super) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Res
 }
 
 /// A refusal in one line: what, why, and when to try again.
-pub(super) fn refused(status: &Status) -> Failure {
-    // tonic's own clock; the server's refusal may come a moment later.
-    if status.code() == Code::Cancelled && status.message() == "Timeout expired" {
-        return Failure::Failed("no answer came within --timeout [DEADLINE_EXCEEDED]".to_owned());
-    }
-    // No gRPC came back at all.
-    if status.code() == Code::Unknown && status.message() == "transport error" {
-        return Failure::Failed(
-            "what answers there does not speak gRPC, or hung up: is --addr the gRPC port?".to_owned(),
-        );
-    }
-    let details = status.get_error_details();
-    let reason = details.error_info().map(|info| format!(" [{}]", info.reason)).unwrap_or_default();
-    let retry = details
-        .retry_info()
-        .and_then(|info| info.retry_delay)
-        .map(|delay| format!(" (try again in {delay:?})"))
-        .unwrap_or_default();
-    Failure::Failed(format!("{}{reason}{retry}", status.message()))
+pub(super) fn refused(status: Status) -> Failure {
+    let error = ClientError::from(status);
+    Failure::Failed(match error.kind() {
+        // The clock of this side; the server's refusal may come a moment later.
+        ErrorKind::DeadlineExceeded if error.reason().is_none() => {
+            "no answer came within --timeout [DEADLINE_EXCEEDED]".to_owned()
+        }
+        ErrorKind::Unreachable | ErrorKind::Broken => {
+            "what answers there does not speak gRPC, or hung up: is --addr the gRPC port?".to_owned()
+        }
+        _ => error.to_string(),
+    })
 }
 
 /// Shows a spinner once the work has taken a second, if a person is looking.

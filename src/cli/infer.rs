@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use tonic::{Request, transport::Channel};
+use tonic::Request;
 
 use super::{
     Failure,
@@ -11,8 +11,9 @@ use super::{
     print_table,
 };
 use crate::{
+    client::Stub,
     model::Lane,
-    proto::{self, model_server_client::ModelServerClient},
+    proto,
     tensor::{DType, TypedData, encode_typed},
 };
 
@@ -26,7 +27,7 @@ pub(super) struct Args {
     model: String,
     #[command(flatten)]
     server: ServerArgs,
-    /// A PNG picture for a model that takes one; grey values go in as 0 to 1
+    /// A PNG picture for a model that takes one; grey values go in as 0 to 1, or 0 to 255 where it takes UINT8
     #[arg(long, value_name = "FILE", conflicts_with = "input")]
     image: Option<PathBuf>,
     /// NAME[:DATATYPE[[SHAPE]]]=VALUES, or =@FILE for raw little-endian bytes; may be given several times
@@ -47,7 +48,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     block_on(async {
         let mut client = args.server.connect().await?;
         let request = proto::LoadModelRequest { model: args.model.clone() };
-        let model = client.load_model(request).await.map_err(|status| refused(&status))?.into_inner();
+        let model = client.load_model(request).await.map_err(refused)?.into_inner();
         let Some(proto::Signature { inputs: specs, outputs }) = model.signature else {
             let why = if model.last_error.is_empty() { "it is not loaded" } else { &model.last_error };
             return Err(Failure::Failed(format!("model '{}' has no version live: {why}", args.model)));
@@ -82,7 +83,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 async fn send(
-    client: &mut ModelServerClient<Channel>,
+    client: &mut Stub,
     args: &Args,
     inputs: Vec<proto::Tensor>,
 ) -> Result<proto::InferResponse, Failure> {
@@ -97,10 +98,10 @@ async fn send(
     if let Some(timeout) = args.timeout {
         request.set_timeout(timeout);
     }
-    client.infer(request).await.map(tonic::Response::into_inner).map_err(|status| refused(&status))
+    client.infer(request).await.map(tonic::Response::into_inner).map_err(refused)
 }
 
-/// A picture as the model's only input declares it: `[-1, 1, height, width]` or `[1, height, width]`.
+/// A picture as the model's only input declares it: `[-1, 1, height, width]`, or without the channel.
 fn picture_tensor(picture: &Picture, specs: &[proto::TensorSpec]) -> Result<proto::Tensor, String> {
     let [spec] = specs else {
         return Err(format!(
@@ -110,7 +111,8 @@ fn picture_tensor(picture: &Picture, specs: &[proto::TensorSpec]) -> Result<prot
     };
     let (height, width) = (picture.height as i64, picture.width as i64);
     let wanted = match spec.shape.as_slice() {
-        [.., channels, h, w] if *channels == 1 || *channels == -1 => (*h, *w),
+        // Channels, or the pictures of a batch.
+        [.., 1 | -1, h, w] => (*h, *w),
         [] => (-1, -1),
         other => {
             return Err(format!(
@@ -125,13 +127,17 @@ fn picture_tensor(picture: &Picture, specs: &[proto::TensorSpec]) -> Result<prot
             wanted.1, wanted.0
         ));
     }
-    let rank = spec.shape.len().max(4);
+    let rank = if spec.shape.is_empty() { 4 } else { spec.shape.len() };
     let mut shape = vec![1; rank - 2];
     shape.extend([height, width]);
-    let raw: Vec<u8> = picture.grey.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let (datatype, raw) = if spec.datatype == DType::U8.as_str() {
+        (DType::U8, picture.grey.iter().map(|value| (value * 255.0).round() as u8).collect::<Vec<_>>())
+    } else {
+        (DType::F32, picture.grey.iter().flat_map(|value| value.to_le_bytes()).collect())
+    };
     Ok(proto::Tensor {
         name: spec.name.clone(),
-        datatype: "FP32".to_owned(),
+        datatype: datatype.as_str().to_owned(),
         shape,
         raw: raw.into(),
         ..proto::Tensor::default()
@@ -228,7 +234,12 @@ fn values(output: &proto::Tensor) -> Vec<f64> {
 
 fn print_class(picture: &Picture, answer: &proto::InferResponse, specs: &[proto::TensorSpec]) {
     println!("{}", picture.draw().trim_end_matches('\n'));
-    let Some(output) = answer.outputs.first() else { return };
+    // The one whose indices have names, where there are several.
+    let is_labelled = |output: &&proto::Tensor| {
+        specs.iter().any(|spec| spec.name == output.name && !spec.labels.is_empty())
+    };
+    let labelled = answer.outputs.iter().find(is_labelled);
+    let Some(output) = labelled.or(answer.outputs.first()) else { return };
     let mut classes: Vec<(usize, f64)> = values(output).into_iter().enumerate().collect();
     classes.sort_by(|a, b| b.1.total_cmp(&a.1));
     let Some((class, probability)) = classes.first() else { return };
@@ -306,6 +317,14 @@ mod tests {
             picture_tensor(&picture, &[spec("i", "FP32", &[-1, 1, 2, 3])]).unwrap().shape,
             [1, 1, 2, 3]
         );
+        for (declared, expected) in
+            [(&[1, 2, 3][..], &[1, 2, 3][..]), (&[-1, -1, -1], &[1, 2, 3]), (&[], &[1, 1, 2, 3])]
+        {
+            assert_eq!(picture_tensor(&picture, &[spec("i", "FP32", declared)]).unwrap().shape, expected);
+        }
+        let bytes = Picture { width: 3, height: 1, grey: vec![0.0, 0.5, 1.0] };
+        let sent = picture_tensor(&bytes, &[spec("i", "UINT8", &[-1, -1, -1])]).unwrap();
+        assert_eq!((sent.datatype.as_str(), sent.raw.to_vec()), ("UINT8", vec![0, 128, 255]));
         let error = picture_tensor(&picture, &[spec("i", "FP32", &[-1, 1, 8, 8])]).unwrap_err();
         assert!(error.contains("3 x 2") && error.contains("8 x 8"), "{error}");
     }

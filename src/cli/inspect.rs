@@ -25,11 +25,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let info = archive::inspect(&args.file).map_err(|error| match error {
-        // The others are about what is in the file; this one names it already.
-        archive::ArchiveError::Missing(_) => Failure::failed(error),
-        error => Failure::Failed(format!("{}: {error}", args.file.display())),
-    })?;
+    let info = archive::inspect(&args.file).map_err(|error| Failure::Failed(error.of(&args.file)))?;
     let safety = Safety { policy: Policy::Strict, allow: args.allow.clone() };
     if let Some((value, allowed)) = safety.problem() {
         return Err(Failure::Usage(format!("--allow {value}: it takes {allowed}")));

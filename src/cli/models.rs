@@ -33,9 +33,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         let mut client = args.server.connect().await?;
         if args.watch {
             let request = proto::WatchModelsRequest { model: args.model.clone().unwrap_or_default() };
-            let mut events =
-                client.watch_models(request).await.map_err(|status| refused(&status))?.into_inner();
-            while let Some(event) = events.message().await.map_err(|status| refused(&status))? {
+            let mut events = client.watch_models(request).await.map_err(refused)?.into_inner();
+            while let Some(event) = events.message().await.map_err(refused)? {
                 let model = event.model.unwrap_or_default();
                 let at = event.at.map(|at| at.to_string()).unwrap_or_default();
                 let error = if event.error.is_empty() { String::new() } else { format!(": {}", event.error) };
@@ -51,13 +50,13 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         if args.history {
             let model = args.model.clone().unwrap_or_default();
             let request = proto::ListChangesRequest { model, limit: args.limit };
-            let answer = client.list_changes(request).await.map_err(|status| refused(&status))?;
+            let answer = client.list_changes(request).await.map_err(refused)?;
             show_history(&answer.into_inner().changes);
             return Ok(());
         }
         if let Some(model) = &args.model {
             let request = proto::GetModelRequest { model: model.clone() };
-            let model = client.get_model(request).await.map_err(|status| refused(&status))?.into_inner();
+            let model = client.get_model(request).await.map_err(refused)?.into_inner();
             if args.profile {
                 show_profile(&model)
             } else {
@@ -65,8 +64,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             }
             return Ok(());
         }
-        let answer =
-            client.list_models(proto::ListModelsRequest {}).await.map_err(|status| refused(&status))?;
+        let answer = client.list_models(proto::ListModelsRequest {}).await.map_err(refused)?;
         let rows: Vec<_> = answer
             .into_inner()
             .models

@@ -40,7 +40,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         let model = args.model.clone();
         if args.unload {
             let request = proto::UnloadModelRequest { model: model.clone() };
-            let done = client.unload_model(request).await.map_err(|status| refused(&status))?.into_inner();
+            let done = client.unload_model(request).await.map_err(refused)?.into_inner();
             println!("{model}: version {} unloaded", done.unloaded_version);
             return Ok(());
         }
@@ -58,7 +58,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             };
             client.reload_model(request).await
         };
-        let report = with_spinner(what, change).await.map_err(|status| refused(&status))?.into_inner();
+        let report = with_spinner(what, change).await.map_err(refused)?.into_inner();
         print(&report);
         Ok(())
     })

@@ -2,14 +2,13 @@
 
 use std::{io::IsTerminal as _, time::Duration};
 
-use tonic::transport::Channel;
-
 use super::{
     Failure,
     client::{ServerArgs, block_on, refused, show_duration, with_spinner},
 };
-use crate::proto::{
-    self, RolloutAction, RolloutState, RolloutStrategy, model_server_client::ModelServerClient,
+use crate::{
+    client::Stub,
+    proto::{self, RolloutAction, RolloutState, RolloutStrategy},
 };
 
 /// Without anything to change: how it stands.
@@ -62,7 +61,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             }
             None => client.get_rollout(proto::GetRolloutRequest { model: args.model.clone() }).await,
         };
-        let now = now.map_err(|status| refused(&status))?.into_inner();
+        let now = now.map_err(refused)?.into_inner();
         if args.watch && now.state() == RolloutState::Running {
             return watch(client, now).await;
         }
@@ -121,7 +120,7 @@ fn request(args: &Args) -> Result<Option<proto::SetRolloutRequest>, Failure> {
 }
 
 /// On a terminal the lines are drawn again and again; else one line is printed for each change.
-async fn watch(mut client: ModelServerClient<Channel>, mut now: proto::Rollout) -> Result<(), Failure> {
+async fn watch(mut client: Stub, mut now: proto::Rollout) -> Result<(), Failure> {
     let live = std::io::stdout().is_terminal().then(|| {
         let target = indicatif::ProgressDrawTarget::stdout();
         let bar = indicatif::ProgressBar::with_draw_target(None, target);
@@ -153,7 +152,7 @@ async fn watch(mut client: ModelServerClient<Channel>, mut now: proto::Rollout) 
         }
         tokio::time::sleep(LOOK).await;
         let request = proto::GetRolloutRequest { model: now.model.clone() };
-        now = client.get_rollout(request).await.map_err(|status| refused(&status))?.into_inner();
+        now = client.get_rollout(request).await.map_err(refused)?.into_inner();
     }
 }
 

@@ -9,6 +9,7 @@ mod stores;
 
 pub use layers::{ConfigError, Layered, Provenance, load};
 pub use settings::{
-    Admission, Audit, BackendKind, Executors, Integrity, Loader, Log, Memory, Server, Settings, Watch,
+    Admission, Audit, BackendKind, Console, Executors, Integrity, Loader, Log, Memory, Metrics, Server,
+    Settings, Watch,
 };
 pub use stores::{Cache, OptionText, Store};

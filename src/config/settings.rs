@@ -11,7 +11,7 @@ use crate::{
     loader::{archive::safety::Safety, seal::Policy},
     model::{LoadMode, MOST_SAMPLES},
     residency::ReloadPolicy,
-    telemetry::{AccessPolicy, LogFormat, SampleSettings},
+    telemetry::{AccessPolicy, LogFormat, SampleSettings, TelemetrySettings},
 };
 
 /// All of them.
@@ -26,12 +26,18 @@ pub struct Settings {
     pub backend: BackendKind,
     /// Addresses and limits of the wire.
     pub server: Server,
+    /// The Open Inference Protocol.
+    pub oip: OpenInference,
+    /// The page for people.
+    pub console: Console,
     /// Who may be in flight.
     pub admission: Admission,
     /// What callers may have, by the name in `x-tenant`; `default` is for all others.
     pub tenants: BTreeMap<String, TenantSettings>,
     /// Lower lanes are refused while something is short.
     pub pressure: PressureSettings,
+    /// Answers that are kept.
+    pub response_cache: ResponseCache,
     /// Threads that run batches.
     pub executors: Executors,
     /// Threads that load models.
@@ -54,6 +60,10 @@ pub struct Settings {
     pub samples: SampleSettings,
     /// Log lines.
     pub log: Log,
+    /// Traces.
+    pub telemetry: TelemetrySettings,
+    /// What `/metrics` has.
+    pub metrics: Metrics,
 }
 
 impl Default for Settings {
@@ -63,9 +73,12 @@ impl Default for Settings {
             allow_empty: false,
             backend: BackendKind::default(),
             server: Server::default(),
+            oip: OpenInference::default(),
+            console: Console::default(),
             admission: Admission::default(),
             tenants: BTreeMap::new(),
             pressure: PressureSettings::default(),
+            response_cache: ResponseCache::default(),
             executors: Executors::default(),
             loader: Loader::default(),
             memory: Memory::default(),
@@ -77,6 +90,8 @@ impl Default for Settings {
             cache: Cache::default(),
             samples: SampleSettings::default(),
             log: Log::default(),
+            telemetry: TelemetrySettings::default(),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -137,6 +152,34 @@ impl Default for Server {
     }
 }
 
+/// `[oip]`
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OpenInference {
+    /// Callers on this machine may send and receive tensors through shared memory (`/dev/shm`). Whoever can call can then read
+    /// and write all of it that this process can.
+    pub shared_memory: bool,
+    /// A directory for models that come with a load: files, or a configuration. It is one more of the repositories. Whoever can
+    /// call can then put models there, which are programs. None: loads bring nothing.
+    pub uploads: Option<PathBuf>,
+}
+
+/// `[console]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Console {
+    /// A page for people at `/` on the HTTP port.
+    pub enabled: bool,
+    /// That page can reload, roll back and unload models: for whoever reaches the port.
+    pub admin: bool,
+}
+
+impl Default for Console {
+    fn default() -> Self {
+        Self { enabled: true, admin: false }
+    }
+}
+
 /// `[admission]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -175,6 +218,20 @@ impl Default for Admission {
             control_in_flight: 4,
             control_queue: 64,
         }
+    }
+}
+
+/// `[response_cache]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ResponseCache {
+    /// Bytes that requests and answers may take that are kept for models with `response_cache = true`. 0: none are kept.
+    pub max_bytes: ByteSize,
+}
+
+impl Default for ResponseCache {
+    fn default() -> Self {
+        Self { max_bytes: ByteSize::mib(64) }
     }
 }
 
@@ -326,6 +383,14 @@ impl Default for Log {
     }
 }
 
+/// `[metrics]`
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Show what Triton has of it by Triton's names too.
+    pub triton_names: bool,
+}
+
 impl Settings {
     /// Checks what types cannot.
     ///
@@ -360,6 +425,7 @@ impl Settings {
             ("executors.max_block", self.executors.max_block),
             ("memory.max_wait", self.memory.max_wait),
             ("loader.time_limit", self.loader.time_limit),
+            ("telemetry.timeout", self.telemetry.timeout),
         ] {
             if value < Duration::from_millis(1) {
                 return Err((key, humantime::format_duration(value).to_string(), "1ms or more"));
@@ -367,6 +433,9 @@ impl Settings {
         }
         if let Err(error) = crate::telemetry::filter(&self.log.level) {
             return Err(("log.level", error, "a filter such as info, warn or info,torchlane::access=off"));
+        }
+        if let Some(problem) = self.telemetry.problem() {
+            return Err(problem);
         }
         let shares = [
             ("admission.headroom_high", a.headroom_high),
@@ -421,6 +490,11 @@ impl Settings {
         }
         if let Some((value, allowed)) = self.safety.problem() {
             return Err(("safety.allow", value, allowed));
+        }
+        if let Some(uploads) = &self.oip.uploads
+            && (uploads.as_os_str().is_empty() || uploads.to_string_lossy().contains("://"))
+        {
+            return Err(("oip.uploads", uploads.display().to_string(), "a directory on this machine"));
         }
         self.validate_stores()?;
         if self.repositories.is_empty() {

@@ -14,11 +14,12 @@ use pin_project_lite::pin_project;
 use tonic::Status;
 use tower::Service;
 
-use super::{API, INFERENCE};
+use super::path;
 use crate::{
     admission::{InFlightBytes, MessageBytes},
     api,
     error::{Error, Reason},
+    telemetry::{Door, Refusals},
 };
 
 /// Longest message of an admin call: names and numbers. They are not counted, so they must not be long.
@@ -27,17 +28,26 @@ const ADMIN: usize = 64 << 10;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Counts each body and leaves the count in the request's extensions, for whoever holds the message once it is there (see
-/// [`message_bytes`]). Never waits. Only inference is counted: admin calls must get through when memory is short.
+/// [`message_bytes`]). Never waits. Only inference is counted, and loads that may bring files: admin calls must get through when
+/// memory is short.
 #[derive(Debug, Clone)]
 pub struct CountBytes<S> {
     inner: S,
     bytes: Arc<InFlightBytes>,
+    refusals: Refusals,
+    uploads: bool,
 }
 
 impl<S> CountBytes<S> {
-    /// Counts in `bytes`.
-    pub fn new(inner: S, bytes: Arc<InFlightBytes>) -> Self {
-        Self { inner, bytes }
+    /// Counts in `bytes`, and inference that it refuses in `refusals`.
+    pub fn new(inner: S, bytes: Arc<InFlightBytes>, refusals: Refusals) -> Self {
+        Self { inner, bytes, refusals, uploads: false }
+    }
+
+    /// With `uploads`, loads may bring files: they may be long, and are counted.
+    #[must_use]
+    pub fn with_uploads(self, uploads: bool) -> Self {
+        Self { uploads, ..self }
     }
 }
 
@@ -54,13 +64,17 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> S::Future {
-        let path = request.uri().path();
-        let counted = path.starts_with(INFERENCE).then(|| Arc::new(MessageBytes::new(self.bytes.clone())));
-        let room = if counted.is_none() && path.starts_with(API) { ADMIN } else { usize::MAX };
+        let called = request.uri().path();
+        let is_inference = path::is_inference(called);
+        let is_upload = self.uploads && path::is_upload(called);
+        let is_counted = is_inference || is_upload;
+        let counted = is_counted.then(|| Arc::new(MessageBytes::new(self.bytes.clone())));
+        let refusals = is_inference.then(|| self.refusals.clone());
+        let room = if path::is_admin(called) && !is_upload { ADMIN } else { usize::MAX };
         if let Some(counted) = &counted {
             request.extensions_mut().insert(counted.clone());
         }
-        self.inner.call(request.map(|inner| CountedBody { inner, counted, room }))
+        self.inner.call(request.map(|inner| CountedBody { inner, counted, room, refusals }))
     }
 }
 
@@ -79,6 +93,7 @@ pin_project! {
         inner: B,
         counted: Option<Arc<MessageBytes>>,
         room: usize,
+        refusals: Option<Refusals>,
     }
 }
 
@@ -98,7 +113,12 @@ where
         let frame = ready!(this.inner.poll_frame(cx)).map(|frame| frame.map_err(Into::into));
         if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
             if this.counted.as_ref().is_some_and(|counted| !counted.add(data.len() as u64)) {
-                return Poll::Ready(Some(Err(full().into())));
+                let error = too_many_bytes();
+                // Once, however often it is asked for more.
+                if let Some(refusals) = this.refusals.take() {
+                    refusals.count(Door::Grpc, &error);
+                }
+                return Poll::Ready(Some(Err(api::status(&error).into())));
             }
             let Some(left) = this.room.checked_sub(data.len()) else {
                 return Poll::Ready(Some(Err(too_long().into())));
@@ -122,9 +142,10 @@ fn too_long() -> Status {
     api::status(&Error::new(Reason::MessageTooLarge, message))
 }
 
-fn full() -> Status {
+/// The refusal of bytes that would be too many.
+pub(crate) fn too_many_bytes() -> Error {
     let message = "the server holds as many bytes of requests as it may (server.max_in_flight_bytes)";
-    api::status(&Error::new(Reason::Overloaded, message).with_retry_after(Duration::from_millis(100)))
+    Error::new(Reason::Overloaded, message).with_retry_after(Duration::from_millis(100))
 }
 
 #[cfg(test)]
@@ -136,7 +157,7 @@ mod tests {
     use tonic_types::StatusExt as _;
 
     use super::*;
-    use crate::layers::INFER_STREAM;
+    use crate::layers::path::{INFER, INFER_STREAM};
 
     /// Frames of so many bytes, then silence.
     fn frames<const N: usize>(lengths: [usize; N]) -> impl Body<Data = Bytes, Error = Infallible> + Unpin {
@@ -148,13 +169,13 @@ mod tests {
     fn counted<B>(bytes: &Arc<InFlightBytes>, path: &str, body: B) -> Request<CountedBody<B>> {
         let inside = tower::service_fn(|request| std::future::ready(Ok::<_, Infallible>(request)));
         let request = Request::builder().uri(path).body(body).unwrap();
-        CountBytes::new(inside, bytes.clone()).call(request).into_inner().unwrap()
+        CountBytes::new(inside, bytes.clone(), Refusals::default()).call(request).into_inner().unwrap()
     }
 
     #[tokio::test]
     async fn a_message_counts_while_it_is_read_and_while_it_is_held() {
         let bytes = InFlightBytes::new(100);
-        let (parts, mut body) = counted(&bytes, INFER_STREAM, frames([10, 20, 5])).into_parts();
+        let (parts, mut body) = counted(&bytes, INFER_STREAM[0], frames([10, 20, 5])).into_parts();
         body.frame().await.unwrap().unwrap();
         body.frame().await.unwrap().unwrap();
         assert_eq!(bytes.now(), 30);
@@ -170,7 +191,7 @@ mod tests {
     #[tokio::test]
     async fn who_hangs_up_in_the_middle_of_a_message_frees_it() {
         let bytes = InFlightBytes::new(100);
-        let mut request = counted(&bytes, INFERENCE, frames([10]));
+        let mut request = counted(&bytes, INFER[1], frames([10]));
         request.body_mut().frame().await.unwrap().unwrap();
         assert!(futures::poll!(request.body_mut().frame()).is_pending());
         assert_eq!(bytes.now(), 10);
@@ -181,8 +202,8 @@ mod tests {
     #[tokio::test]
     async fn a_message_that_is_too_much_is_refused_and_others_go_on() {
         let bytes = InFlightBytes::new(100);
-        let mut small = counted(&bytes, INFERENCE, frames([10, 10]));
-        let mut large = counted(&bytes, INFERENCE, frames([50, 50]));
+        let mut small = counted(&bytes, INFER[1], frames([10, 10]));
+        let mut large = counted(&bytes, INFER[1], frames([50, 50]));
         small.body_mut().frame().await.unwrap().unwrap();
         large.body_mut().frame().await.unwrap().unwrap();
         let error = large.body_mut().frame().await.unwrap().unwrap_err();
@@ -195,5 +216,18 @@ mod tests {
         let mut admin = counted(&bytes, "/torchlane.v1.ModelServer/ReloadModel", frames([1000]));
         admin.body_mut().frame().await.unwrap().unwrap();
         assert_eq!(bytes.now(), 20, "admin calls are not counted");
+        let load = "/inference.GRPCInferenceService/RepositoryModelLoad";
+        let mut refused = counted(&bytes, load, frames([ADMIN, 1]));
+        refused.body_mut().frame().await.unwrap().unwrap();
+        assert!(refused.body_mut().frame().await.unwrap().is_err(), "no files unless they are allowed");
+        let inside = tower::service_fn(|request| std::future::ready(Ok::<_, Infallible>(request)));
+        let bytes = InFlightBytes::new(1 << 20);
+        let request = Request::builder().uri(load).body(frames([ADMIN, 1])).unwrap();
+        let service = CountBytes::new(inside, bytes.clone(), Refusals::default());
+        let mut upload = service.with_uploads(true).call(request).into_inner().unwrap();
+        for _ in 0..2 {
+            upload.body_mut().frame().await.unwrap().unwrap();
+        }
+        assert_eq!(bytes.now(), ADMIN as u64 + 1);
     }
 }

@@ -12,10 +12,11 @@ use tokio::time::Instant;
 use tonic::body::Body;
 use tower::Service;
 
-use super::{INFER_STREAM, REFLECTION, timely::Timely};
+use super::{path, timely::Timely};
 use crate::{
     api,
     error::{Error, Reason},
+    telemetry::{Door, Refusals},
 };
 
 /// When the caller stops waiting; left in the request's extensions.
@@ -27,12 +28,14 @@ pub struct Deadline(pub Option<Instant>);
 pub struct ReadDeadline<S> {
     inner: S,
     longest: Duration,
+    refusals: Refusals,
 }
 
 impl<S> ReadDeadline<S> {
-    /// Deadlines further away than `longest` are brought forward to it; calls without one stay without.
-    pub fn new(inner: S, longest: Duration) -> Self {
-        Self { inner, longest }
+    /// Deadlines further away than `longest` are brought forward to it; calls without one stay without. Inference that is refused
+    /// is counted in `refusals`.
+    pub fn new(inner: S, longest: Duration, refusals: Refusals) -> Self {
+        Self { inner, longest, refusals }
     }
 }
 
@@ -49,17 +52,22 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let refusals = path::is_inference(request.uri().path()).then(|| self.refusals.clone());
         match timeout(request.headers()) {
             Ok(timeout) => {
                 let deadline = timeout.map(|timeout| Instant::now() + timeout.min(self.longest));
                 request.extensions_mut().insert(Deadline(deadline));
-                let path = request.uri().path();
-                let one_message = path != INFER_STREAM && !path.starts_with(REFLECTION);
+                let one_message = path::is_unary(request.uri().path());
                 // A call may wait for ever, but not for the rest of its own message.
                 let until = deadline.or_else(|| one_message.then(|| Instant::now() + self.longest));
-                Either::Left(self.inner.call(request.map(|body| Timely::new(body, until))))
+                Either::Left(self.inner.call(request.map(|body| Timely::new(body, until, refusals))))
             }
-            Err(error) => Either::Right(ready(Ok(api::status(&error).into_http()))),
+            Err(error) => {
+                if let Some(refusals) = refusals {
+                    refusals.count(Door::Grpc, &error);
+                }
+                Either::Right(ready(Ok(api::status(&error).into_http())))
+            }
         }
     }
 }
@@ -111,10 +119,13 @@ mod tests {
             let status = tonic::Status::from_error(error.unwrap().unwrap_err());
             Ok::<_, ()>(status.into_http::<Body>())
         });
-        let mut service = ReadDeadline::new(read, Duration::from_secs(300));
-        for (timeout, path, waits) in
-            [(Some("2S"), "/any/Method", 2), (Some("400S"), INFER_STREAM, 300), (None, "/any/Other", 300)]
-        {
+        let refusals = Refusals::default();
+        let mut service = ReadDeadline::new(read, Duration::from_secs(300), refusals.clone());
+        for (timeout, path, waits) in [
+            (Some("2S"), "/any/Method", 2),
+            (Some("400S"), path::INFER_STREAM[0], 300),
+            (None, "/any/Other", 300),
+        ] {
             let mut request = Request::builder().uri(path);
             if let Some(timeout) = timeout {
                 request = request.header("grpc-timeout", timeout);
@@ -124,7 +135,8 @@ mod tests {
             assert_eq!(response.headers()["grpc-status"], "4", "{path}");
             assert_eq!(began.elapsed().as_secs(), waits, "{path}");
         }
-        let stream = service.call(Request::builder().uri(INFER_STREAM).body(Never).unwrap());
+        assert_eq!(refusals.get(Door::Grpc, Reason::DeadlineExceeded), 1, "other calls are no inference");
+        let stream = service.call(Request::builder().uri(path::INFER_STREAM[1]).body(Never).unwrap());
         assert!(
             tokio::time::timeout(Duration::from_secs(100_000), stream).await.is_err(),
             "a stream may rest"

@@ -14,7 +14,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Status, body::Body};
 use tower::Service;
 
-use super::INFERENCE;
+use super::path;
 use crate::{
     api,
     error::{Error, Reason},
@@ -47,7 +47,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let stop = (!request.uri().path().starts_with(INFERENCE)).then(|| self.stop.clone());
+        let stop = (!path::is_inference(request.uri().path())).then(|| self.stop.clone());
         EndFuture { inner: self.inner.call(request), stop }
     }
 }

@@ -11,22 +11,24 @@ use http::{Request, Response};
 use tonic::body::Body;
 use tower::Service;
 
-use super::words;
+use super::{path, words};
 use crate::{
     api,
     error::{Error, Reason},
+    telemetry::Refusals,
 };
 
 /// Turns a panic into INTERNAL, and tonic's own refusals into ones with a reason.
 #[derive(Debug, Clone)]
 pub struct Guard<S> {
     inner: S,
+    refusals: Refusals,
 }
 
 impl<S> Guard<S> {
-    /// Around `inner`.
-    pub fn new(inner: S) -> Self {
-        Self { inner }
+    /// Around `inner`. Inference that tonic refuses is counted in `refusals`.
+    pub fn new(inner: S, refusals: Refusals) -> Self {
+        Self { inner, refusals }
     }
 }
 
@@ -44,10 +46,11 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
+        let refusals = path::is_inference(request.uri().path()).then(|| self.refusals.clone());
         let call = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
         Box::pin(async move {
             match call.await {
-                Ok(response) => response.map(words::translate),
+                Ok(response) => response.map(|response| words::translate(response, refusals)),
                 Err(_) => {
                     // The panic hook has logged where it happened.
                     let message = "a bug in torchlane: the server's log says where";
@@ -66,7 +69,7 @@ mod tests {
     async fn a_panic_is_an_answer() {
         let broken =
             tower::service_fn(|_: Request<()>| async { panic!("bug") as Result<Response<Body>, ()> });
-        let response = Guard::new(broken).call(Request::new(())).await.unwrap();
+        let response = Guard::new(broken, Refusals::default()).call(Request::new(())).await.unwrap();
         assert_eq!(response.headers()["grpc-status"], "13");
     }
 }

@@ -16,10 +16,11 @@ use pin_project_lite::pin_project;
 use tonic::body::Body;
 use tower::Service;
 
-use super::{INFER_STREAM, INFERENCE};
+use super::path;
 use crate::{
     api,
     error::{Error, Reason},
+    telemetry::{Door, Refusals},
 };
 
 /// The count, shared by all connections and I/O threads.
@@ -35,13 +36,28 @@ impl RequestCap {
         Arc::new(Self { now: AtomicUsize::new(0), most })
     }
 
+    /// Counts a request until the result is dropped. `None`: it would be one too many.
+    pub fn enter(self: &Arc<Self>) -> Option<Counted> {
+        let counted = Counted(self.clone());
+        let before = self.now.fetch_add(1, Ordering::Relaxed);
+        (before < self.most).then_some(counted)
+    }
+
     /// No request is there now.
     pub fn is_idle(&self) -> bool {
         self.now.load(Ordering::Relaxed) == 0
     }
 }
 
-struct Counted(Arc<RequestCap>);
+/// The refusal of a request that would be one too many.
+pub(crate) fn too_many() -> Error {
+    let message = "the server has as many requests as it may hold (server.max_requests)";
+    Error::new(Reason::Overloaded, message).with_retry_after(Duration::from_millis(100))
+}
+
+/// A request that counts.
+#[derive(Debug)]
+pub struct Counted(Arc<RequestCap>);
 
 impl Drop for Counted {
     fn drop(&mut self) {
@@ -54,12 +70,13 @@ impl Drop for Counted {
 pub struct Shed<S> {
     inner: S,
     cap: Arc<RequestCap>,
+    refusals: Refusals,
 }
 
 impl<S> Shed<S> {
-    /// Counts in `cap`.
-    pub fn new(inner: S, cap: Arc<RequestCap>) -> Self {
-        Self { inner, cap }
+    /// Counts in `cap`, and what it refuses in `refusals`.
+    pub fn new(inner: S, cap: Arc<RequestCap>, refusals: Refusals) -> Self {
+        Self { inner, cap, refusals }
     }
 }
 
@@ -76,17 +93,20 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let path = request.uri().path();
-        if !path.starts_with(INFERENCE) {
+        let called = request.uri().path();
+        if !path::is_inference(called) {
             return ShedFuture { inner: Some(self.inner.call(request)), counted: None, streams: false };
         }
-        let streams = path == INFER_STREAM;
-        let counted = Counted(self.cap.clone());
-        if self.cap.now.fetch_add(1, Ordering::Relaxed) >= self.cap.most {
-            drop(counted);
-            return ShedFuture { inner: None, counted: None, streams };
+        let streams = path::is_infer_stream(called);
+        match self.cap.enter() {
+            Some(counted) => {
+                ShedFuture { inner: Some(self.inner.call(request)), counted: Some(counted), streams }
+            }
+            None => {
+                self.refusals.count(Door::Grpc, &too_many());
+                ShedFuture { inner: None, counted: None, streams }
+            }
         }
-        ShedFuture { inner: Some(self.inner.call(request)), counted: Some(counted), streams }
     }
 }
 
@@ -123,12 +143,7 @@ where
                     }),
                 }))
             }
-            None => {
-                let message = "the server has as many requests as it may hold (server.max_requests)";
-                let error =
-                    Error::new(Reason::Overloaded, message).with_retry_after(Duration::from_millis(100));
-                Poll::Ready(Ok(api::status(&error).into_http()))
-            }
+            None => Poll::Ready(Ok(api::status(&too_many()).into_http())),
         }
     }
 }
@@ -141,11 +156,13 @@ mod tests {
     async fn over_the_cap_is_refused_and_leaving_makes_room() {
         let cap = RequestCap::new(1);
         let never = tower::service_fn(|_: Request<()>| std::future::pending::<Result<Response<Body>, ()>>());
-        let mut shed = Shed::new(never, cap);
+        let refusals = Refusals::default();
+        let mut shed = Shed::new(never, cap, refusals.clone());
         let infer = || Request::builder().uri("/torchlane.v1.ModelServer/Infer").body(()).unwrap();
         let first = shed.call(infer());
         let refused = shed.call(infer()).await.unwrap();
         assert_eq!(refused.headers()["grpc-status"], "8");
+        assert_eq!(refusals.get(Door::Grpc, Reason::Overloaded), 1);
         let admin = Request::builder().uri("/torchlane.v1.ModelServer/ReloadModel").body(()).unwrap();
         assert!(futures::poll!(Box::pin(shed.call(admin))).is_pending(), "admin calls are not counted");
         drop(first);
@@ -158,12 +175,12 @@ mod tests {
         let answer = tower::service_fn(async |_: Request<()>| {
             Ok::<_, ()>(Response::new(Body::new("answers".to_owned())))
         });
-        let mut shed = Shed::new(answer, cap.clone());
-        let open = shed.call(Request::builder().uri(INFER_STREAM).body(()).unwrap()).await.unwrap();
+        let mut shed = Shed::new(answer, cap.clone(), Refusals::default());
+        let open = shed.call(Request::builder().uri(path::INFER_STREAM[1]).body(()).unwrap()).await.unwrap();
         assert!(!cap.is_idle());
         drop(open);
         assert!(cap.is_idle());
-        let _unary = shed.call(Request::builder().uri(INFERENCE).body(()).unwrap()).await.unwrap();
+        let _unary = shed.call(Request::builder().uri(path::INFER[1]).body(()).unwrap()).await.unwrap();
         assert!(cap.is_idle());
     }
 }

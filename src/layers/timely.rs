@@ -9,11 +9,11 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
-use tonic::Status;
 
 use crate::{
     api,
     error::{Error, Reason},
+    telemetry::{Door, Refusals},
 };
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -27,12 +27,14 @@ pin_project! {
         // Set when the body first has to be waited for: most messages are there with their headers.
         #[pin]
         sleep: Option<Sleep>,
+        refusals: Option<Refusals>,
     }
 }
 
 impl<B> Timely<B> {
-    pub(super) fn new(inner: B, until: Option<Instant>) -> Self {
-        Self { inner, until, sleep: None }
+    /// A message that is late is counted in `refusals`.
+    pub(super) fn new(inner: B, until: Option<Instant>, refusals: Option<Refusals>) -> Self {
+        Self { inner, until, sleep: None, refusals }
     }
 }
 
@@ -57,7 +59,14 @@ where
             this.sleep.set(Some(sleep_until(until)));
         }
         match this.sleep.as_pin_mut().map(|sleep| sleep.poll(cx)) {
-            Some(Poll::Ready(())) => Poll::Ready(Some(Err(late().into()))),
+            Some(Poll::Ready(())) => {
+                let error = late();
+                // Once, however often it is asked for more.
+                if let Some(refusals) = this.refusals.take() {
+                    refusals.count(Door::Grpc, &error);
+                }
+                Poll::Ready(Some(Err(api::status(&error).into())))
+            }
             _ => Poll::Pending,
         }
     }
@@ -71,7 +80,6 @@ where
     }
 }
 
-fn late() -> Status {
-    let message = "the deadline passed before the whole message had arrived";
-    api::status(&Error::new(Reason::DeadlineExceeded, message))
+fn late() -> Error {
+    Error::new(Reason::DeadlineExceeded, "the deadline passed before the whole message had arrived")
 }

@@ -9,24 +9,42 @@ use tonic::{Code, Status, body::Body};
 use crate::{
     api,
     error::{Error, Reason},
+    telemetry::{Door, Refusals},
 };
 
-/// The answer, with what tonic alone says in it replaced: a message too long, cut off, or not one; no such method.
-pub(super) fn translate(response: Response<Body>) -> Response<Body> {
+/// The answer, with what tonic alone says in it replaced: a message too long, cut off, or not one; no such method. Messages that
+/// it could not read are counted in `refusals`.
+pub(super) fn translate(response: Response<Body>, refusals: Option<Refusals>) -> Response<Body> {
+    let ours = move |said: &HeaderMap| {
+        let (error, of) = in_our_words(said)?;
+        if let Some(refusals) = refusals.as_ref().filter(|_| of == Of::Request) {
+            refusals.count(Door::Grpc, &error);
+        }
+        Some(api::status(&error))
+    };
     if response.headers().contains_key(Status::GRPC_STATUS) {
-        return match in_our_words(response.headers()) {
-            Some(error) => api::status(&error).into_http(),
+        return match ours(response.headers()) {
+            Some(status) => status.into_http(),
             None => response,
         };
     }
-    let in_trailers = |frame: Frame<Bytes>| match frame.trailers_ref().and_then(in_our_words) {
+    let in_trailers = move |frame: Frame<Bytes>| match frame.trailers_ref().and_then(&ours) {
         None => frame,
-        Some(error) => Frame::trailers(api::status(&error).into_http::<()>().into_parts().0.headers),
+        Some(status) => Frame::trailers(status.into_http::<()>().into_parts().0.headers),
     };
     response.map(|body| Body::new(body.map_frame(in_trailers)))
 }
 
-fn in_our_words(said: &HeaderMap) -> Option<Error> {
+/// What tonic refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Of {
+    /// A message, which never became a request.
+    Request,
+    /// An answer: its request was one, and has been counted.
+    Answer,
+}
+
+fn in_our_words(said: &HeaderMap) -> Option<(Error, Of)> {
     let status = Status::from_header_map(said)?;
     if !status.details().is_empty() {
         return None;
@@ -37,29 +55,29 @@ fn in_our_words(said: &HeaderMap) -> Option<Error> {
             let mut numbers =
                 said.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse::<u64>().ok());
             let (found, limit) = (numbers.next()?, numbers.next()?);
-            let (what, less) = if said.contains("encoded") {
-                ("answer", "ask for fewer rows or outputs")
+            let (what, less, of) = if said.contains("encoded") {
+                ("answer", "ask for fewer rows or outputs", Of::Answer)
             } else {
-                ("message", "send less at once")
+                ("message", "send less at once", Of::Request)
             };
             let message = format!(
                 "the {what} has {found} bytes, over the limit of {limit}: {less}, or raise server.max_message_bytes"
             );
-            Some(Error::new(Reason::MessageTooLarge, message))
+            Some((Error::new(Reason::MessageTooLarge, message), of))
         }
         Code::Unimplemented if said.is_empty() => {
             let message = "no such method here: `grpcurl -plaintext ADDR list` shows those that are";
-            Some(Error::new(Reason::Unimplemented, message))
+            Some((Error::new(Reason::Unimplemented, message), Of::Request))
         }
         Code::Unimplemented => {
             let message = format!("{}: send it uncompressed", said.trim_end_matches('.'));
-            Some(Error::new(Reason::Unimplemented, message))
+            Some((Error::new(Reason::Unimplemented, message), Of::Request))
         }
         Code::Internal if !said.starts_with("Error") => {
             let message = format!("the message cannot be read: {}", said.trim_end_matches('.'));
-            Some(Error::new(Reason::BadRequest, message))
+            Some((Error::new(Reason::BadRequest, message), Of::Request))
         }
-        Code::Internal => Some(Error::new(Reason::Internal, said.to_owned())),
+        Code::Internal => Some((Error::new(Reason::Internal, said.to_owned()), Of::Answer)),
         _ => None,
     }
 }
@@ -69,7 +87,7 @@ mod tests {
     use super::*;
 
     fn said(status: &Status) -> Option<Error> {
-        in_our_words(status.clone().into_http::<()>().headers())
+        in_our_words(status.clone().into_http::<()>().headers()).map(|(error, _)| error)
     }
 
     #[test]

@@ -5,7 +5,11 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{Asker, Change, Expected, Manager, Phases, Prepared, entry::Entry, manager::Told};
+use super::{
+    Asker, Change, Expected, Manager, Phases, Prepared,
+    entry::{Entry, Loading},
+    manager::Told,
+};
 use crate::{
     backend::Servable,
     error::{Reason, Result},
@@ -45,7 +49,9 @@ impl Manager {
             let room = self.room(entry, &files).await?;
             Ok((self.prepare(entry, files.clone(), Expected::default(), room, asker.urgency()).await?, files))
         };
+        entry.set_loading(Some(Loading::Beside(version)));
         let outcome: Result<_> = outcome.await;
+        entry.set_loading(None);
         let (Prepared { servable, measured, phases, .. }, files) = match outcome {
             Ok(prepared) if entry.is_newest(generation) => prepared,
             Ok((prepared, _)) => {
@@ -62,7 +68,9 @@ impl Manager {
                     entry.failed(error.to_string());
                 }
                 let phases = Phases { total: started.elapsed(), ..Phases::default() };
-                self.announce(entry, change, told.done(previous, phases).failed(&error));
+                let told = told.done(previous, phases).failed(&error);
+                self.trace(entry, &told);
+                self.announce(entry, change, told);
                 return Err(error);
             }
         };
@@ -70,7 +78,9 @@ impl Manager {
         slot.profile().renew(&measured);
         let replaced = entry.put_beside(Side { slot, servable, files, measured });
         let phases = Phases { total: started.elapsed(), ..phases };
-        self.announce(entry, Change::LoadedBeside, told.done(previous, phases));
+        let told = told.done(previous, phases);
+        self.trace(entry, &told);
+        self.announce(entry, Change::LoadedBeside, told);
         if let Some(old) = replaced {
             self.empty(old).await;
         }

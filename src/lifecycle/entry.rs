@@ -103,7 +103,9 @@ struct Facts {
     /// What was on disk when it was last brought in line with that, and when to try again.
     synced: Option<(Found, Option<Instant>)>,
     failures: u32,
-    busy: bool,
+    /// What the model was said to be when it was last told what of that is not heeded.
+    warned: Option<u64>,
+    loading: Option<Loading>,
     last_error: Option<String>,
     last_phases: Option<Phases>,
 }
@@ -115,6 +117,22 @@ impl Facts {
             Holding::End => self.hold = None,
             Holding::Begin(hold) => self.hold = Some(hold),
         }
+    }
+}
+
+/// A version that is being loaded.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Loading {
+    /// To take the live one's place.
+    ToLive(Version),
+    /// To stand beside it.
+    Beside(Version),
+}
+
+impl Loading {
+    fn version(self) -> Version {
+        let (Self::ToLive(version) | Self::Beside(version)) = self;
+        version
     }
 }
 
@@ -223,8 +241,18 @@ impl Entry {
         self.facts.lock().versions = versions;
     }
 
-    pub(super) fn set_busy(&self, busy: bool) {
-        self.facts.lock().busy = busy;
+    /// Logs what of the model's description is not heeded, unless that was done for the same `stamp` of it.
+    pub(super) fn warn_once(&self, warnings: &[String], stamp: u64) {
+        if self.facts.lock().warned.replace(stamp) == Some(stamp) {
+            return;
+        }
+        for warning in warnings {
+            tracing::warn!(target: "torchlane::load", model = %self.name(), "{warning}");
+        }
+    }
+
+    pub(super) fn set_loading(&self, loading: Option<Loading>) {
+        self.facts.lock().loading = loading;
     }
 
     pub(super) fn failed(&self, error: String) {
@@ -392,7 +420,7 @@ impl Entry {
     pub(super) fn status(&self) -> ModelStatus {
         let facts = self.facts.lock();
         let live = facts.live.as_ref().map(|(live, _)| live.clone());
-        let state = match (live.is_some(), facts.busy) {
+        let state = match (live.is_some(), matches!(facts.loading, Some(Loading::ToLive(_)))) {
             (true, false) => ModelState::Ready,
             (true, true) => ModelState::Reloading,
             (false, true) => ModelState::Loading,
@@ -409,6 +437,7 @@ impl Entry {
             previous: facts.previous.as_ref().map(|past| past.files.version),
             versions: facts.versions.clone(),
             generation: facts.generation,
+            loading: facts.loading.map(Loading::version),
             loaded: facts.beside.values().map(|side| LoadedStatus::of(&side.servable)).collect(),
             labels: facts.labels.clone(),
             rollout: self.rollouts.lock().brief(),

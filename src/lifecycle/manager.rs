@@ -15,18 +15,19 @@ use super::{
     Asker, Change, CheckReport, Done, Expected, ModelEvent, ModelStatus, Phases, Prepared, ReloadReport,
     ResidencyConfig, Rules, WarmupReport,
     beside::Side,
-    entry::{Entry, Hold, Holding, Past, Turn},
+    entry::{Entry, Hold, Holding, Loading, Past, Turn},
 };
 use crate::{
     admission::ControlPlace,
     backend::{Backend, Servable},
     error::{Error, Reason, Result, shown},
     loader::{LoaderPool, Urgency},
-    model::{Generation, ModelName, Version},
+    model::{Generation, LoadMode, ModelManifest, ModelName, Version},
     registry::{ModelSlot, Registry},
-    repository::{Found, Source, VersionFiles},
+    repository::{Found, Source, Uploads, VersionFiles},
     residency::{Memory, Reservation},
     sched::ProfilePoint,
+    telemetry::{ReloadEnd, Traces},
 };
 
 /// What the manager works with.
@@ -34,6 +35,8 @@ use crate::{
 pub struct ManagerConfig {
     /// Where models come from; the first that has a model wins.
     pub repositories: Vec<Source>,
+    /// Where models go that come with a call; one of the repositories.
+    pub uploads: Option<Arc<Uploads>>,
     /// Longest that a swap waits for requests on the old version before it reports; they still end on it.
     pub drain: Duration,
     /// Longest that a load may take, warm-up included, before its thread is left behind.
@@ -44,6 +47,8 @@ pub struct ManagerConfig {
     pub memory: Arc<Memory>,
     /// What is loaded when.
     pub residency: ResidencyConfig,
+    /// Where loads and reloads are told of, step by step.
+    pub traces: Option<Arc<Traces>>,
 }
 
 /// A reload, as asked for.
@@ -158,7 +163,7 @@ impl Manager {
         }
         let manifest = self.manifest_of(&found).await.unwrap_or_default();
         let plan = manifest.versions.plan(&found.numbers());
-        entry.set_load(manifest.load.unwrap_or(self.config.residency.load));
+        entry.set_load(self.load_mode(&manifest));
         let files = choose(&found, request.version.or(plan.live))?;
         // Whoever asks for another version than the one that the repository is for wants to keep it.
         let as_planned = plan.live.is_none_or(|live| live == files.version);
@@ -292,6 +297,15 @@ impl Manager {
             .clone()
     }
 
+    /// When a model is loaded. An ensemble takes no room: it is always there.
+    pub(super) fn load_mode(&self, manifest: &ModelManifest) -> LoadMode {
+        if manifest.steps.is_empty() {
+            manifest.load.unwrap_or(self.config.residency.load)
+        } else {
+            LoadMode::Pinned
+        }
+    }
+
     pub(super) fn known(&self, model: &str) -> Result<Arc<Entry>> {
         self.entries.lock().get(model).cloned().ok_or_else(|| unknown(model))
     }
@@ -339,11 +353,11 @@ impl Manager {
         let had_version = previous.is_some();
         let (version, asker) = (Some(order.files.version), order.asker.clone());
         let told = |phases| Told::of(version, &asker).done(previous, phases);
-        entry.set_busy(true);
+        entry.set_loading(Some(Loading::ToLive(order.files.version)));
         let begun = if had_version { Change::Reloading } else { Change::Loading };
         self.announce(entry, begun, Told::of(version, &asker));
         let outcome = self.replace(entry, order, generation, started).await;
-        entry.set_busy(false);
+        entry.set_loading(None);
         let (mut report, old, side) = match outcome {
             Ok((report, old, side)) => {
                 entry.set_phases(report.phases);
@@ -361,6 +375,7 @@ impl Manager {
                     entry.failed(error.to_string());
                 }
                 let told = told(Phases { total: started.elapsed(), ..Phases::default() }).failed(&error);
+                self.trace(entry, &told);
                 self.announce(entry, if gave_way { Change::Abandoned } else { Change::Failed }, told);
                 return Err(error);
             }
@@ -383,6 +398,7 @@ impl Manager {
         if entry.is_newest(generation) {
             entry.set_phases(report.phases);
         }
+        self.trace(entry, &told(report.phases));
         Ok(report)
     }
 
@@ -498,6 +514,15 @@ impl Manager {
             pause = (pause * 2).min(Duration::from_millis(10));
         }
         Arc::strong_count(held) == 1
+    }
+
+    /// Writes a load or reload down that has ended, drain included, where traces are asked for.
+    pub(super) fn trace(&self, entry: &Entry, told: &Told) {
+        if let (Some(traces), Some(version), Some(done)) = (&self.config.traces, told.version, told.done) {
+            let Done { previous, phases } = done;
+            let (model, asker, error) = (entry.name(), &told.asker, told.error.as_ref());
+            traces.reload(&ReloadEnd { model, version, previous, asker, phases, error });
+        }
     }
 
     pub(super) fn announce(&self, entry: &Entry, change: Change, told: Told) {

@@ -5,6 +5,7 @@
 
 mod beside;
 mod demand;
+mod described;
 mod entry;
 mod footprint;
 mod golden;
@@ -19,10 +20,12 @@ mod rules;
 mod shapes;
 mod status;
 mod sync;
+mod upload;
 mod warmup;
 mod watch;
 
 pub use demand::{OnDemand, ResidencyConfig};
+pub use described::unheeded;
 pub use history::{ChangeRecord, History};
 pub use load::Expected;
 pub use manager::{Manager, ManagerConfig, Observer, ReloadRequest};

@@ -5,7 +5,7 @@ use std::{
     path::Path,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -13,10 +13,13 @@ use std::{
 use thiserror::Error;
 use tokio::time::Instant;
 
-use super::{CheckReport, Phases, Rules, WarmupReport, footprint, golden, shapes, warmup};
+use super::{
+    CheckReport, Phases, Rules, WarmupReport, described::Described, footprint, golden, shapes, warmup,
+};
 use crate::{
     admission::Breaker,
-    backend::{ArchiveSummary, Backend, Servable},
+    backend::{ArchiveSummary, Backend, BackendError, Module, Pass, Servable},
+    ensemble::NESTED,
     error::{Error, Reason},
     loader::{
         Verified,
@@ -25,10 +28,13 @@ use crate::{
         seal::{self, Place},
         weights::{Overlay, Weights},
     },
-    model::{Binding, ModelManifest, ModelName, Sample, Signature, read_samples},
+    model::{
+        ArgKind, Argument, Binding, DeclaredTensor, ModelManifest, ModelName, NamedTensor, Sample, Signature,
+        read_samples,
+    },
     registry::{InputShapes, ModelSlot},
     repository::VersionFiles,
-    sched::{Measured, Quick},
+    sched::{Measured, Quick, Statistics},
 };
 
 /// The phases that can fail.
@@ -77,7 +83,7 @@ impl LoadFailure {
         Self::new(progress.phase(), cause)
     }
 
-    fn new(phase: Phase, cause: impl fmt::Display) -> Self {
+    pub(super) fn new(phase: Phase, cause: impl fmt::Display) -> Self {
         Self { phase, cause: cause.to_string(), reason: Reason::LoadFailed }
     }
 }
@@ -184,22 +190,6 @@ fn check_safety(rules: &Rules, archive: &Path, summary: &ArchiveSummary) -> Resu
     }
 }
 
-/// What the model's `model.toml` says, where it has one.
-///
-/// # Errors
-/// It cannot be read.
-pub(super) fn read_manifest(files: &VersionFiles) -> Result<ModelManifest, LoadFailure> {
-    let verify = |cause: &dyn fmt::Display| LoadFailure::new(Phase::Verify, cause);
-    let Some(path) = &files.manifest else { return Ok(ModelManifest::default()) };
-    let wrong = |error: std::io::Error| verify(&format!("{}: {error}", path.display()));
-    // What is no file may keep its reader waiting for ever.
-    if !std::fs::metadata(path).map_err(wrong)?.is_file() {
-        return Err(verify(&format!("{} is not a file", path.display())));
-    }
-    let text = std::fs::read_to_string(path).map_err(wrong)?;
-    ModelManifest::parse(&text).map_err(|error| verify(&error))
-}
-
 /// Verifies, loads, warms up and checks.
 ///
 /// # Errors
@@ -226,12 +216,17 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     let checked = pace::step(|| seal::check(&place, files, &of.rules.integrity, known))
         .map_err(|wrong| LoadFailure { reason: wrong.reason(), ..verify(&wrong) })?;
     let sha256 = &checked.sha256;
+    let described = Described::read(files)?;
+    let plan = described.plan(of.model)?;
     if let Some(expected) = expected_sha256.filter(|expected| !expected.eq_ignore_ascii_case(sha256)) {
         let cause = format!("sha256 of {} is {sha256}, {expected} was expected", archive.display());
         return Err(LoadFailure { reason: Reason::DigestMismatch, ..verify(&cause) });
     }
     let verified = match checked.known.clone() {
         Some(known) => known,
+        None if plan.is_some() => {
+            Arc::new(Verified { sha256: sha256.clone(), summary: ensemble(&described.manifest) })
+        }
         None => {
             let summary = pace::step(|| backend.inspect(archive)).map_err(|error| verify(&error))?;
             Arc::new(Verified { sha256: sha256.clone(), summary })
@@ -241,17 +236,19 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     check_safety(rules, archive, summary)?;
     let weights = weights(of, checked.bytes)?;
     let overlay = overlay(files, weights.as_ref(), summary)?;
-    let manifest = read_manifest(files)?;
-    let signature = Signature::new(summary.arguments.clone(), &summary.outputs, &manifest)
-        .map(Arc::new)
-        .map_err(|error| verify(&error))?;
+    let (manifest, signature) = described.for_archive(summary)?;
+    let signature = Arc::new(signature);
     let max_batch = if summary.stateful { 1 } else { manifest.batching.max_batch() };
     let samples = samples(files, &signature, max_batch)?;
     phases.verify = lap();
 
     of.progress.begin(Phase::Load);
     let load = at(Phase::Load);
-    let module = pace::step(|| backend.load(archive, overlay.as_ref())).map_err(|error| {
+    let loaded = match plan {
+        Some(_) => Ok(Box::new(NoModule) as Box<dyn Module>),
+        None => pace::step(|| backend.load(archive, overlay.as_ref())),
+    };
+    let module = loaded.map_err(|error| {
         tracing::error!(target: "torchlane::load", error = %error.full, archive = %archive.display(), "loading failed");
         load(&error)
     })?;
@@ -282,8 +279,16 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
         bytes: checked.bytes,
         torch_version: summary.torch_version.clone(),
         memory_bytes: summary.tensor_bytes,
+        ensemble: plan.map(Arc::new),
+        serial: next_serial(),
+        statistics: Statistics::default(),
         memory: OnceLock::new(),
     };
+    if servable.ensemble.is_some() {
+        // Its steps are warmed up by themselves, and its samples are those of its models.
+        let (warmup, check, measured) = Default::default();
+        return Ok(Prepared { servable: Arc::new(servable), phases, warmup, check, measured });
+    }
     of.progress.begin(Phase::WarmUp);
     let shapes = shapes::shapes(&servable, served, &samples)
         .map_err(|cause| LoadFailure::new(Phase::WarmUp, cause))?;
@@ -317,6 +322,30 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
         check,
         measured: warmed.measured,
     })
+}
+
+/// What stands in the place of an archive's summary: the declared inputs are its arguments.
+fn ensemble(manifest: &ModelManifest) -> ArchiveSummary {
+    let argument = |input: &DeclaredTensor| Argument {
+        name: input.name.as_str().into(),
+        kind: ArgKind::Tensor,
+        has_default: false,
+    };
+    ArchiveSummary { arguments: manifest.inputs.iter().map(argument).collect(), ..ArchiveSummary::default() }
+}
+
+/// An ensemble's: what runs are its steps.
+struct NoModule;
+
+impl Module for NoModule {
+    fn forward(&self, _: Pass<'_>) -> Result<Vec<NamedTensor>, BackendError> {
+        Err(BackendError::new(NESTED))
+    }
+}
+
+fn next_serial() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Reads the samples of a version that has some: each must be a request that the model takes.

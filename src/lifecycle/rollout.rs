@@ -158,8 +158,7 @@ impl Manager {
         if plan.strategy == Strategy::None {
             return Err(wrong("say how it is to be rolled out: canary, shadow or ab".to_owned()));
         }
-        plan.check()
-            .map_err(|error| wrong(error.to_string().trim_start_matches("model.toml: ").to_owned()))?;
+        plan.check().map_err(|error| wrong(error.to_string()))?;
         if same.is_some() {
             entry.rollouts.lock().change(plan, Instant::now());
             entry.republish();

@@ -15,7 +15,7 @@ pub(super) fn shapes(
     served: &[InputShapes],
     samples: &[Sample],
 ) -> Result<Vec<InputShapes>, String> {
-    let inputs = servable.signature.inputs();
+    let inputs: Vec<_> = servable.signature.tensors().collect();
     let declared = &servable.manifest.warmup.shapes;
     if !declared.is_empty() {
         return declared

@@ -33,6 +33,20 @@ pub enum ModelState {
     OnDemand,
 }
 
+impl ModelState {
+    /// The name for people and programs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unloaded => "unloaded",
+            Self::Loading => "loading",
+            Self::Ready => "ready",
+            Self::Reloading => "reloading",
+            Self::Failed => "failed",
+            Self::OnDemand => "on_demand",
+        }
+    }
+}
+
 /// How long each phase of a reload took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Phases {
@@ -139,6 +153,8 @@ pub struct ModelStatus {
     pub versions: Vec<Version>,
     /// Orders its changes.
     pub generation: Generation,
+    /// What is being loaded.
+    pub loading: Option<Version>,
     /// What is loaded beside the live version, oldest first.
     pub loaded: Vec<LoadedStatus>,
     /// Names of versions, but for `stable`.

@@ -11,9 +11,9 @@ use tokio::time::Instant;
 
 use super::{
     Asker, Change, Expected, Manager, Phases,
+    described::Described,
     entry::{Entry, Holding},
     manager::{Order, Told},
-    prepare::read_manifest,
     rollout::{Way, way},
     room::Resting,
 };
@@ -168,13 +168,14 @@ impl Manager {
             }
         };
         let plan = manifest.versions.plan(&found.numbers());
-        for (label, version) in &plan.missing {
+        // Not at each load of a model that comes and goes.
+        for (label, version) in plan.missing.iter().filter(|_| *asker != Asker::Request) {
             tracing::warn!(
                 target: "torchlane::models", model = %entry.name(), %label, %version,
                 "model.toml gives a label to a version that is not there"
             );
         }
-        entry.set_load(manifest.load.unwrap_or(self.config.residency.load));
+        entry.set_load(self.load_mode(&manifest));
         let live = entry.live();
         // What somebody chose stays, but follows its own files and `model.toml`.
         let target = match (entry.is_held(found), &live) {
@@ -257,7 +258,7 @@ impl Manager {
         self.manifest_of(found).await
     }
 
-    /// What the model's `model.toml` says.
+    /// What the model's `model.toml` or `config.pbtxt` says. What of it is not heeded is logged, once for each change of it.
     ///
     /// # Errors
     /// It cannot be read, or fetched.
@@ -266,7 +267,9 @@ impl Manager {
             return Ok(ModelManifest::default());
         };
         let newest = self.materialize(newest.clone()).await?;
-        Ok(read_manifest(&newest)?)
+        let described = Described::read(&newest)?;
+        self.entry(&found.name).warn_once(&described.warnings, newest.manifest_stamp);
+        Ok(described.manifest)
     }
 
     async fn make_live(&self, entry: &Entry, step: Step<'_>, asker: &Asker) -> Result<()> {

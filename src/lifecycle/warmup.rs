@@ -13,7 +13,7 @@ use super::WarmupReport;
 use crate::{
     backend::{BackendError, Pass, Servable},
     loader::pace,
-    model::{Binding, NamedTensor, Sample, fits},
+    model::{Binding, NamedTensor, Sample},
     registry::InputShapes,
     sched::{Measured, ProfilePoint, QUICK, RowClass, by_leaf, guarded, rename},
     tensor::{DType, HostTensor, Shape, byte_len, join},
@@ -253,17 +253,9 @@ fn follow(inputs: &[NamedTensor], outputs: &[NamedTensor]) -> bool {
 
 fn check_form(servable: &Servable, outputs: &[NamedTensor]) -> Result<(), WarmupFailure> {
     for output in outputs {
-        let wrong = |why: String| Err(WarmupFailure::Output { output: output.name.clone(), why });
-        if let Some(spec) = servable.signature.outputs().iter().find(|spec| *spec.name == *output.name) {
-            if let Some(dtype) = spec.dtype.filter(|dtype| *dtype != output.tensor.dtype()) {
-                return wrong(format!("has datatype {}, model.toml declares {dtype}", output.tensor.dtype()));
-            }
-            if let Some(shape) = spec.shape.as_ref().filter(|shape| !fits(shape, output.tensor.shape())) {
-                return wrong(format!(
-                    "has shape {:?}, model.toml declares {shape:?}",
-                    output.tensor.shape().as_slice()
-                ));
-            }
+        let spec = servable.signature.outputs().iter().find(|spec| *spec.name == *output.name);
+        if let Some(why) = spec.and_then(|spec| spec.contradicts(&output.tensor)) {
+            return Err(WarmupFailure::Output { output: output.name.clone(), why });
         }
     }
     Ok(())

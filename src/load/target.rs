@@ -4,18 +4,17 @@ use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
 use thiserror::Error;
-use tonic::{Code, Request, Status, transport::Channel};
-use tonic_types::StatusExt as _;
+use tonic::{Request, Status, transport::Channel};
 
 use super::LoadSpec;
 use crate::{
+    client::{self, ClientError, LONGEST_MESSAGE, Stub},
     proto::{
         self,
         inference::{
             self as oip, grpc_inference_service_client::GrpcInferenceServiceClient,
             infer_parameter::ParameterChoice, model_infer_request::InferInputTensor,
         },
-        model_server_client::ModelServerClient,
     },
     tensor::{DType, byte_len},
 };
@@ -54,7 +53,7 @@ pub enum TargetError {
 /// A connection.
 #[derive(Debug, Clone)]
 pub(super) enum Client {
-    Native(ModelServerClient<Channel>),
+    Native(Stub),
     Oip(GrpcInferenceServiceClient<Channel>),
 }
 
@@ -68,30 +67,17 @@ pub(super) enum Prepared {
 /// For a server to say what it has: one that speaks something else may say nothing at all.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Tensors may be as large as gRPC allows.
-const LONGEST: usize = i32::MAX as usize;
-
 impl Client {
     pub(super) async fn connect(addr: &str, protocol: Protocol) -> Result<Self, TargetError> {
         let unreachable = || TargetError::Unreachable(addr.to_owned());
-        let url = if addr.contains("://") { addr.to_owned() } else { format!("http://{addr}") };
-        let channel = Channel::from_shared(url)
-            .map_err(|_| unreachable())?
-            .connect_timeout(Duration::from_secs(5))
-            .tcp_nodelay(true)
-            .connect()
-            .await
-            .map_err(|_| unreachable())?;
+        let endpoint = client::endpoint(addr).map_err(|_| unreachable())?;
+        let channel = endpoint.connect().await.map_err(|_| unreachable())?;
         Ok(match protocol {
-            Protocol::Native => Self::Native(
-                ModelServerClient::new(channel)
-                    .max_decoding_message_size(LONGEST)
-                    .max_encoding_message_size(LONGEST),
-            ),
+            Protocol::Native => Self::Native(client::stub(channel)),
             Protocol::Oip => Self::Oip(
                 GrpcInferenceServiceClient::new(channel)
-                    .max_decoding_message_size(LONGEST)
-                    .max_encoding_message_size(LONGEST),
+                    .max_decoding_message_size(LONGEST_MESSAGE)
+                    .max_encoding_message_size(LONGEST_MESSAGE),
             ),
         })
     }
@@ -160,7 +146,7 @@ impl Client {
                 return Err(failed(why));
             }
             let dtype: DType = datatype.parse().map_err(|error| failed(format!("'{name}': {error}")))?;
-            let bytes = byte_len(dtype, &shape).ok().filter(|bytes| *bytes <= LONGEST);
+            let bytes = byte_len(dtype, &shape).ok().filter(|bytes| *bytes <= LONGEST_MESSAGE);
             let count =
                 bytes.ok_or_else(|| failed(format!("'{name}' of {shape:?} is over 2 GiB")))? / dtype.size();
             tensors.push((name, datatype, shape, fill(dtype, count, &mut random)));
@@ -171,7 +157,7 @@ impl Client {
         })
     }
 
-    /// Sends one request. The error is a stable name: the reason where the server gives one, else the gRPC code.
+    /// Sends one request, once. The error is a stable name: the reason where the server gives one, else what sort it is.
     pub(super) async fn send(&mut self, prepared: &Prepared, spec: &LoadSpec) -> Result<(), String> {
         fn dress<T>(message: T, spec: &LoadSpec) -> Request<T> {
             let mut request = Request::new(message);
@@ -192,14 +178,7 @@ impl Client {
             }
             _ => Err(Status::internal("a request of the other protocol")),
         };
-        outcome.map_err(|status| {
-            // tonic's own clock ended it.
-            if status.code() == Code::Cancelled && status.message() == "Timeout expired" {
-                return "DEADLINE_EXCEEDED".to_owned();
-            }
-            let reason = status.get_error_details().error_info().map(|info| info.reason.clone());
-            reason.unwrap_or_else(|| format!("{:?}", status.code()))
-        })
+        outcome.map_err(|status| ClientError::from(status).name().to_owned())
     }
 }
 

@@ -11,7 +11,8 @@
 //! All of that takes no longer than `loader.patience`: then the load goes on at nice 19 and without rests. A thread does not come
 //! back from a lower priority, so each step has a thread of its own; where a machine is full one that needs 100 ms of a CPU
 //! may wait for many seconds. What lies between steps, such as dropping a version or giving memory back, is short and holds
-//! locks that everybody needs: it runs at normal priority, so that nobody waits for one that waits for a CPU.
+//! locks that everybody needs: it runs at normal priority, so that nobody waits for one that waits for a CPU. So does all of a load
+//! that begins with the server, when nobody is served yet.
 
 use std::{
     cell::RefCell,

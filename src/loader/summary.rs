@@ -13,10 +13,7 @@ use crate::{
 /// # Errors
 /// Not a TorchScript archive with a `forward` that requests can fill.
 pub fn of_archive(path: &Path) -> Result<ArchiveSummary, BackendError> {
-    let named = |error: ArchiveError| match error {
-        ArchiveError::Missing(_) => BackendError::new(error.to_string()),
-        error => BackendError::new(format!("{}: {error}", path.display())),
-    };
+    let named = |error: ArchiveError| BackendError::new(error.of(path));
     let info = archive::inspect(path).map_err(named)?;
     archive::check_entries(path).map_err(named)?;
     let Some(forward) = &info.forward else {

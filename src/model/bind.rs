@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::{ArgKind, NamedTensor, Padded, Signature, TensorSpec, signature::fits};
+use super::{ArgKind, KeySpec, NamedTensor, Padded, Signature, TensorSpec, signature::fits};
 use crate::{
     error::{Error, Reason, Result},
     tensor::{DType, show_shape},
@@ -66,6 +66,7 @@ impl Binding {
         let mut binder = Binder::new(signature, inputs)?;
         let mut args = Vec::with_capacity(signature.arguments().len());
         let mut left_out: Option<&str> = None;
+        let mut lacks = None;
         for (argument, spec) in signature.arguments().iter().zip(signature.inputs()) {
             match binder.argument(&argument.kind, &argument.name, spec)? {
                 Some(arg) => {
@@ -78,10 +79,14 @@ impl Binding {
                     args.push(arg);
                 }
                 None if argument.has_default => left_out = left_out.or(Some(&argument.name)),
-                None => return Err(missing(&argument.name, &known(signature))),
+                None => lacks = lacks.or(Some(&argument.name)),
             }
         }
+        // Of an input by another name the caller is told that one: it has both names.
         binder.finish()?;
+        if let Some(name) = lacks {
+            return Err(missing(name, &known(signature)));
+        }
         let Binder { leaves, padded, .. } = binder;
         let (rows, key) = batch_terms(&args, &leaves, &padded, inputs, max_batch)?;
         Ok(Self { args, leaves, padded, rows, key, signature: signature.clone() })
@@ -105,8 +110,7 @@ fn missing(name: &str, why: &str) -> Error {
 
 fn known(signature: &Signature) -> String {
     let list = signature
-        .inputs()
-        .iter()
+        .tensors()
         .map(|input| {
             format!(
                 "{} ({}{})",
@@ -232,6 +236,9 @@ impl<'a> Binder<'a> {
     }
 
     fn dict(&mut self, name: &str, spec: &TensorSpec) -> Result<Vec<(String, usize)>> {
+        if !spec.keys.is_empty() {
+            return self.declared_keys(spec);
+        }
         let only_argument = self.signature.arguments().len() == 1;
         let mut items = Vec::new();
         for at in 0..self.inputs.len() {
@@ -243,6 +250,22 @@ impl<'a> Binder<'a> {
             }
         }
         Ok(items)
+    }
+
+    /// All of them, or none of a dict that may be left out.
+    fn declared_keys(&mut self, spec: &TensorSpec) -> Result<Vec<(String, usize)>> {
+        let mut items = Vec::with_capacity(spec.keys.len());
+        let mut absent: Option<&str> = None;
+        for KeySpec { key, tensor } in &spec.keys {
+            match self.leaf(&tensor.name, tensor)? {
+                Some(at) => items.push((key.clone(), at)),
+                None => absent = absent.or(Some(&tensor.name)),
+            }
+        }
+        match absent {
+            Some(name) if !(items.is_empty() && spec.optional) => Err(missing(name, &known(self.signature))),
+            _ => Ok(items),
+        }
     }
 
     fn scalar(&self, kind: &ArgKind, at: usize) -> Result<Arg> {
@@ -415,7 +438,9 @@ mod tests {
         );
         assert_eq!(reason(Binding::new(&sig, &[input("image", DType::F32, &[5, 4])], 1)), Reason::WrongShape);
         assert_eq!(reason(Binding::new(&sig, &[input("image", DType::F32, &[3])], 1)), Reason::WrongShape);
-        assert_eq!(reason(Binding::new(&sig, &[input("x", DType::F32, &[5, 3])], 1)), Reason::MissingInput);
+        let argument = Binding::new(&sig, &[input("x", DType::F32, &[5, 3])], 1).unwrap_err();
+        assert_eq!(argument.message(), "the model has no input 'x': the model takes image (Tensor)");
+        assert_eq!(reason(Binding::new(&sig, &[], 1)), Reason::MissingInput);
     }
 
     #[test]
@@ -450,6 +475,43 @@ mod tests {
         let bound =
             Binding::new(&sig, &[input("u", DType::F32, &[1]), input("d.v", DType::F32, &[1])], 1).unwrap();
         assert_eq!(bound.args, [Arg::Dict(vec![("u".to_owned(), 0), ("v".to_owned(), 1)])]);
+    }
+
+    #[test]
+    fn declared_keys_of_a_dict_are_tensors_of_their_own() {
+        let manifest =
+            "[[inputs]]\nname='left'\nkey='u'\ndtype='FP32'\nshape=[2]\n[[inputs]]\nname='v'\nkey='v'";
+        let sig = signature(&[("d", ArgKind::Dict, false)], manifest);
+        assert_eq!(sig.tensors().map(|spec| spec.name.as_ref()).collect::<Vec<_>>(), ["left", "v"]);
+        let (left, v) = (input("left", DType::F32, &[2]), input("v", DType::I64, &[1]));
+        let bound = Binding::new(&sig, &[v.clone(), left.clone()], 1).unwrap();
+        assert_eq!(bound.args, [Arg::Dict(vec![("u".to_owned(), 1), ("v".to_owned(), 0)])]);
+        assert_eq!(reason(Binding::new(&sig, std::slice::from_ref(&left), 1)), Reason::MissingInput);
+        assert_eq!(reason(Binding::new(&sig, &[], 1)), Reason::MissingInput);
+        let other = [left, v.clone(), input("w", DType::F32, &[1])];
+        assert_eq!(reason(Binding::new(&sig, &other, 1)), Reason::UnknownInput);
+        assert_eq!(
+            reason(Binding::new(&sig, &[input("left", DType::F32, &[3]), v], 1)),
+            Reason::WrongShape,
+            "each key has a shape of its own"
+        );
+        let optional = signature(&[("d", ArgKind::Optional(Box::new(ArgKind::Tensor)), false)], "");
+        assert_eq!(Binding::new(&optional, &[], 1).unwrap().args, [Arg::None]);
+    }
+
+    #[test]
+    fn keys_are_for_dicts() {
+        let refused = |kind: ArgKind, text: &str| {
+            let argument = Argument { name: "d".into(), kind, has_default: false };
+            let manifest = ModelManifest::parse(text).unwrap();
+            Signature::new(vec![argument], &[], &manifest).unwrap_err().to_string()
+        };
+        let key = "[[inputs]]\nname='u'\nkey='u'";
+        assert!(refused(ArgKind::Tensor, key).contains("only Dict[str, Tensor] has keys"));
+        let twice = format!("{key}\n[[inputs]]\nname='v'\nkey='u'");
+        assert!(refused(ArgKind::Dict, &twice).contains("'v' stands for an argument that another"));
+        let both = format!("{key}\n[[inputs]]\nname='d'");
+        assert!(refused(ArgKind::Dict, &both).contains("'d' stands for an argument that another"));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! `model.toml`: what a model's owner may say about it. Everything is optional; unknown keys are errors.
+//! `model.toml`: what a model's owner may say about it. Everything is optional; unknown keys are errors. Other descriptions of
+//! a model (Triton's `config.pbtxt`) are brought into this form.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,7 +12,10 @@ use super::{
     rollout::RolloutPlan,
     versions::Versions,
 };
-use crate::tensor::{self, DType, Tolerance};
+use crate::{
+    ensemble::{Plan, PlanError, Step},
+    tensor::{self, DType, Tolerance},
+};
 
 /// The parsed and checked `model.toml`. The default is a model without one.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
@@ -21,6 +25,8 @@ pub struct ModelManifest {
     pub description: String,
     /// When it is loaded. `None`: as the server's settings say.
     pub load: Option<LoadMode>,
+    /// Keep answers, and give them to the same requests again. Not for a model that keeps state.
+    pub response_cache: bool,
     /// How requests are put together.
     pub batching: Batching,
     /// How the model shares the machine.
@@ -29,6 +35,10 @@ pub struct ModelManifest {
     pub inputs: Vec<DeclaredTensor>,
     /// Names, datatypes and shapes of results, in order.
     pub outputs: Vec<DeclaredTensor>,
+    /// An ensemble's: the models that it is made of. Its own inputs and outputs are declared, and it has no archive.
+    pub steps: Vec<Step>,
+    /// Results after the last of `outputs` are left out of answers. Otherwise they are an error, where `outputs` are declared.
+    pub extra_outputs: bool,
     /// What to run before a version goes live.
     pub warmup: WarmupConfig,
     /// Which versions are loaded, and what they are called.
@@ -53,6 +63,16 @@ pub struct Batching {
 }
 
 impl Batching {
+    /// Up to `max_batch` items in one pass, kept waiting for each other for at most `max_delay`. `None`: as where nothing is said.
+    pub fn new(max_batch: Option<usize>, max_delay: Duration) -> Self {
+        Self { max_batch, max_delay, buckets: Vec::new() }
+    }
+
+    /// Whether anything is said of sizes, if only that batches hold one item.
+    pub fn is_declared(&self) -> bool {
+        self.max_batch.is_some() || !self.buckets.is_empty()
+    }
+
     /// Most items along dimension 0 in one pass: as declared, else the largest bucket. 1: requests are never put together.
     pub fn max_batch(&self) -> usize {
         self.max_batch.or(self.buckets.last().copied()).unwrap_or(1)
@@ -87,7 +107,7 @@ impl Default for Scheduling {
 }
 
 /// An `[[inputs]]` or `[[outputs]]` entry.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeclaredTensor {
     /// Name on the wire.
@@ -95,6 +115,8 @@ pub struct DeclaredTensor {
     /// Inputs only: the argument of `forward` that it stands for. Default: the one of the same name, else the one
     /// at the same position.
     pub argument: Option<String>,
+    /// Inputs only: where that argument is a `Dict[str, Tensor]`, the key that it stands for. Then all keys must be declared.
+    pub key: Option<String>,
     /// Requests with another datatype are refused.
     pub dtype: Option<DType>,
     /// Requests with another shape are refused; `-1` is any size.
@@ -180,14 +202,14 @@ impl CheckConfig {
 /// No warm-up is worth more.
 const MAX_BUDGET: Duration = Duration::from_secs(3600);
 
-/// What can be wrong with a `model.toml`.
+/// What can be wrong with a `model.toml`, or with what was brought into its form. Which file it is, its reader says.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ManifestError {
     /// Not TOML, an unknown key, or a value of the wrong type.
-    #[error("model.toml: {0}")]
+    #[error("{0}")]
     Parse(String),
     /// A number out of its range.
-    #[error("model.toml: {key} = {value} is out of range: {allowed}")]
+    #[error("{key} = {value} is out of range: {allowed}")]
     Range {
         /// The key.
         key: &'static str,
@@ -197,7 +219,7 @@ pub enum ManifestError {
         allowed: &'static str,
     },
     /// An `[[inputs]]` entry that stands for no argument of forward.
-    #[error("model.toml: input '{input}' stands for argument {argument}, but forward takes ({known})")]
+    #[error("input '{input}' stands for argument {argument}, but forward takes ({known})")]
     NoSuchArgument {
         /// The input.
         input: String,
@@ -207,24 +229,39 @@ pub enum ManifestError {
         known: String,
     },
     /// Two `[[inputs]]` entries for one argument.
-    #[error("model.toml: input '{input}' stands for an argument that another input stands for already")]
+    #[error("input '{input}' stands for an argument that another input stands for already")]
     ArgumentTwice {
         /// The second input.
         input: String,
     },
+    /// An `[[inputs]]` entry with a key for an argument that has none.
+    #[error(
+        "input '{input}' has a key, but argument '{argument}' is a {kind}: only Dict[str, Tensor] has keys"
+    )]
+    NoKeys {
+        /// The input.
+        input: String,
+        /// What it stands for.
+        argument: String,
+        /// What that is.
+        kind: String,
+    },
     /// The same name twice.
-    #[error("model.toml: the name '{0}' is used twice")]
+    #[error("the name '{0}' is used twice")]
     DuplicateName(String),
     /// A `pad` or `cut` that cannot be kept.
-    #[error("model.toml: padding of '{name}': {why}")]
+    #[error("padding of '{name}': {why}")]
     Padding {
         /// The input or output.
         name: String,
         /// What is wrong.
         why: String,
     },
+    /// Steps that cannot run.
+    #[error("{0}")]
+    Steps(PlanError),
     /// A warm-up shape for an input that does not exist, or that contradicts the declared shape.
-    #[error("model.toml: warm-up shape of '{input}': {why}")]
+    #[error("warm-up shape of '{input}': {why}")]
     WarmupShape {
         /// The input.
         input: String,
@@ -249,7 +286,26 @@ impl ModelManifest {
         Ok(manifest)
     }
 
-    fn check(&self) -> Result<(), ManifestError> {
+    /// The plan of its steps, where it is an ensemble.
+    ///
+    /// # Errors
+    /// They cannot run.
+    pub fn plan(&self) -> Result<Option<Plan>, ManifestError> {
+        if self.steps.is_empty() {
+            return Ok(None);
+        }
+        let inputs = self.inputs.iter().map(|input| input.name.as_str());
+        let outputs = self.outputs.iter().map(|output| output.name.as_str());
+        let plan = Plan::new(&self.steps, inputs, outputs);
+        plan.map(Some).map_err(ManifestError::Steps)
+    }
+
+    /// Checks what types alone do not.
+    ///
+    /// # Errors
+    /// See [`ManifestError`].
+    pub fn check(&self) -> Result<(), ManifestError> {
+        self.plan()?;
         let range =
             |key, value: usize, allowed| ManifestError::Range { key, value: value.to_string(), allowed };
         let Batching { max_delay, buckets, .. } = &self.batching;
@@ -275,6 +331,9 @@ impl ModelManifest {
             return Err(ManifestError::Range { key: "warmup.budget", value, allowed: "up to 1h" });
         }
         self.check.check()?;
+        if let Some(key) = self.outputs.iter().find_map(|output| output.key.clone()) {
+            return Err(ManifestError::Range { key: "outputs.key", value: key, allowed: "for inputs alone" });
+        }
         for list in [&self.inputs, &self.outputs] {
             for (i, entry) in list.iter().enumerate() {
                 if list.iter().take(i).any(|other| other.name == entry.name) {
@@ -321,11 +380,12 @@ mod tests {
         assert!(ModelManifest::parse("[warmup]\nbudget = '2h'").is_err());
         for bad in ["atol = -1.0", "rtol = nan", "max_difference = 1.0"] {
             let error = ModelManifest::parse(&format!("[check]\n{bad}")).unwrap_err().to_string();
-            assert!(error.starts_with("model.toml: check."), "{error}");
+            assert!(error.starts_with("check."), "{error}");
         }
         assert!(ModelManifest::parse("[[inputs]]\nname='x'\nshape=[-2]").is_err());
         assert!(ModelManifest::parse("[[inputs]]\nname='x'\n[[inputs]]\nname='x'").is_err());
         assert!(ModelManifest::parse("[[inputs]]\nname='x'\n[warmup]\nshapes=[{y=[1]}]").is_err());
+        assert!(ModelManifest::parse("[[outputs]]\nname='x'\nkey='y'").is_err());
     }
 
     #[test]

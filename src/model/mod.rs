@@ -19,14 +19,15 @@ pub use id::{
 };
 pub use lane::{Lane, UnknownLane};
 pub use load_mode::LoadMode;
-pub use manifest::{Batching, CheckConfig, ManifestError, ModelManifest, Scheduling, WarmupConfig};
+pub use manifest::{
+    Batching, CheckConfig, DeclaredTensor, ManifestError, ModelManifest, Scheduling, WarmupConfig,
+};
 pub use pad::{Cut, Pad, Padded};
 pub use rollout::{RolloutPlan, Strategy};
 pub use samples::{MOST_SAMPLES, Sample, SamplesError, read as read_samples, to_bytes as write_samples};
-pub(crate) use signature::fits;
-pub use signature::{ArgKind, Argument, Signature, TensorSpec, UnsupportedType};
+pub use signature::{ArgKind, Argument, KeySpec, Signature, TensorSpec, UnsupportedType};
 
-pub use versions::{VersionPlan, Versions};
+pub use versions::{VersionPlan, VersionPolicy, Versions};
 
 use crate::tensor::HostTensor;
 

@@ -215,7 +215,7 @@ mod tests {
             "min_requests = 0",
         ] {
             let error = plan(bad).unwrap_err();
-            assert!(error.starts_with("model.toml: "), "{bad}: {error}");
+            assert!(error.starts_with("rollout") || error.starts_with("line 2: "), "{bad}: {error}");
         }
     }
 }

@@ -11,7 +11,7 @@ use super::{
     Cut, Pad,
     manifest::{DeclaredTensor, ManifestError, ModelManifest},
 };
-use crate::tensor::DType;
+use crate::tensor::{DType, HostTensor};
 
 /// The kinds of argument that can be built from tensors on the wire.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +99,54 @@ pub struct TensorSpec {
     pub pad: Option<Pad>,
     /// Outputs: what is taken off again.
     pub cut: Option<Cut>,
+    /// Inputs that are a dict: its keys, where they are declared. Then requests send these, and no others.
+    pub keys: Vec<KeySpec>,
+}
+
+/// A declared key of a dict.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeySpec {
+    /// The key that the model looks up.
+    pub key: String,
+    /// What requests send for it.
+    pub tensor: TensorSpec,
+}
+
+impl TensorSpec {
+    /// A tensor of which nothing but its name is known.
+    fn named(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            dtype: None,
+            shape: None,
+            optional: false,
+            script_type: "Tensor".to_owned(),
+            labels: Vec::new(),
+            pad: None,
+            cut: None,
+            keys: Vec::new(),
+        }
+    }
+
+    fn declared(by: &DeclaredTensor) -> Self {
+        Self {
+            dtype: by.dtype,
+            shape: by.shape.clone(),
+            labels: by.labels.clone(),
+            pad: by.pad.clone(),
+            cut: by.cut.clone(),
+            ..Self::named(&by.name)
+        }
+    }
+
+    /// What is wrong with a tensor that should be this one. `None`: nothing.
+    pub(crate) fn contradicts(&self, tensor: &HostTensor) -> Option<String> {
+        if let Some(dtype) = self.dtype.filter(|dtype| *dtype != tensor.dtype()) {
+            return Some(format!("has datatype {}, {dtype} is declared", tensor.dtype()));
+        }
+        let shape = self.shape.as_ref().filter(|shape| !fits(shape, tensor.shape()))?;
+        Some(format!("has shape {:?}, {shape:?} is declared", tensor.shape().as_slice()))
+    }
 }
 
 /// True where `shape` is what `declared` asks for: the same rank, and each size equal or declared as `-1`.
@@ -114,6 +162,56 @@ pub struct Signature {
     inputs: Vec<TensorSpec>,
     outputs: Vec<TensorSpec>,
     outputs_declared: bool,
+    extra_outputs: bool,
+}
+
+/// What is declared of one argument: as a whole, or key by key.
+#[derive(Debug, Clone, Default)]
+struct Declared<'a> {
+    whole: Option<&'a DeclaredTensor>,
+    keys: Vec<(String, &'a DeclaredTensor)>,
+}
+
+impl<'a> Declared<'a> {
+    /// For each of `arguments`.
+    fn find(arguments: &[Argument], manifest: &'a ModelManifest) -> Result<Vec<Self>, ManifestError> {
+        let mut all = vec![Self::default(); arguments.len()];
+        for (position, input) in manifest.inputs.iter().enumerate() {
+            let wanted = input.argument.as_deref();
+            let by_name = |name: &str| arguments.iter().position(|argument| argument.name.as_ref() == name);
+            let at = match wanted {
+                Some(name) => by_name(name),
+                // Keys of the only argument need not say which one it is.
+                None if input.key.is_some() && arguments.len() == 1 => Some(0),
+                None => by_name(&input.name).or(Some(position)),
+            };
+            let known = || arguments.iter().map(|a| a.name.to_string()).collect::<Vec<_>>().join(", ");
+            let (argument, slot) = at
+                .and_then(|at| Some((arguments.get(at)?, all.get_mut(at)?)))
+                .ok_or_else(|| ManifestError::NoSuchArgument {
+                    input: input.name.clone(),
+                    argument: wanted.map_or_else(|| format!("number {position}"), str::to_owned),
+                    known: known(),
+                })?;
+            let taken = match &input.key {
+                Some(_) if argument.kind != ArgKind::Dict => {
+                    let (input, argument, kind) =
+                        (input.name.clone(), argument.name.to_string(), argument.kind.to_string());
+                    return Err(ManifestError::NoKeys { input, argument, kind });
+                }
+                Some(key) => {
+                    let taken = slot.whole.is_some() || slot.keys.iter().any(|(other, _)| other == key);
+                    slot.keys.push((key.clone(), input));
+                    taken
+                }
+                None => !slot.keys.is_empty() || slot.whole.replace(input).is_some(),
+            };
+            if taken {
+                return Err(ManifestError::ArgumentTwice { input: input.name.clone() });
+            }
+        }
+        Ok(all)
+    }
 }
 
 impl Signature {
@@ -121,79 +219,37 @@ impl Signature {
     /// `model.toml` declares.
     ///
     /// # Errors
-    /// An `[[inputs]]` entry that stands for no argument, or two for the same one.
+    /// An `[[inputs]]` entry that stands for no argument, two for the same one, or a key of what is no dict.
     pub fn new(
         mut arguments: Vec<Argument>,
         output_names: &[String],
         manifest: &ModelManifest,
     ) -> Result<Self, ManifestError> {
-        let mut declared: Vec<Option<&DeclaredTensor>> = vec![None; arguments.len()];
-        for (position, input) in manifest.inputs.iter().enumerate() {
-            let wanted = input.argument.as_deref();
-            let by_name = |name: &str| arguments.iter().position(|argument| argument.name.as_ref() == name);
-            let at = match wanted {
-                Some(name) => by_name(name),
-                None => by_name(&input.name).or(Some(position).filter(|&p| p < arguments.len())),
-            };
-            let known = || arguments.iter().map(|a| a.name.to_string()).collect::<Vec<_>>().join(", ");
-            let slot =
-                at.and_then(|at| declared.get_mut(at)).ok_or_else(|| ManifestError::NoSuchArgument {
-                    input: input.name.clone(),
-                    argument: wanted.map_or_else(|| format!("number {position}"), str::to_owned),
-                    known: known(),
-                })?;
-            if slot.replace(input).is_some() {
-                return Err(ManifestError::ArgumentTwice { input: input.name.clone() });
-            }
-        }
+        let declared = Declared::find(&arguments, manifest)?;
         let mut inputs = Vec::with_capacity(arguments.len());
         for (argument, declared) in arguments.iter_mut().zip(declared) {
-            if let Some(declared) = declared {
-                argument.name = declared.name.as_str().into();
+            let optional = argument.has_default || matches!(argument.kind, ArgKind::Optional(_));
+            let mut spec = match declared.whole {
+                Some(whole) => TensorSpec { labels: Vec::new(), ..TensorSpec::declared(whole) },
+                None => TensorSpec::named(&argument.name),
+            };
+            argument.name = spec.name.clone();
+            spec.script_type = argument.kind.to_string();
+            spec.optional = optional;
+            for (key, by) in declared.keys {
+                let tensor = TensorSpec { labels: Vec::new(), optional, ..TensorSpec::declared(by) };
+                spec.keys.push(KeySpec { key, tensor });
             }
-            inputs.push(TensorSpec {
-                name: argument.name.clone(),
-                dtype: declared.and_then(|d| d.dtype),
-                shape: declared.and_then(|d| d.shape.clone()),
-                optional: argument.has_default || matches!(argument.kind, ArgKind::Optional(_)),
-                script_type: argument.kind.to_string(),
-                labels: Vec::new(),
-                pad: declared.and_then(|d| d.pad.clone()),
-                cut: None,
-            });
+            inputs.push(spec);
         }
         let outputs_declared = !manifest.outputs.is_empty();
         let outputs = if outputs_declared {
-            manifest
-                .outputs
-                .iter()
-                .map(|output| TensorSpec {
-                    name: output.name.as_str().into(),
-                    dtype: output.dtype,
-                    shape: output.shape.clone(),
-                    optional: false,
-                    script_type: "Tensor".to_owned(),
-                    labels: output.labels.clone(),
-                    pad: None,
-                    cut: output.cut.clone(),
-                })
-                .collect()
+            manifest.outputs.iter().map(TensorSpec::declared).collect()
         } else {
-            output_names
-                .iter()
-                .map(|name| TensorSpec {
-                    name: name.as_str().into(),
-                    dtype: None,
-                    shape: None,
-                    optional: false,
-                    script_type: "Tensor".to_owned(),
-                    labels: Vec::new(),
-                    pad: None,
-                    cut: None,
-                })
-                .collect()
+            output_names.iter().map(|name| TensorSpec::named(name)).collect()
         };
-        Ok(Self { arguments, inputs, outputs, outputs_declared })
+        let extra_outputs = manifest.extra_outputs;
+        Ok(Self { arguments, inputs, outputs, outputs_declared, extra_outputs })
     }
 
     /// Arguments of `forward`, in order.
@@ -204,6 +260,14 @@ impl Signature {
     /// What requests send, one entry an argument.
     pub fn inputs(&self) -> &[TensorSpec] {
         &self.inputs
+    }
+
+    /// What requests send, one entry a tensor: the keys of a dict where they are declared, else one entry an argument.
+    pub fn tensors(&self) -> impl Iterator<Item = &TensorSpec> {
+        self.inputs.iter().flat_map(|input| {
+            let whole = input.keys.is_empty().then_some(input);
+            whole.into_iter().chain(input.keys.iter().map(|key| &key.tensor))
+        })
     }
 
     /// What answers hold, as far as it is known before a pass has run.
@@ -224,5 +288,10 @@ impl Signature {
     /// True where `model.toml` lists the outputs, so that another number of results is an error.
     pub fn outputs_declared(&self) -> bool {
         self.outputs_declared
+    }
+
+    /// True where results after the last declared output are left out of answers.
+    pub fn drops_extra_outputs(&self) -> bool {
+        self.outputs_declared && self.extra_outputs
     }
 }

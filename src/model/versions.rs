@@ -21,6 +21,17 @@ pub struct Versions {
     labels: BTreeMap<String, u64>,
 }
 
+/// Which versions are loaded, labels apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VersionPolicy {
+    /// So many of the newest, at least one.
+    Latest(usize),
+    /// Every one.
+    All,
+    /// These, where they are there; at least one.
+    Only(Vec<u64>),
+}
+
 /// What should be loaded.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct VersionPlan {
@@ -37,6 +48,25 @@ pub struct VersionPlan {
 impl Versions {
     /// Most versions that may be asked for: each has its weights in memory.
     const MOST: usize = 100;
+
+    /// Versions by `policy`, without labels.
+    pub fn new(policy: VersionPolicy) -> Self {
+        match policy {
+            VersionPolicy::Latest(1) => Self::default(),
+            VersionPolicy::Latest(latest) => Self { latest: Some(latest), ..Self::default() },
+            VersionPolicy::All => Self { all: true, ..Self::default() },
+            VersionPolicy::Only(only) => Self { only, ..Self::default() },
+        }
+    }
+
+    /// Which versions are loaded, labels apart.
+    pub fn policy(&self) -> VersionPolicy {
+        match (self.all, self.only.is_empty()) {
+            (true, _) => VersionPolicy::All,
+            (false, false) => VersionPolicy::Only(self.only.clone()),
+            (false, true) => VersionPolicy::Latest(self.latest.unwrap_or(1)),
+        }
+    }
 
     pub(super) fn check(&self) -> Result<(), ManifestError> {
         let range = |key, value: String, allowed| Err(ManifestError::Range { key, value, allowed });
@@ -129,6 +159,19 @@ mod tests {
         assert_eq!(plan(text, &[1, 2]), (Some(2), vec![]));
         let plan = ModelManifest::parse(text).unwrap().versions.plan(&[Version(1)]);
         assert_eq!(plan.missing, [("stable".parse().unwrap(), Version(3))]);
+    }
+
+    #[test]
+    fn a_policy_comes_back_as_it_was_given() {
+        for policy in [
+            VersionPolicy::Latest(1),
+            VersionPolicy::Latest(3),
+            VersionPolicy::All,
+            VersionPolicy::Only(vec![1, 9]),
+        ] {
+            let versions = Versions::new(policy.clone());
+            assert_eq!((versions.check(), versions.policy()), (Ok(()), policy));
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! models/digits/2/manifest.json         optional: size and sha256 of each file, signatures
 //! models/digits/3/weights.safetensors   a version of weights alone: over the archive of the version before it
 //! models/vad.pt                 a bare file is a model too: version 1
+//! models/resnet/config.pbtxt    as Triton has it, in the place of a model.toml; it may give the archives another name
 //! ```
 //!
 //! A version is complete when its directory has been renamed into place; names that begin with a dot, or are not
@@ -16,6 +17,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    fmt::Display,
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -27,25 +29,20 @@ use thiserror::Error;
 
 use super::{
     FetchError, Kept,
+    description::{ARCHIVE, CONFIG, Description, MANIFEST},
     stamp::{age, stamp},
 };
 use crate::{
     error::Reason,
     loader::seal::FILE as SEAL,
-    model::{ModelName, Version},
+    model::{InvalidVersion, ModelName, Version},
 };
-
-/// The archive's file name within a version.
-pub(super) const ARCHIVE: &str = "model.pt";
 
 /// Names of newer weights within a version; the first that is there counts.
 pub(super) const WEIGHTS: [&str; 2] = ["weights.safetensors", "weights.pth"];
 
 /// Inputs to run, and what should come out.
 pub(super) const SAMPLES: &str = "samples.safetensors";
-
-/// What a model's directory says about it.
-pub(super) const MANIFEST: &str = "model.toml";
 
 /// A repository that cannot be read.
 #[derive(Debug, Error)]
@@ -92,11 +89,11 @@ pub struct VersionFiles {
     pub samples: Option<PathBuf>,
     /// The version's `manifest.json`: sizes, digests and signatures of the files beside it.
     pub seal: Option<PathBuf>,
-    /// The model's `model.toml`, where it has one.
+    /// What describes the model, where something does: its `model.toml`, or else its `config.pbtxt`.
     pub manifest: Option<PathBuf>,
     /// Changes with the files of the version.
     pub stamp: u64,
-    /// Changes with `model.toml`.
+    /// Changes with that description, and with the files of labels that it names.
     pub manifest_stamp: u64,
     /// Keeps them there, where they came from a store.
     pub kept: Kept,
@@ -116,12 +113,12 @@ impl VersionFiles {
             manifest_stamp: 0,
             kept: Kept::default(),
         };
-        files.stamped()
+        files.stamped(stamp([None]))
     }
 
-    fn stamped(mut self) -> Self {
+    fn stamped(mut self, manifest_stamp: u64) -> Self {
         self.stamp = stamp(self.files());
-        self.manifest_stamp = stamp([self.manifest.as_deref()]);
+        self.manifest_stamp = manifest_stamp;
         self
     }
 
@@ -136,10 +133,15 @@ impl VersionFiles {
 
     /// What a version's directory holds, seen by itself: the archive is taken to be in it, whether it is or not.
     pub fn in_directory(version: Version, directory: &Path) -> Self {
+        let model = directory.parent().map(Description::of);
+        Self::with_archive(version, directory, model.as_ref().map_or(ARCHIVE, |model| model.archive.as_str()))
+    }
+
+    fn with_archive(version: Version, directory: &Path, archive: &str) -> Self {
         let at = |file: &str| Some(directory.join(file)).filter(|path| is_there(path));
         Self {
             version,
-            archive: directory.join(ARCHIVE),
+            archive: directory.join(archive),
             weights: WEIGHTS.into_iter().find_map(at),
             samples: at(SAMPLES),
             seal: at(SEAL),
@@ -209,15 +211,16 @@ impl Directory {
             let path = entry.path();
             let is_archive = path.extension().is_some_and(|extension| extension == "pt") && path.is_file();
             let stem = if is_archive { path.file_stem() } else { path.file_name() };
-            let Some(name) = stem.and_then(|s| s.to_str()).and_then(|s| s.parse::<ModelName>().ok()) else {
-                let has_versions = || self.versions(&path).is_ok_and(|versions| !versions.is_empty());
-                if !is_hidden(&entry) && (is_archive || is_meant_as_model(&path) || has_versions()) {
-                    self.tell(
-                        path,
-                        "a model's name has 1 to 128 of A-Z a-z 0-9 . _ - and does not begin with a dot",
-                    );
+            let name = match stem.unwrap_or_default().to_string_lossy().parse::<ModelName>() {
+                Ok(name) => name,
+                Err(rule) => {
+                    let has_versions =
+                        |path: &Path| self.versions(path).is_ok_and(|versions| !versions.is_empty());
+                    self.leave_out(&entry, &rule, |path| {
+                        is_archive || is_meant_as_model(path) || has_versions(path)
+                    });
+                    continue;
                 }
-                continue;
             };
             let versions = if is_archive {
                 vec![VersionFiles::bare(path)]
@@ -266,30 +269,29 @@ impl Directory {
     }
 
     fn versions(&self, model: &Path) -> Result<Vec<VersionFiles>, RepositoryError> {
-        // Whatever it is: one that is no file must fail when it is read, not be taken for none.
-        let manifest = Some(model.join(MANIFEST)).filter(|path| is_there(path));
+        let described = Description::of(model);
         let mut versions: Vec<_> = self
             .list(model)?
             .iter()
             .filter_map(|entry| {
-                let Some(version) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
-                    if !is_hidden(entry) && holds_version(&entry.path()) {
-                        self.tell(
-                            entry.path(),
-                            "a version's directory is a whole number, without leading zeros",
-                        );
+                let version = match entry.file_name().to_string_lossy().parse() {
+                    Ok(version) => version,
+                    Err(rule) => {
+                        let rule: InvalidVersion = rule;
+                        self.leave_out(entry, &rule, holds_version);
+                        return None;
                     }
-                    return None;
                 };
                 // By the directory's own word where it has one: the entry itself may not be open to us.
                 let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir()) || entry.path().is_dir();
                 is_dir.then(|| VersionFiles {
-                    manifest: manifest.clone(),
-                    ..VersionFiles::in_directory(version, &entry.path())
+                    manifest: described.manifest.clone(),
+                    ..VersionFiles::with_archive(version, &entry.path(), &described.archive)
                 })
             })
             .collect();
         versions.sort_by_key(|files| files.version);
+        self.as_ensemble(model, &described, &mut versions);
         let mut archive: Option<PathBuf> = None;
         for files in &mut versions {
             match archive.as_ref().filter(|_| files.weights.is_some() && !is_there(&files.archive)) {
@@ -297,16 +299,37 @@ impl Directory {
                 None => archive = Some(files.archive.clone()),
             }
         }
-        let versions = versions.into_iter().map(VersionFiles::stamped).collect();
-        Ok(versions)
+        let stamp = described.stamp();
+        Ok(versions.into_iter().map(|files| files.stamped(stamp)).collect())
     }
 
-    fn tell(&self, path: PathBuf, rule: &str) {
-        let mut told = self.told.lock();
-        if told.len() < TOLD && !told.contains(&path) {
-            tracing::warn!(target: "torchlane::models", path = %path.display(), "not looked at: {rule}");
-            told.insert(path);
+    /// An ensemble has no archives: what describes it stands for them. It may have versions, with nothing in them, or none.
+    fn as_ensemble(&self, model: &Path, described: &Description, versions: &mut Vec<VersionFiles>) {
+        let Some(manifest) = &described.manifest else { return };
+        let lacks = |files: &VersionFiles| files.weights.is_none() && !is_there(&files.archive);
+        let may_be = versions.iter().all(lacks) && !is_there(&model.join(ARCHIVE));
+        if !may_be || !described.is_ensemble() {
+            return;
         }
+        if versions.is_empty() {
+            versions.push(VersionFiles::with_archive(Version(1), model, ARCHIVE));
+        }
+        for files in versions {
+            files.archive.clone_from(manifest);
+            files.manifest = Some(manifest.clone());
+        }
+    }
+
+    /// Tells once of what is left out for its name, if it `would_be` something with another. What is hidden is meant to be left
+    /// out: it is still being written, or was put aside.
+    fn leave_out(&self, entry: &fs::DirEntry, rule: &dyn Display, would_be: impl FnOnce(&Path) -> bool) {
+        let (is_hidden, path) = (entry.file_name().as_encoded_bytes().starts_with(b"."), entry.path());
+        let is_told = |told: &HashSet<PathBuf>| told.len() >= TOLD || told.contains(&path);
+        if is_hidden || is_told(&self.told.lock()) || !would_be(&path) {
+            return;
+        }
+        tracing::warn!(target: "torchlane::models", path = %path.display(), "not looked at: {rule}");
+        self.told.lock().insert(path);
     }
 
     fn list(&self, path: &Path) -> Result<Vec<fs::DirEntry>, RepositoryError> {
@@ -321,11 +344,6 @@ fn is_there(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
-/// Meant not to be looked at: still being written, or put aside.
-fn is_hidden(entry: &fs::DirEntry) -> bool {
-    entry.file_name().as_encoded_bytes().starts_with(b".")
-}
-
 /// But for its name it is a version.
 fn holds_version(directory: &Path) -> bool {
     std::iter::once(ARCHIVE).chain(WEIGHTS).any(|file| directory.join(file).is_file())
@@ -333,7 +351,7 @@ fn holds_version(directory: &Path) -> bool {
 
 /// Without a version in it: an archive in the wrong place deserves a word about it, a directory of pictures does not.
 fn is_meant_as_model(directory: &Path) -> bool {
-    [MANIFEST, ARCHIVE].iter().any(|file| directory.join(file).is_file())
+    [MANIFEST, CONFIG, ARCHIVE].iter().any(|file| directory.join(file).is_file())
 }
 
 #[cfg(test)]
@@ -424,6 +442,32 @@ mod tests {
             all,
             expected.map(|(archive, weights, samples)| (archive.into(), weights.map(Into::into), samples))
         );
+    }
+
+    #[test]
+    fn a_config_of_triton_describes_a_model_and_names_its_archives() {
+        let dir = tempfile::tempdir().unwrap();
+        for (file, text) in [
+            ("m/config.pbtxt", "default_model_filename: \"net.ts\""),
+            ("m/1/net.ts", ""),
+            ("m/2/weights.pth", ""),
+            ("m/3/model.pt", ""),
+            ("none/config.pbtxt", ""),
+        ] {
+            let path = dir.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let repository = Directory::open(dir.path()).unwrap();
+        let names: Vec<_> =
+            repository.scan().unwrap().into_iter().map(|found| found.name.to_string()).collect();
+        assert_eq!(names, ["m", "none"]);
+        let found = repository.find(&"m".parse().unwrap()).unwrap().unwrap();
+        let archives = ["m/1/net.ts", "m/1/net.ts", "m/3/net.ts"].map(|path| dir.path().join(path));
+        assert_eq!(found.versions.iter().map(|files| files.archive.clone()).collect::<Vec<_>>(), archives);
+        assert!(found.versions.iter().all(|files| files.manifest == Some(dir.path().join("m/config.pbtxt"))));
+        let alone = VersionFiles::in_directory(Version(1), &dir.path().join("m/1"));
+        assert_eq!(alone.archive, archives[0]);
     }
 
     #[test]

@@ -1,14 +1,19 @@
 //! Where versions of models come from.
 
+mod description;
 mod directory;
 mod kept;
 mod settle;
 mod source;
 mod stamp;
 mod store;
+mod text;
+mod upload;
 
 pub use directory::{Directory, Found, RepositoryError, VersionFiles};
 pub use kept::Kept;
 pub use settle::{Settle, Settled};
 pub use source::Source;
 pub use store::{FetchError, Mirror, MirrorConfig, StoreOptions, problem as store_options_problem};
+pub use text::{MOST_TEXT, read_text};
+pub use upload::{MOST_FILES, Staged, Upload, Uploads};

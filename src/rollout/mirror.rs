@@ -88,6 +88,7 @@ impl Mirror {
             // It is bounded by our patience: a deadline would count among those of callers.
             deadline: None,
             span: tracing::Span::none(),
+            trace: None,
             ..call
         };
         let metrics = self.metrics.clone();

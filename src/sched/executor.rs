@@ -1,6 +1,7 @@
 //! The executors: a fixed set of OS threads that take batches from one queue, whatever model they are for.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -105,6 +106,7 @@ struct RunningPass {
     /// Of the version that runs, which need not be the live one any more.
     version: Option<(Version, Arc<Breaker>)>,
     lead: Lane,
+    requests: usize,
     underway: Option<Underway>,
 }
 
@@ -266,6 +268,17 @@ impl Scheduler {
         drop(state);
         self.shared.wake(wake);
         PendingReply { receiver, waiting: Some((self.shared.clone(), handle)) }
+    }
+
+    /// Requests in the batches that executors run now, by the slots of their models.
+    pub fn running(&self) -> HashMap<SlotId, usize> {
+        let mut requests = HashMap::new();
+        for running in &self.shared.running {
+            if let Some(pass) = &running.lock().pass {
+                *requests.entry(pass.model.id()).or_default() += pass.requests;
+            }
+        }
+        requests
     }
 
     /// What waits and what has run.
@@ -437,7 +450,8 @@ impl Shared {
         let underway = Underway::begin(aheads, takes.map_or(Duration::ZERO, |time| time.mean));
         let (since, lease) = (Instant::now(), model.lease());
         let version = lease.as_ref().map(|lease| (lease.version, lease.breaker.clone()));
-        self.begins(index, RunningPass { since, model, version, lead, underway });
+        let requests = jobs.len();
+        self.begins(index, RunningPass { since, model, version, lead, requests, underway });
         runner::run(jobs, lease);
         self.ends(index);
         let took = since.elapsed();

@@ -13,6 +13,7 @@ mod profile;
 mod queue;
 mod quick;
 mod runner;
+mod statistics;
 
 pub use dispatch::Dispatch;
 pub use executor::{ExecutorConfig, Scheduler, SchedulerSnapshot, StuckPass};
@@ -23,3 +24,4 @@ pub use profile::{Cost, Measured, PassTime, Profile, ProfilePoint, RowClass};
 pub use queue::{Charge, GroupKey, Handle, Popped, QueueConfig, RunQueue, Schedulable};
 pub use quick::{QUICK, Quick, wire_woke};
 pub(crate) use runner::{alone, by_leaf, guarded, rename};
+pub use statistics::{Counts, Failure, Parts, Statistics, Total};

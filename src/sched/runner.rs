@@ -9,14 +9,18 @@ use std::{
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::{Job, padding};
+use super::{
+    Job, padding,
+    statistics::{Answered, Parts},
+};
 use crate::{
     admission::{breaker_open, version_gone},
     backend::{BackendError, Pass, Servable},
     call::{InferReply, Timing},
     error::{Error, LOGGED, Reason, Result, shown},
-    model::{Arg, Binding, NamedTensor},
+    model::{Arg, Binding, NamedTensor, TensorSpec},
     registry::Lease,
+    telemetry::{BatchSpan, Passing, Went},
     tensor::{HostTensor, Joined, TensorError, join, split_rows},
 };
 
@@ -73,21 +77,33 @@ pub(super) fn run(jobs: Vec<Job>, lease: Option<Lease>) {
 
 fn run_together(jobs: Vec<Job>, servable: &Servable) {
     let started = Instant::now();
+    let span = begin_span(&jobs, servable, started);
     let requests: SmallVec<[_; 16]> = jobs
         .iter()
         .map(|job| Request { binding: &job.bound.binding, inputs: &job.bound.call.inputs })
         .collect();
     let outcome = forward(&requests, servable);
     drop(requests);
-    let compute = started.elapsed();
+    let ended = Instant::now();
+    let compute = ended - started;
+    if let Some(span) = span {
+        let rows: usize = jobs.iter().map(|job| job.bound.binding.rows).sum();
+        let went = |ran: &Ran| Went { rows, padded_rows: ran.rows, took: ran.took };
+        span.end(ended, outcome.as_ref().map(went).map_err(|error| error.short.as_str()));
+    }
     match outcome {
-        Ok((answers, rows_run)) => {
+        Ok(Ran { answers, rows: rows_run, took }) => {
             servable.breaker.succeeded(started);
             if let Some(job) = jobs.first() {
                 // Only what went well: the next version is warmed up with it.
                 job.bound.slot.served().record(servable, &job.bound.call.inputs);
             }
             let batch_size = jobs.iter().map(|job| job.bound.binding.rows).sum();
+            let answered = jobs.iter().map(|job| Answered {
+                total: ended - job.bound.call.received,
+                queued: job.queued + started.duration_since(job.submitted),
+            });
+            servable.statistics.ran(batch_size, took, answered);
             if let Some(job) = jobs.first() {
                 job.bound.slot.profile().record(job.bound.class, rows_run, compute);
             }
@@ -127,6 +143,13 @@ fn run_together(jobs: Vec<Job>, servable: &Servable) {
     }
 }
 
+/// For the traced ones of `jobs`; `None` if none is.
+fn begin_span(jobs: &[Job], servable: &Servable, began: Instant) -> Option<BatchSpan> {
+    let model = jobs.first()?.bound.slot.name();
+    let pass = Passing { model, version: servable.version, requests: jobs.len(), began };
+    BatchSpan::begin(jobs.iter().filter_map(|job| job.bound.call.trace.as_deref()), &pass)
+}
+
 /// Whether the version answers inputs as its warm-up had them, zeros, in the shapes of this request: then it was the values of
 /// the request that it threw at. A model that may keep something between passes is not asked: it would keep the zeros.
 fn works(job: &Job, servable: &Servable) -> bool {
@@ -145,7 +168,8 @@ fn works(job: &Job, servable: &Servable) -> bool {
 }
 
 fn timing(job: &Job, started: Instant, compute: Duration, batch_size: usize) -> Timing {
-    Timing { queue: job.queued, batch_wait: started.duration_since(job.submitted), compute, batch_size }
+    let batch_wait = started.duration_since(job.submitted);
+    Timing { queue: job.queued, batch_wait, compute, batch_size, from_cache: false }
 }
 
 /// Runs one request that nobody waits for, in the way of all requests, and returns all outputs.
@@ -155,9 +179,8 @@ fn timing(job: &Job, started: Instant, compute: Duration, batch_size: usize) -> 
 pub(crate) fn alone(servable: &Servable, inputs: &[NamedTensor]) -> Result<Vec<NamedTensor>, String> {
     let binding = Binding::new(&servable.signature, inputs, servable.max_batch)
         .map_err(|error| error.message().to_owned())?;
-    let (answers, _) =
-        forward(&[Request { binding: &binding, inputs }], servable).map_err(|error| error.short)?;
-    Ok(answers.into_iter().next().unwrap_or_default())
+    let ran = forward(&[Request { binding: &binding, inputs }], servable).map_err(|error| error.short)?;
+    Ok(ran.answers.into_iter().next().unwrap_or_default())
 }
 
 /// One of the requests of a batch.
@@ -167,15 +190,22 @@ struct Request<'a> {
     inputs: &'a [NamedTensor],
 }
 
-/// One list of outputs for each request, and the rows of the pass with what was added to them.
-fn forward(
-    requests: &[Request<'_>],
-    servable: &Servable,
-) -> Result<(Vec<Vec<NamedTensor>>, usize), BackendError> {
+/// A pass that went well.
+#[derive(Default)]
+struct Ran {
+    /// One list of outputs for each request.
+    answers: Vec<Vec<NamedTensor>>,
+    /// Rows, with what was added to fill them up.
+    rows: usize,
+    took: Parts<Duration>,
+}
+
+fn forward(requests: &[Request<'_>], servable: &Servable) -> Result<Ran, BackendError> {
     let Some(Binding { args, leaves: inputs, key, .. }) = requests.first().map(|request| request.binding)
     else {
-        return Ok((Vec::new(), 0));
+        return Ok(Ran::default());
     };
+    let began = Instant::now();
     let cannot = |error: TensorError| BackendError::new(error.to_string());
     let bindings = requests.iter().map(|request| request.binding);
     let sizes = padding::sizes(bindings.clone());
@@ -200,7 +230,9 @@ fn forward(
     };
     let args = by_leaf(args, inputs);
     let pass = Pass { args: &args, leaves, share_memory: servable.effect_free };
+    let joined = Instant::now();
     let whole = guarded(servable, pass)?;
+    let inferred = Instant::now();
     let named = rename(whole, servable)?;
     let mut answers = if requests.len() == 1 && run == real {
         vec![named]
@@ -216,7 +248,8 @@ fn forward(
             }
         }
     }
-    Ok((answers, run))
+    let took = Parts { input: joined - began, infer: inferred - joined, output: inferred.elapsed() };
+    Ok(Ran { answers, rows: run, took })
 }
 
 /// One list of outputs for each of the first `wanted` of `rows`.
@@ -249,11 +282,12 @@ pub(crate) fn rename(
     servable: &Servable,
 ) -> Result<Vec<NamedTensor>, BackendError> {
     let signature = &servable.signature;
+    if signature.drops_extra_outputs() {
+        drop_extra(&mut results, signature.outputs());
+    }
     if signature.outputs_declared() && results.len() != signature.outputs().len() {
         let (declared, got) = (signature.outputs().len(), results.len());
-        return Err(BackendError::new(format!(
-            "model.toml declares {declared} outputs, the model returned {got}"
-        )));
+        return Err(BackendError::new(format!("{declared} outputs are declared, the model returned {got}")));
     }
     for (position, result) in results.iter_mut().enumerate() {
         let name = signature.output_name(position, &result.name);
@@ -262,6 +296,14 @@ pub(crate) fn rename(
         }
     }
     Ok(results)
+}
+
+/// Leaves out what is not declared: of a dict the other keys, else what stands after the last declared result.
+fn drop_extra(results: &mut Vec<NamedTensor>, declared: &[TensorSpec]) {
+    let is_declared = |result: &NamedTensor| declared.iter().any(|output| *output.name == *result.name);
+    // By place a result is called `output_0` and so on: any other name that is declared is a key.
+    let by_key = results.iter().any(|result| !result.name.starts_with("output_") && is_declared(result));
+    if by_key { results.retain(is_declared) } else { results.truncate(declared.len()) }
 }
 
 /// Arguments in which tensors are numbered in the order of the pass, not of the request.

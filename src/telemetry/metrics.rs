@@ -1,26 +1,38 @@
 //! The catalogue of metrics. `docs/metrics.md` lists the same, and a test holds the two together.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    encoding::{
+        EncodeLabelSet,
+        text::{encode_eof, encode_registry},
+    },
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::{Registry, Unit},
 };
 
-use super::{ResidencyMetrics, RolloutMetrics, StoreMetrics};
+use super::{
+    CacheMetrics, Recent, Refusals, ResidencyMetrics, RolloutMetrics, SpanMetrics, StoreMetrics,
+    requests::{ModelLabel, RequestMetrics, Sample},
+    triton,
+};
 use crate::{
     admission::{Forecaster, Limiter, Pressure, Tenants},
     lifecycle::{Change, ModelEvent, Phases},
-    model::{Lane, Version},
+    model::Lane,
     residency::Memory,
+    response_cache::ResponseCache,
     sched::Scheduler,
 };
 
 /// Every metric: name as scraped, type, labels.
 pub const CATALOGUE: &[(&str, &str, &str)] = &[
     ("torchlane_requests_total", "counter", "model, version, lane, outcome"),
+    ("torchlane_refusals_total", "counter", "door, reason"),
     ("torchlane_request_duration_seconds", "histogram", "model, version, lane, outcome"),
     ("torchlane_queue_duration_seconds", "histogram", "model, version, lane, outcome"),
     ("torchlane_batch_wait_duration_seconds", "histogram", "model, version, lane, outcome"),
@@ -57,21 +69,14 @@ pub const CATALOGUE: &[(&str, &str, &str)] = &[
     ("torchlane_residency_misses_total", "counter", "result"),
     ("torchlane_residency_wait_seconds", "histogram", ""),
     ("torchlane_residency_thrash", "gauge", ""),
+    ("torchlane_response_cache_lookups_total", "counter", "model, result"),
+    ("torchlane_response_cache_insertions_total", "counter", "model, result"),
+    ("torchlane_response_cache_evictions_total", "counter", "model, cause"),
+    ("torchlane_response_cache_bytes", "gauge", ""),
+    ("torchlane_response_cache_entries", "gauge", ""),
+    ("torchlane_spans_total", "counter", "result"),
     ("torchlane_build_info", "gauge", "version"),
 ];
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RequestLabels {
-    model: String,
-    version: String,
-    lane: &'static str,
-    outcome: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ModelLabel {
-    model: String,
-}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StageLabels {
@@ -136,76 +141,23 @@ struct BuildLabels {
     version: &'static str,
 }
 
-/// One finished request.
-#[derive(Debug, Clone)]
-pub struct Sample<'a> {
-    /// Empty where no such model exists: names that callers make up must not become series.
-    pub model: &'a str,
-    /// The one that ran.
-    pub version: Option<Version>,
-    /// Its lane.
-    pub lane: Lane,
-    /// `ok`, or the reason of the error.
-    pub outcome: &'static str,
-    /// From decoded to answered.
-    pub total: Duration,
-    /// Queue, batch wait, compute and batch size, where it ran.
-    pub ran: Option<crate::call::Timing>,
-}
-
-/// Where the requests of one kind are counted: found once, not five times a request.
-#[derive(Debug)]
-struct Series {
-    requests: Counter,
-    total: Histogram,
-    /// Kinds that never run (refusals) have none.
-    ran: Option<Ran>,
-}
-
-#[derive(Debug)]
-struct Ran {
-    queue: Histogram,
-    batch_wait: Histogram,
-    compute: Histogram,
-    batch_size: Histogram,
-}
-
-impl Series {
-    fn count(&self, sample: &Sample<'_>) {
-        self.requests.inc();
-        self.total.observe(sample.total.as_secs_f64());
-        if let (Some(series), Some(timing)) = (&self.ran, sample.ran) {
-            series.queue.observe(timing.queue.as_secs_f64());
-            series.batch_wait.observe(timing.batch_wait.as_secs_f64());
-            series.compute.observe(timing.compute.as_secs_f64());
-            series.batch_size.observe(timing.batch_size as f64);
-        }
-    }
-}
-
-/// By version, lane and outcome.
-type Kinds = HashMap<(Option<Version>, Lane, &'static str), Series>;
-
 /// All metrics of a server.
 #[derive(Debug)]
 pub struct Metrics {
     /// Of rollouts.
     pub rollouts: RolloutMetrics,
+    /// Of spans.
+    pub spans: SpanMetrics,
+    /// Of what was refused before it was a request.
+    pub refusals: Refusals,
     registry: Registry,
-    requests: Family<RequestLabels, Counter>,
-    total: Family<RequestLabels, Histogram>,
-    queue: Family<RequestLabels, Histogram>,
-    batch_wait: Family<RequestLabels, Histogram>,
-    compute: Family<RequestLabels, Histogram>,
-    batch_size: Family<ModelLabel, Histogram>,
+    requests: RequestMetrics,
     depth: Family<StageLabels, Gauge>,
     in_flight: Family<LaneLabel, Gauge>,
     reloads: Family<ReloadLabels, Counter>,
     phases: Family<PhaseLabels, Gauge<f64, std::sync::atomic::AtomicU64>>,
     info: Family<InfoLabels, Gauge>,
     busy: Family<ExecutorLabel, Counter<f64, std::sync::atomic::AtomicU64>>,
-    /// By model.
-    series: RwLock<HashMap<String, Kinds>>,
     live: Mutex<HashMap<String, InfoLabels>>,
     breakers: Family<ModelLabel, Gauge>,
     healthy: Gauge,
@@ -219,7 +171,11 @@ pub struct Metrics {
     store: StoreMetrics,
     /// What is in memory, and who waits for what is not.
     pub residency: ResidencyMetrics,
+    /// Answers that are kept.
+    pub cache: CacheMetrics,
     sources: Mutex<Option<Sources>>,
+    recent: OnceLock<Recent>,
+    triton_names: bool,
 }
 
 /// What is read at each scrape.
@@ -239,6 +195,8 @@ pub struct Sources {
     pub pressure: Arc<Pressure>,
     /// What is loaded.
     pub memory: Arc<Memory>,
+    /// Answers that are kept, if any are.
+    pub cache: Option<Arc<ResponseCache>>,
     /// Loader threads that are held by loads that do not end.
     pub stuck_loads: Arc<std::sync::atomic::AtomicUsize>,
 }
@@ -246,36 +204,20 @@ pub struct Sources {
 /// Sizes of passes that are shown for a model: those that ran most.
 const PROFILE_SERIES: usize = 24;
 
-/// 100 µs to 60 s, about three to a decade.
-fn durations() -> Histogram {
-    Histogram::new([
-        0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
-        10.0, 30.0, 60.0,
-    ])
-}
-
-fn sizes() -> Histogram {
-    Histogram::new([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0])
-}
-
 impl Default for Metrics {
     fn default() -> Self {
         let mut metrics = Self {
             rollouts: RolloutMetrics::default(),
+            spans: SpanMetrics::default(),
+            refusals: Refusals::default(),
             registry: Registry::with_prefix("torchlane"),
-            requests: Family::default(),
-            total: Family::new_with_constructor(durations),
-            queue: Family::new_with_constructor(durations),
-            batch_wait: Family::new_with_constructor(durations),
-            compute: Family::new_with_constructor(durations),
-            batch_size: Family::new_with_constructor(sizes),
+            requests: RequestMetrics::default(),
             depth: Family::default(),
             in_flight: Family::default(),
             reloads: Family::default(),
             phases: Family::default(),
             info: Family::default(),
             busy: Family::default(),
-            series: RwLock::default(),
             live: Mutex::default(),
             breakers: Family::default(),
             healthy: Gauge::default(),
@@ -288,31 +230,14 @@ impl Default for Metrics {
             profile: Family::default(),
             store: StoreMetrics::default(),
             residency: ResidencyMetrics::default(),
+            cache: CacheMetrics::default(),
             sources: Mutex::default(),
+            recent: OnceLock::new(),
+            triton_names: false,
         };
         let r = &mut metrics.registry;
-        r.register("requests", "Requests answered or refused", metrics.requests.clone());
-        let seconds = Unit::Seconds;
-        r.register_with_unit(
-            "request_duration",
-            "From decoded request to answer",
-            seconds,
-            metrics.total.clone(),
-        );
-        r.register_with_unit("queue_duration", "Waiting to be let in", Unit::Seconds, metrics.queue.clone());
-        r.register_with_unit(
-            "batch_wait_duration",
-            "Waiting for an executor",
-            Unit::Seconds,
-            metrics.batch_wait.clone(),
-        );
-        r.register_with_unit(
-            "compute_duration",
-            "Executor time of the batch",
-            Unit::Seconds,
-            metrics.compute.clone(),
-        );
-        r.register("batch_size", "Items in the batch of a request", metrics.batch_size.clone());
+        metrics.requests.register(r);
+        metrics.refusals.register(r);
         r.register(
             "queue_depth",
             "Requests that wait, for a ticket (admission) or an executor (scheduler)",
@@ -374,18 +299,42 @@ impl Default for Metrics {
         );
         metrics.store.register(r);
         metrics.residency.register(r);
+        metrics.cache.register(r);
         let build = Family::<BuildLabels, Gauge>::default();
         build.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
         metrics.rollouts.register(r);
+        metrics.spans.register(r);
         r.register("build_info", "1 for the version of torchlane", build);
         metrics
     }
 }
 
 impl Metrics {
+    /// With what Triton has of it too, by Triton's names.
+    #[must_use]
+    pub fn with_triton_names(mut self, triton_names: bool) -> Self {
+        self.triton_names = triton_names;
+        self
+    }
+
     /// Where queue depths, busy times and profiles are read at each scrape.
     pub fn attach(&self, sources: Sources) {
         *self.sources.lock() = Some(sources);
+    }
+
+    /// What [`Metrics::attach`] gave.
+    pub fn sources(&self) -> Option<Sources> {
+        self.sources.lock().clone()
+    }
+
+    /// From now on the last minute is kept second by second.
+    pub fn keep_recent(&self) {
+        let _begun = self.recent.get_or_init(Recent::default);
+    }
+
+    /// The last minute, if it is kept.
+    pub fn recent(&self) -> Option<&Recent> {
+        self.recent.get()
     }
 
     /// Downloads and their cache.
@@ -400,35 +349,10 @@ impl Metrics {
 
     /// Counts a finished request.
     pub fn request(&self, sample: Sample<'_>) {
-        let kind = (sample.version, sample.lane, sample.outcome);
-        if let Some(series) = self.series.read().get(sample.model).and_then(|kinds| kinds.get(&kind)) {
-            series.count(&sample);
-            return;
+        if let Some(recent) = self.recent.get() {
+            recent.note(sample.lane, (sample.outcome == "ok").then_some(sample.total));
         }
-        let series = self.make_series(&sample);
-        series.count(&sample);
-        self.series.write().entry(sample.model.to_owned()).or_default().insert(kind, series);
-    }
-
-    fn make_series(&self, sample: &Sample<'_>) -> Series {
-        let model = sample.model.to_owned();
-        let labels = RequestLabels {
-            model: model.clone(),
-            version: sample.version.map(|version| version.to_string()).unwrap_or_default(),
-            lane: sample.lane.as_str(),
-            outcome: sample.outcome,
-        };
-        let ran = sample.ran.is_some().then(|| Ran {
-            queue: self.queue.get_or_create(&labels).clone(),
-            batch_wait: self.batch_wait.get_or_create(&labels).clone(),
-            compute: self.compute.get_or_create(&labels).clone(),
-            batch_size: self.batch_size.get_or_create(&ModelLabel { model }).clone(),
-        });
-        Series {
-            requests: self.requests.get_or_create(&labels).clone(),
-            total: self.total.get_or_create(&labels).clone(),
-            ran,
-        }
+        self.requests.count(&sample);
     }
 
     /// Notes a change of a model.
@@ -475,14 +399,27 @@ impl Metrics {
         self.refresh();
         let mut text = String::new();
         // Writing to a String cannot fail.
-        let _infallible = encode(&mut text, &self.registry);
+        let _infallible = encode_registry(&mut text, &self.registry);
+        if let Some(sources) = self.sources.lock().as_ref().filter(|_| self.triton_names) {
+            triton::encode(&mut text, &sources.models, &sources.scheduler);
+        }
+        let _infallible = encode_eof(&mut text);
         text
     }
 
     fn refresh(&self) {
         let sources = self.sources.lock();
-        let Some(Sources { limiter, scheduler, models, tenants, forecaster, pressure, memory, stuck_loads }) =
-            sources.as_ref()
+        let Some(Sources {
+            limiter,
+            scheduler,
+            models,
+            tenants,
+            forecaster,
+            pressure,
+            memory,
+            cache,
+            stuck_loads,
+        }) = sources.as_ref()
         else {
             return;
         };
@@ -518,6 +455,7 @@ impl Metrics {
             counter.inc_by((compute.as_secs_f64() - counter.get()).max(0.0));
         }
         self.residency.read(memory.snapshot());
+        self.cache.read(cache.as_deref());
         self.pressure_level.set(count(Some(&pressure.level())));
         for (resource, ratio) in pressure.ratios() {
             self.pressure.get_or_create(&ResourceLabel { resource: resource.as_str() }).set(ratio);
@@ -547,7 +485,10 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::model::Version;
 
     #[test]
     fn the_catalogue_is_what_is_registered_and_what_is_documented() {
@@ -559,6 +500,7 @@ mod tests {
             outcome: "ok",
             total: Duration::from_millis(1),
             ran: Some(crate::call::Timing { batch_size: 1, ..Default::default() }),
+            trace: None,
         });
         // A family without a member is not written.
         let model = || "m".to_owned();
@@ -575,6 +517,7 @@ mod tests {
         metrics.profile.get_or_create(&ProfileLabels { model: model(), row_bytes: 1, rows: 1 }).set(1.0);
         metrics.store.received("s3", 1);
         metrics.store.fetched("s3", "ok", Duration::ZERO);
+        let _zeros = metrics.cache.of("m");
         metrics.rollouts.fill();
         let text = metrics.encode();
         let registered: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();

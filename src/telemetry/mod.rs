@@ -1,20 +1,33 @@
-//! What can be seen from outside: metrics, the access log, tracing.
+//! What can be seen from outside: metrics, the access log, traces.
 
 mod access;
 mod logging;
 mod metrics;
+mod recent;
 mod record;
+mod refusals;
+mod requests;
 mod residency;
+mod response_cache;
 mod rollouts;
 mod samples;
+mod spans;
 mod store;
+mod trace;
+mod triton;
 
 pub use access::{AccessLog, AccessPolicy};
 pub(crate) use logging::filter;
-pub use logging::{LogFormat, init_logging};
+pub use logging::{LogFilter, LogFormat, init_logging};
 pub use metrics::{CATALOGUE, Metrics, Sources};
+pub use recent::{Minute, Moment, Recent};
 pub use record::{Record, RecordLayer};
+pub use refusals::{Door, Refusals};
 pub use residency::ResidencyMetrics;
+pub use response_cache::{CacheCounts, CacheMetrics};
 pub use rollouts::RolloutMetrics;
 pub use samples::{SampleLayer, SampleSettings, Sampled, Sampler};
+pub use spans::SpanMetrics;
 pub use store::StoreMetrics;
+pub(crate) use trace::{BatchSpan, Passing, Went};
+pub use trace::{ReloadEnd, RequestTrace, Sampling, TelemetrySettings, TraceError, TraceRate, Traces};

@@ -1,4 +1,4 @@
-//! Counts and logs every request, whatever becomes of it.
+//! Counts, logs and traces every request, whatever becomes of it.
 
 use std::{
     pin::Pin,
@@ -10,12 +10,18 @@ use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tower::{Layer, Service};
 
-use super::{AccessLog, Metrics, metrics::Sample};
+use super::{
+    AccessLog, Metrics,
+    requests::Sample,
+    trace::{RequestEnd, RequestSpan, Traces},
+};
 use crate::{
     call::{DecidedLane, InferCall, InferReply, Timing},
     error::{Error, LOGGED, Reason, shown},
     loader::Pace,
     model::{Lane, Version},
+    registry::Registry,
+    sched::Failure,
 };
 
 /// Puts a [`Record`] around a service.
@@ -24,12 +30,21 @@ pub struct RecordLayer {
     metrics: Arc<Metrics>,
     access: Arc<AccessLog>,
     pace: Arc<Pace>,
+    registry: Arc<Registry>,
+    traces: Option<Arc<Traces>>,
 }
 
 impl RecordLayer {
-    /// Counts in `metrics`, writes to `access`, and tells `pace` how requests fare.
-    pub fn new(metrics: Arc<Metrics>, access: Arc<AccessLog>, pace: Arc<Pace>) -> Self {
-        Self { metrics, access, pace }
+    /// Counts in `metrics`, writes to `access`, tells `pace` how requests fare, and the versions in `registry` which of theirs
+    /// got no answer; some are written down in `traces`.
+    pub fn new(
+        metrics: Arc<Metrics>,
+        access: Arc<AccessLog>,
+        pace: Arc<Pace>,
+        registry: Arc<Registry>,
+        traces: Option<Arc<Traces>>,
+    ) -> Self {
+        Self { metrics, access, pace, registry, traces }
     }
 }
 
@@ -60,8 +75,9 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, call: InferCall) -> Self::Future {
+    fn call(&mut self, mut call: InferCall) -> Self::Future {
         let entry = Entry {
+            span: self.to.traces.as_ref().and_then(|traces| RequestSpan::begin(traces, &mut call)),
             to: self.to.clone(),
             request_id: call.request_id.clone(),
             model: call.model.clone(),
@@ -70,7 +86,7 @@ where
             decided: call.decided.clone(),
             received: call.received,
             version: None,
-            outcome: Reason::Cancelled.as_str(),
+            failed: Some(Reason::Cancelled),
             timing: None,
             error: None,
         };
@@ -98,12 +114,12 @@ where
         let result = ready!(this.inner.poll(cx));
         match &result {
             Ok(reply) => {
-                this.entry.outcome = "ok";
+                this.entry.failed = None;
                 this.entry.version = Some(reply.version);
                 this.entry.timing = Some(reply.timing);
             }
             Err(error) => {
-                this.entry.outcome = error.reason().as_str();
+                this.entry.failed = Some(error.reason());
                 this.entry.error = Some(error.message().to_owned());
                 if error.reason() == Reason::UnknownModel {
                     this.entry.model.clear();
@@ -123,19 +139,33 @@ struct Entry {
     decided: DecidedLane,
     received: Instant,
     version: Option<Version>,
-    outcome: &'static str,
+    failed: Option<Reason>,
     timing: Option<Timing>,
     error: Option<String>,
+    span: Option<Box<RequestSpan>>,
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
         let total = self.received.elapsed();
-        if self.timing.is_some() {
-            self.to.pace.served(total);
+        match self.failed {
+            None => {
+                // How loads disturb requests is not told by those that waited for nothing.
+                if self.timing.is_some_and(|timing| !timing.from_cache) {
+                    self.to.pace.served(total);
+                }
+            }
+            // Which version it would have been is not always known: the live one stands for them.
+            Some(reason) => {
+                if let Some(lease) = self.to.registry.get(&self.model).and_then(|slot| slot.lease()) {
+                    lease.statistics.failed(total, Failure::of(reason));
+                }
+            }
         }
+        let outcome = self.failed.map_or("ok", Reason::as_str);
         let lane = self.decided.get().or(self.asked).unwrap_or(Lane::Normal);
-        if let Some(suppressed) = self.to.access.admit(self.outcome == "ok") {
+        let trace = self.span.as_ref().map(|span| span.trace_id());
+        if let Some(suppressed) = self.to.access.admit(self.failed.is_none()) {
             let timing = self.timing.unwrap_or_default();
             tracing::info!(
                 target: "torchlane::access",
@@ -144,12 +174,13 @@ impl Drop for Entry {
                 version = self.version.map(|version| version.0),
                 lane = lane.as_str(),
                 tenant = shown(&self.tenant, LOGGED),
-                outcome = self.outcome,
+                outcome,
                 queue_us = micros(timing.queue),
                 batch_wait_us = micros(timing.batch_wait),
                 compute_us = micros(timing.compute),
                 total_us = micros(total),
                 batch_size = timing.batch_size,
+                trace_id = trace.map(tracing::field::display),
                 suppressed,
                 error = self.error,
             );
@@ -158,10 +189,23 @@ impl Drop for Entry {
             model: &self.model,
             version: self.version,
             lane,
-            outcome: self.outcome,
+            outcome,
             total,
-            ran: self.timing,
+            ran: self.timing.filter(|timing| !timing.from_cache),
+            trace,
         });
+        if let Some(span) = self.span.take() {
+            span.end(&RequestEnd {
+                request_id: &self.request_id,
+                model: &self.model,
+                version: self.version,
+                lane,
+                tenant: &self.tenant,
+                outcome,
+                error: self.error.as_deref().or(self.failed.map(Reason::as_str)),
+                timing: self.timing,
+            });
+        }
     }
 }
 

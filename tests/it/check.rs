@@ -182,7 +182,9 @@ async fn a_load_that_does_not_end_is_left_behind() {
     fs::rename(dir.path().join("m/2"), dir.path().join("later")).unwrap();
     fs::write(dir.path().join("m/model.toml"), "[warmup]\nshapes = [{x = [1]}]").unwrap();
     let server = Server::fake(dir.path(), |settings| {
-        settings.loader.time_limit = Duration::from_millis(150);
+        // Enough for a load that ends, also where the machine has other work.
+        settings.loader.time_limit = Duration::from_secs(1);
+        settings.loader.patience = Duration::ZERO;
         settings.loader.spare = 1;
     });
     let mut client = server.ready().await;
@@ -190,7 +192,7 @@ async fn a_load_that_does_not_end_is_left_behind() {
     let status = client.reload_model(reload("m", 2)).await.unwrap_err();
     assert_eq!(reason(&status), "LOAD_FAILED");
     let text = status.message();
-    assert!(text.starts_with("warm-up failed: it did not end within 150ms (loader.time_limit)"), "{text}");
+    assert!(text.starts_with("warm-up failed: it did not end within 1s (loader.time_limit)"), "{text}");
     assert_eq!((times(&mut client).await, model(&mut client).await.last_error.as_str()), (2.0, text));
     let stuck = |count: u32| format!("torchlane_loader_threads_stuck {count}\n");
     assert!(server.get("/metrics").await.1.contains(&stuck(1)));

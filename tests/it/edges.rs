@@ -9,7 +9,7 @@ use torchlane::proto::{self, ModelState, infer_stream_response};
 
 use super::{
     fake::{reload, repository, version},
-    server::{Client, Server, f32s, reason, request},
+    server::{Client, Server, f32s, reason, request, until},
 };
 
 fn one(model: &str) -> proto::InferRequest {
@@ -331,15 +331,4 @@ async fn listed(client: &mut Client) -> Vec<proto::Model> {
 async fn state(client: &mut Client, model: &str) -> ModelState {
     let request = proto::GetModelRequest { model: model.into() };
     client.get_model(request).await.map(|model| model.into_inner().state()).unwrap_or_default()
-}
-
-/// Asks again until it is so, for at most 20 s.
-async fn until(mut so: impl AsyncFnMut() -> bool) {
-    for _ in 0..2000 {
-        if so().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("it did not come to that");
 }

@@ -71,7 +71,7 @@ async fn bad_requests_get_their_own_errors_before_anything_runs() {
             "UNKNOWN_VERSION",
             tonic::Code::NotFound,
         ),
-        (request("m", vec![f32s("z", &[1, 2], &[1.0, 2.0])]), "MISSING_INPUT", tonic::Code::InvalidArgument),
+        (request("m", vec![f32s("z", &[1, 2], &[1.0, 2.0])]), "UNKNOWN_INPUT", tonic::Code::InvalidArgument),
         (request("m", vec![good(), f32s("z", &[1], &[1.0])]), "UNKNOWN_INPUT", tonic::Code::InvalidArgument),
         (request("m", vec![good(), good()]), "DUPLICATE_INPUT", tonic::Code::InvalidArgument),
         (request("m", vec![]), "MISSING_INPUT", tonic::Code::InvalidArgument),

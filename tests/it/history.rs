@@ -1,12 +1,10 @@
 //! What is remembered of changes.
 
-use std::time::Duration;
-
 use torchlane::proto::{self, ModelChange};
 
 use super::{
     fake::{reload, repository, version},
-    server::{Client, Server},
+    server::{Client, Server, until},
 };
 
 async fn last(client: &mut Client, model: &str, limit: u32) -> Vec<ModelChange> {
@@ -70,13 +68,7 @@ async fn every_change_is_written_down_and_survives_a_restart() {
     // Moved away, as log rotation does: what follows is in a new one. Of the start, what came to `m` and `other` comes first.
     let lines = || std::fs::read_to_string(&log).unwrap().lines().count();
     let written = 6 + (again.len() - 5) + 1;
-    for _ in 0..2000 {
-        if lines() == written {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    assert_eq!(lines(), written);
+    until(async || lines() == written).await;
     std::fs::rename(&log, dir.path().join("audit.1")).unwrap();
     client.reload_model(reload("m", 2)).await.unwrap();
     tokio::task::spawn_blocking(|| server.join()).await.unwrap();

@@ -12,17 +12,30 @@
 
 mod batching;
 mod check;
+mod client;
+mod console;
+mod docs;
 mod edges;
+mod ensemble;
 mod fake;
 mod history;
 mod integrity;
+mod oip;
+#[cfg(feature = "torch")]
+mod read_digits;
+mod refusals;
 mod residency;
+mod response_cache;
 mod rollout;
 mod server;
+mod settings;
 mod store;
 mod tidy;
 #[cfg(feature = "torch")]
 mod torch;
+mod traces;
+mod triton;
 mod trouble;
+mod uploads;
 mod watching;
 mod weights;

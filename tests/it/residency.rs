@@ -23,7 +23,7 @@ use torchlane::{
 
 use super::{
     fake::{reload, repository, version},
-    server::{Client, HealthClient, Server, f32s, floats, reason, request, serving},
+    server::{Client, HealthClient, Server, f32s, floats, reason, request, serving, until},
 };
 
 /// A lazy server with room for so many bytes.
@@ -54,16 +54,6 @@ async fn metric(server: &Server, name: &str) -> f64 {
     let (_, text) = server.get("/metrics").await;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("no {name}")).parse().unwrap()
-}
-
-async fn until(mut so: impl AsyncFnMut() -> bool) {
-    for _ in 0..2000 {
-        if so().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("it did not come to that");
 }
 
 fn load_as(repository: &Path, model: &str, load: &str) {

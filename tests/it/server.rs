@@ -149,3 +149,14 @@ pub async fn refused(client: &mut Client, request: proto::InferRequest) -> (Stri
     let status = client.infer(request).await.expect_err("was not refused");
     (reason(&status), status)
 }
+
+/// Asks again until it is so, for at most 20 s.
+pub async fn until(mut so: impl AsyncFnMut() -> bool) {
+    for _ in 0..2000 {
+        if so().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("it did not come to that");
+}

@@ -72,6 +72,43 @@ fn names(answer: &proto::InferResponse) -> Vec<&str> {
 }
 
 #[tokio::test]
+async fn models_of_a_triton_repository_get_tensors_by_their_names_there() {
+    let dir = archives(&["add_two", "dict_io"]);
+    let config = |name: &str, text: &str| {
+        manifest(dir.path(), name, "");
+        fs::rename(dir.path().join(name).join("model.toml"), dir.path().join(name).join("config.pbtxt"))
+            .unwrap();
+        fs::write(dir.path().join(name).join("config.pbtxt"), text).unwrap();
+    };
+    config(
+        "add_two",
+        "platform: 'pytorch_libtorch' max_batch_size: 4
+         input [ { name: 'INPUT__0' data_type: TYPE_FP32 dims: 2 }, { name: 'INPUT__1' data_type: TYPE_FP32 dims: 2 } ]
+         output [ { name: 'OUTPUT__0' data_type: TYPE_FP32 dims: 2 } ]",
+    );
+    config(
+        "dict_io",
+        "backend: 'pytorch'
+         input [ { name: 'left' data_type: TYPE_FP32 dims: 1 }, { name: 'right' data_type: TYPE_FP32 dims: 1 } ]
+         output { name: 'difference' data_type: TYPE_FP32 dims: 1 }",
+    );
+    let server = start(dir.path());
+    let mut client = server.ready().await;
+    let pair = vec![f32s("INPUT__1", &[1, 2], &[10.0, 20.0]), f32s("INPUT__0", &[1, 2], &[1.0, 2.0])];
+    let answer = infer(&mut client, "add_two", pair).await;
+    assert_eq!((names(&answer), floats(&answer.outputs[0])), (vec!["OUTPUT__0"], vec![11.0, 22.0]));
+    let answer =
+        infer(&mut client, "dict_io", vec![f32s("right", &[1], &[1.0]), f32s("left", &[1], &[3.0])]).await;
+    assert_eq!(
+        (names(&answer), floats(&answer.outputs[0])),
+        (vec!["difference"], vec![2.0]),
+        "the sum is not wanted"
+    );
+    let (reason, _) = refused(&mut client, request("dict_io", vec![f32s("left", &[1], &[3.0])])).await;
+    assert_eq!(reason, "MISSING_INPUT");
+}
+
+#[tokio::test]
 async fn digits_are_recognised_by_both_versions() {
     let server = start(Path::new("models"));
     let mut client = server.ready().await;

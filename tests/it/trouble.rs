@@ -16,7 +16,7 @@ use torchlane::{
 use super::{
     edges::{INFER, call},
     fake::repository,
-    server::{HealthClient, Server, f32s, reason, request, serving},
+    server::{HealthClient, Server, f32s, reason, request, serving, until},
 };
 
 fn one(model: &str, value: f32) -> proto::InferRequest {
@@ -314,14 +314,4 @@ async fn a_message_counts_until_it_is_answered_and_its_caller_is_there() {
         open.next().await.unwrap().unwrap();
     }
     assert_eq!(bytes().await, 0.0);
-}
-
-async fn until(mut so: impl AsyncFnMut() -> bool) {
-    for _ in 0..2000 {
-        if so().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("it did not come to that");
 }

@@ -1,11 +1,13 @@
-"""Writes TorchScript archives that are the same bytes on every machine.
+"""Writes TorchScript archives, and samples for them, that are the same bytes on every machine.
 
 `torch.jit.save` also stores, for each operator, the path of the Python file it came from. Those paths differ
 from machine to machine and are of no use to a server, so they are left out.
 """
 
 import io
+import json
 import os
+import struct
 import sys
 from pathlib import Path
 
@@ -43,3 +45,25 @@ def save(module: torch.jit.ScriptModule, path: Path) -> None:
         writer.write_record(name, record, len(record))
     writer.write_end_of_file()
     torch.jit.load(str(path))
+
+
+def save_samples(samples: list[dict[str, torch.Tensor]], path: Path) -> None:
+    """Writes `samples.safetensors`: each sample has its tensors as `input:NAME` and `output:NAME`.
+
+    The format is simple enough not to need its library: a length, a header in JSON, the bytes.
+    """
+    names = {torch.uint8: "U8", torch.int64: "I64", torch.float32: "F32"}
+    header, data = {}, b""
+    for number, sample in enumerate(samples):
+        for name, tensor in sample.items():
+            raw = tensor.numpy().tobytes()
+            header[f"{number}/{name}"] = {
+                "dtype": names[tensor.dtype],
+                "shape": list(tensor.shape),
+                "data_offsets": [len(data), len(data) + len(raw)],
+            }
+            data += raw
+    # The tensors must begin at a multiple of 8 bytes.
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)

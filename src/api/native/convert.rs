@@ -1,44 +1,28 @@
 //! Messages of inference to domain types and back. Payload bytes are not copied: `raw` stays where HTTP/2 put it.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
-};
-
-use tokio::time::Instant;
-use tonic::metadata::MetadataMap;
-
 use crate::{
+    api::arrival::{Arrival, fresh_id, span, version},
     call::{DecidedLane, Headers, InferCall, InferReply, Purpose},
-    error::{Error, LOGGED, Reason, Result, shown},
-    model::{Lane, NamedTensor, VersionWish},
+    error::{Error, Reason, Result, shown},
+    model::{Lane, NamedTensor},
     proto,
     tensor::{DType, HostTensor, TensorError, TypedData, encode_typed},
 };
 
 /// How the answer is to be written.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct AnswerForm {
+pub(in crate::api) struct AnswerForm {
     /// Typed lists instead of raw bytes.
     pub(super) typed: bool,
 }
 
-/// Decodes a request. `metadata` gives what the message leaves open.
-pub(super) fn infer_call(
+/// Decodes a request. Its headers give what the message leaves open.
+pub(in crate::api) fn infer_call(
     request: proto::InferRequest,
-    metadata: &MetadataMap,
-    deadline: Option<Instant>,
+    arrival: &Arrival,
 ) -> Result<(InferCall, AnswerForm)> {
-    let received = Instant::now();
-    let lane = lane(request.priority, metadata)?;
-    let version = VersionWish::parse(&request.version).ok_or_else(|| {
-        let shown = shown(&request.version, 32);
-        Error::new(
-            Reason::BadRequest,
-            format!("version '{shown}' is neither a number nor a label such as 'stable'"),
-        )
-        .with_field("version")
-    })?;
+    let lane = lane(request.priority, arrival)?;
+    let version = version(&request.version)?;
     let mut form = AnswerForm::default();
     for (key, value) in &request.parameters {
         match (key.as_str(), value.as_str()) {
@@ -52,17 +36,12 @@ pub(super) fn infer_call(
             }
         }
     }
-    let tenant = match metadata.get("x-tenant") {
-        None => "".into(),
-        Some(value) => value.to_str().map(Arc::from).map_err(|_| {
-            Error::new(Reason::BadRequest, "metadata x-tenant is not printable ASCII").with_field("x-tenant")
-        })?,
-    };
+    let tenant = arrival.tenant()?;
     let inputs =
         request.inputs.into_iter().enumerate().map(|(i, t)| tensor(i, t)).collect::<Result<Vec<_>>>()?;
     let own_id = !request.request_id.is_empty();
-    let request_id = if request.request_id.is_empty() { fresh_id() } else { request.request_id };
-    let span = tracing::info_span!(target: "torchlane::request", "infer", request_id = shown(&request_id, LOGGED), model = shown(&request.model, LOGGED));
+    let request_id = if own_id { request.request_id } else { fresh_id() };
+    let span = span(&request_id, &request.model);
     let call = InferCall {
         request_id,
         own_id,
@@ -71,46 +50,27 @@ pub(super) fn infer_call(
         lane,
         decided: DecidedLane::default(),
         tenant,
-        headers: Headers::default(),
+        headers: Headers::new(arrival.headers.clone()),
         purpose: Purpose::Answer,
-        deadline,
+        deadline: arrival.deadline,
         inputs,
         outputs: request.outputs,
-        received,
+        received: arrival.received,
         span,
+        trace: None,
     };
     Ok((call, form))
 }
 
-fn lane(field: i32, metadata: &MetadataMap) -> Result<Option<Lane>> {
+fn lane(field: i32, arrival: &Arrival) -> Result<Option<Lane>> {
     if !(0..=4).contains(&field) {
         let message = format!("priority {field} is not one of CRITICAL, HIGH, NORMAL, LOW");
         return Err(Error::new(Reason::BadRequest, message).with_field("priority"));
     }
-    if let Some(lane) = Lane::from_number(u64::try_from(field).unwrap_or(0)) {
-        return Ok(Some(lane));
+    match Lane::from_number(u64::try_from(field).unwrap_or(0)) {
+        Some(lane) => Ok(Some(lane)),
+        None => arrival.lane(),
     }
-    let Some(value) = metadata.get("x-priority") else { return Ok(None) };
-    let text = value.to_str().unwrap_or("(not ASCII)");
-    if text == "0" {
-        return Ok(None);
-    }
-    text.parse().map(Some).map_err(|error: crate::model::UnknownLane| {
-        Error::new(Reason::BadRequest, format!("metadata x-priority: {error}")).with_field("x-priority")
-    })
-}
-
-/// Sixteen hexadecimal digits, not repeated within a process and unlikely across processes.
-fn fresh_id() -> String {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    static SEED: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
-    let seed = *SEED.get_or_init(|| {
-        use std::hash::{BuildHasher, Hasher};
-        std::collections::hash_map::RandomState::new().build_hasher().finish()
-    });
-    // An odd multiplier is a bijection on u64.
-    let count = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    format!("{:016x}", seed ^ count)
 }
 
 fn tensor(index: usize, message: proto::Tensor) -> Result<NamedTensor> {
@@ -207,7 +167,10 @@ fn message(output: NamedTensor, form: AnswerForm) -> proto::Tensor {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
+    use tonic::metadata::MetadataMap;
 
     use super::*;
 
@@ -216,7 +179,8 @@ mod tests {
     }
 
     fn decode(request: proto::InferRequest) -> Result<InferCall> {
-        infer_call(request, &MetadataMap::new(), None).map(|(call, _)| call)
+        infer_call(request, &Arrival::new(crate::telemetry::Door::Grpc, Arc::default(), None))
+            .map(|(call, _)| call)
     }
 
     fn f32s(shape: &[i64], data: &[f32]) -> proto::Tensor {
@@ -261,17 +225,19 @@ mod tests {
 
     #[test]
     fn priority_comes_from_the_field_then_the_metadata() {
-        let mut metadata = MetadataMap::new();
-        metadata.insert("x-priority", "low".parse().unwrap());
+        let arrival = |priority: &str| {
+            let mut metadata = MetadataMap::new();
+            metadata.insert("x-priority", priority.parse().unwrap());
+            Arrival::new(crate::telemetry::Door::Grpc, Arc::new(metadata), None)
+        };
         let lane = |priority| {
             let request = proto::InferRequest { priority, ..request(f32s(&[1], &[1.0])) };
-            infer_call(request, &metadata, None).ok().and_then(|(call, _)| call.lane)
+            infer_call(request, &arrival("low")).ok().and_then(|(call, _)| call.lane)
         };
         assert_eq!(lane(0), Some(Lane::Low));
         assert_eq!(lane(1), Some(Lane::Critical));
         assert_eq!(lane(9), None, "refused");
-        metadata.insert("x-priority", "urgent".parse().unwrap());
-        assert!(infer_call(request(f32s(&[1], &[1.0])), &metadata, None).is_err());
+        assert!(infer_call(request(f32s(&[1], &[1.0])), &arrival("urgent")).is_err());
     }
 
     #[test]
@@ -281,12 +247,6 @@ mod tests {
         assert_eq!(decode(bad).unwrap_err().reason(), Reason::BadRequest);
         let bad = proto::InferRequest { version: "La test".into(), ..request(f32s(&[1], &[1.0])) };
         assert_eq!(decode(bad).unwrap_err().reason(), Reason::BadRequest);
-    }
-
-    #[test]
-    fn made_up_ids_differ() {
-        let ids: std::collections::HashSet<_> = (0..1000).map(|_| fresh_id()).collect();
-        assert_eq!(ids.len(), 1000);
     }
 
     proptest! {

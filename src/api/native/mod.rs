@@ -7,3 +7,6 @@ mod service;
 mod stream;
 
 pub use service::ModelServerService;
+
+#[cfg(feature = "fuzz")]
+pub(super) use convert::infer_call as decode;

@@ -44,7 +44,7 @@ fn spec(spec: &TensorSpec) -> proto::TensorSpec {
 
 fn signature(signature: &Signature) -> proto::Signature {
     proto::Signature {
-        inputs: signature.inputs().iter().map(spec).collect(),
+        inputs: signature.tensors().map(spec).collect(),
         outputs: signature.outputs().iter().map(spec).collect(),
     }
 }

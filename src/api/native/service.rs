@@ -2,7 +2,7 @@
 
 use std::{pin::Pin, sync::Arc};
 
-use futures::{Stream, StreamExt as _, stream, stream::BoxStream};
+use futures::{Stream, StreamExt as _, stream::BoxStream};
 use tokio::{sync::broadcast, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
@@ -11,16 +11,22 @@ use tower::{Service, ServiceExt as _};
 use super::{
     convert::{infer_call, infer_response},
     models, rollout,
+    stream::item,
 };
 use crate::{
     admission::{ControlLane, ControlPlace, Residents, Wanted},
-    api::status,
-    call::{Headers, InferCall, InferReply},
-    error::{Error, LOGGED, Reason, Result, shown},
+    api::{
+        arrival::{Arrival, asker},
+        status,
+        stream::{self, Order},
+    },
+    call::{InferCall, InferReply},
+    error::{Error, Reason, Result, shown},
     layers::{Deadline, message_bytes},
-    lifecycle::{Asker, Expected, History, Manager, ReloadRequest},
+    lifecycle::{Expected, History, Manager, ReloadRequest},
     model::{InvalidVersion, Lane, VersionWish},
     proto::{self, model_server_server::ModelServer},
+    telemetry::{Door, Refusals},
 };
 
 type Events = Pin<Box<dyn Stream<Item = Result<proto::ModelEvent, Status>> + Send>>;
@@ -30,6 +36,7 @@ type Answers = BoxStream<'static, Result<proto::InferStreamResponse, Status>>;
 #[derive(Debug, Clone)]
 pub struct ModelServerService<S> {
     infer: S,
+    refusals: Refusals,
     manager: Arc<Manager>,
     history: Arc<History>,
     control: ControlLane,
@@ -41,9 +48,11 @@ pub struct ModelServerService<S> {
 }
 
 impl<S> ModelServerService<S> {
-    /// Answers have at most `longest` bytes; `shutdown` ends streams, which would otherwise never end.
+    /// Messages that cannot be read are counted in `refusals`; answers have at most `longest` bytes; `shutdown` ends streams, which
+    /// would otherwise never end.
     pub fn new(
         infer: S,
+        refusals: Refusals,
         manager: Arc<Manager>,
         history: Arc<History>,
         control: ControlLane,
@@ -51,7 +60,7 @@ impl<S> ModelServerService<S> {
         shutdown: CancellationToken,
     ) -> Self {
         let streams = TaskTracker::new();
-        Self { infer, manager, history, control, longest, shutdown, streams, residents: None }
+        Self { infer, refusals, manager, history, control, longest, shutdown, streams, residents: None }
     }
 
     /// Models that are not in memory are asked of `residents`, where a caller wants them loaded.
@@ -81,13 +90,14 @@ where
     S::Future: Send,
 {
     async fn answer(
-        infer: S,
+        (infer, refusals): (S, Refusals),
         request: proto::InferRequest,
         metadata: Arc<tonic::metadata::MetadataMap>,
         deadline: Option<Instant>,
     ) -> Result<proto::InferResponse> {
-        let (mut call, form) = infer_call(request, &metadata, deadline)?;
-        call.headers = Headers::new(metadata);
+        let arrival = Arrival::new(Door::Grpc, metadata, deadline);
+        let (call, form) =
+            infer_call(request, &arrival).inspect_err(|error| refusals.count(Door::Grpc, error))?;
         let (request_id, model, received) = (call.request_id.clone(), call.model.clone(), call.received);
         let reply = infer.oneshot(call).await?;
         Ok(infer_response(request_id, model, reply, form, received.elapsed()))
@@ -107,17 +117,6 @@ where
         let manager = self.manager.clone();
         self.control.run(deadline, late, |place| work(manager, place)).await.map_err(|error| status(&error))
     }
-}
-
-/// Who asks for a change: the tenant that the call names, else where it comes from.
-fn asker<T>(request: &Request<T>) -> Asker {
-    let tenant = request.metadata().get("x-tenant").and_then(|value| value.to_str().ok());
-    let who = match (tenant, request.remote_addr()) {
-        (Some(tenant), _) => shown(tenant, LOGGED).to_owned(),
-        (None, Some(address)) => address.to_string(),
-        (None, None) => "unknown".to_owned(),
-    };
-    Asker::Caller(who.into())
 }
 
 const GOES_ON: &str = "the deadline passed; the change goes on: see GetModel or WatchModels";
@@ -165,7 +164,7 @@ where
         let deadline = deadline(&request);
         let (metadata, extensions, message) = request.into_parts();
         let _counted = message_bytes(&extensions);
-        Self::answer(self.infer.clone(), message, Arc::new(metadata), deadline)
+        Self::answer((self.infer.clone(), self.refusals.clone()), message, Arc::new(metadata), deadline)
             .await
             .map(Response::new)
             .map_err(|error| status(&error))
@@ -179,25 +178,27 @@ where
     ) -> Result<Response<Answers>, Status> {
         let deadline = deadline(&request);
         let (metadata, extensions, requests) = request.into_parts();
-        let (infer, metadata) = (self.infer.clone(), Arc::new(metadata));
-        let answer = move |message| {
-            let (infer, metadata) = (infer.clone(), metadata.clone());
+        let (to, metadata) = ((self.infer.clone(), self.refusals.clone()), Arc::new(metadata));
+        let longest = self.longest;
+        let answer = move |message: proto::InferRequest| {
+            let (to, metadata) = (to.clone(), metadata.clone());
             let counted = message_bytes(&extensions);
             async move {
                 let _counted = counted;
-                Self::answer(infer, message, metadata, deadline).await
+                let request_id = message.request_id.clone();
+                let answer = Self::answer(to, message, metadata, deadline).await;
+                Ok(item(request_id, answer, longest))
             }
         };
-        let answers =
-            super::stream::serve(requests, answer, self.longest, self.shutdown.clone(), &self.streams);
-        Ok(Response::new(answers))
+        let shutdown = self.shutdown.clone();
+        Ok(Response::new(stream::serve(requests, answer, Order::AsTheyCome, shutdown, &self.streams)))
     }
 
     async fn reload_model(
         &self,
         request: Request<proto::ReloadModelRequest>,
     ) -> Result<Response<proto::ReloadModelResponse>, Status> {
-        let (deadline, asker) = (deadline(&request), asker(&request));
+        let (deadline, asker) = (deadline(&request), asker(request.metadata(), request.remote_addr()));
         let request = reload_request(request.into_inner()).map_err(|error| status(&error))?;
         let late = if request.validate_only { VALIDATES } else { GOES_ON };
         let report = self
@@ -242,7 +243,7 @@ where
         &self,
         request: Request<proto::UnloadModelRequest>,
     ) -> Result<Response<proto::UnloadModelResponse>, Status> {
-        let (deadline, asker) = (deadline(&request), asker(&request));
+        let (deadline, asker) = (deadline(&request), asker(request.metadata(), request.remote_addr()));
         let request = request.into_inner();
         let model = request.model.clone();
         let unload =
@@ -259,7 +260,7 @@ where
         &self,
         request: Request<proto::RollbackModelRequest>,
     ) -> Result<Response<proto::ReloadModelResponse>, Status> {
-        let (deadline, asker) = (deadline(&request), asker(&request));
+        let (deadline, asker) = (deadline(&request), asker(request.metadata(), request.remote_addr()));
         let request = request.into_inner();
         let rollback = async move |manager: Arc<Manager>, place| {
             manager.rollback(&request.model, asker, Some(place)).await
@@ -284,7 +285,7 @@ where
         &self,
         request: Request<proto::SetRolloutRequest>,
     ) -> Result<Response<proto::Rollout>, Status> {
-        let (deadline, asker) = (deadline(&request), asker(&request));
+        let (deadline, asker) = (deadline(&request), asker(request.metadata(), request.remote_addr()));
         let request = request.into_inner();
         let model = request.model.clone();
         let change = rollout::change(request).map_err(|error| status(&error))?;
@@ -320,7 +321,7 @@ where
         };
         let (now, changes) = self.manager.watch();
         let manager = self.manager.clone();
-        let later = stream::unfold(changes, move |mut changes| {
+        let later = futures::stream::unfold(changes, move |mut changes| {
             let manager = manager.clone();
             async move {
                 let events = match changes.recv().await {
@@ -331,10 +332,10 @@ where
                     }
                     Err(broadcast::error::RecvError::Closed) => return None,
                 };
-                Some((stream::iter(events), changes))
+                Some((futures::stream::iter(events), changes))
             }
         });
-        let events = stream::iter(now.into_iter().map(models::snapshot))
+        let events = futures::stream::iter(now.into_iter().map(models::snapshot))
             .chain(later.flatten())
             .filter(move |event| std::future::ready(wanted(event)))
             .map(Ok)

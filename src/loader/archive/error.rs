@@ -1,7 +1,7 @@
 //! Everything that can be wrong with an archive: one line each, with what to do about it.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why an archive could not be read.
 ///
@@ -119,6 +119,16 @@ pub enum ArchiveError {
     /// Modules nested deeper, or more of them, than is ever read.
     #[error("the module tree is {0} than any model's: the archive is damaged or hostile")]
     Tree(&'static str),
+}
+
+impl ArchiveError {
+    /// The message with the file that it is about, unless it names that itself.
+    pub fn of(&self, path: &Path) -> String {
+        match self {
+            Self::Missing(_) => self.to_string(),
+            _ => format!("{}: {self}", path.display()),
+        }
+    }
 }
 
 /// At most 80 characters of `text`, without control characters, to go into a message.

@@ -2,6 +2,9 @@
 //!
 //! Objects come one by one, so a version counts as soon as its archive or its weights are there: whoever uploads puts
 //! these last. Every object that lies directly in a version's folder belongs to it; deeper ones are not looked at.
+//!
+//! What a `config.pbtxt` names cannot be read here. So where there is one, small objects beside it are taken for labels, and an
+//! archive that is not called `model.pt` is the only `.pt` of its version; whoever reads the config holds it to that.
 
 use std::{
     collections::{BTreeMap, hash_map::DefaultHasher},
@@ -17,8 +20,9 @@ use crate::{
     loader::seal::FILE as SEAL,
     model::{ModelName, Version},
     repository::{
-        Found, Kept, VersionFiles,
-        directory::{ARCHIVE, MANIFEST, SAMPLES, WEIGHTS},
+        Found, Kept, MOST_TEXT, VersionFiles,
+        description::{ARCHIVE, CONFIG, MANIFEST},
+        directory::{SAMPLES, WEIGHTS},
     },
 };
 
@@ -41,13 +45,15 @@ pub(super) struct Listed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Plan {
     version: Version,
-    /// Its own files, the model's `model.toml`, and the archive that its weights are laid over.
+    /// Its own files, what describes the model, and the archive that its weights are laid over.
     pub(super) files: Vec<Listed>,
     archive: String,
     weights: Option<String>,
     samples: Option<String>,
     seal: Option<String>,
     manifest: Option<String>,
+    /// What belongs to `manifest`: labels, or a `config.pbtxt` that is not read.
+    beside: Vec<String>,
 }
 
 /// A model and what its versions are made of, oldest first.
@@ -89,10 +95,14 @@ impl Plan {
             samples: self.samples.as_ref().map(at),
             seal: self.seal.as_ref().map(at),
             manifest: self.manifest.as_ref().map(at),
-            stamp: self.stamp(|path| Some(path) != self.manifest.as_ref()),
-            manifest_stamp: self.stamp(|path| Some(path) == self.manifest.as_ref()),
+            stamp: self.stamp(|path| !self.describes(path)),
+            manifest_stamp: self.stamp(|path| self.describes(path)),
             kept: Kept::default(),
         }
+    }
+
+    fn describes(&self, path: &str) -> bool {
+        self.manifest.as_deref() == Some(path) || self.beside.iter().any(|beside| beside == path)
     }
 
     /// Changes with the contents of some of its files.
@@ -106,10 +116,43 @@ impl Plan {
 /// What lies in one model's folder.
 #[derive(Default)]
 struct Folder<'a> {
-    manifest: Option<&'a Listed>,
+    toml: Option<&'a Listed>,
+    config: Option<&'a Listed>,
+    /// Other objects that are no version's.
+    others: Vec<&'a Listed>,
     /// An archive that is no version's: a mistake that deserves a word.
     misplaced: bool,
     versions: BTreeMap<Version, Vec<&'a Listed>>,
+}
+
+impl<'a> Folder<'a> {
+    /// What describes the model.
+    fn manifest(&self) -> Option<&'a Listed> {
+        self.toml.or(self.config)
+    }
+
+    /// What belongs to that.
+    fn beside(&self) -> Vec<&'a Listed> {
+        match (self.toml, self.config) {
+            (Some(_), config) => config.into_iter().collect(),
+            (None, Some(_)) => {
+                self.others.iter().copied().filter(|object| object.size <= MOST_TEXT).collect()
+            }
+            (None, None) => Vec::new(),
+        }
+    }
+
+    /// The archive among a version's objects.
+    fn archive(&self, version: &[&'a Listed]) -> Option<&'a Listed> {
+        let called = |object: &&'a Listed, end: &str| object.path.ends_with(end);
+        let usual = format!("/{ARCHIVE}");
+        if let Some(archive) = version.iter().copied().find(|object| called(object, &usual)) {
+            return Some(archive);
+        }
+        let mut others = version.iter().copied().filter(|object| called(object, ".pt"));
+        let only = others.next().filter(|_| others.next().is_none());
+        only.filter(|_| self.toml.is_none() && self.config.is_some())
+    }
 }
 
 /// Every model of a listing, by name. What fits nowhere is left out.
@@ -127,9 +170,12 @@ pub(super) fn offers(listed: &[Listed]) -> Vec<Offer> {
             }
             (Some(model), Some(file), None, _) => {
                 let Ok(name) = model.parse::<ModelName>() else { continue };
+                let folder = folders.entry(name).or_default();
                 match file {
-                    MANIFEST => folders.entry(name).or_default().manifest = Some(object),
-                    ARCHIVE => folders.entry(name).or_default().misplaced = true,
+                    MANIFEST => folder.toml = Some(object),
+                    CONFIG => folder.config = Some(object),
+                    ARCHIVE => folder.misplaced = true,
+                    _ if is_local(file) => folder.others.push(object),
                     _ => {}
                 }
             }
@@ -137,8 +183,7 @@ pub(super) fn offers(listed: &[Listed]) -> Vec<Offer> {
                 let (Ok(name), Ok(version)) = (model.parse::<ModelName>(), version.parse::<Version>()) else {
                     continue;
                 };
-                // The name becomes a local one: nothing hidden, nothing that leads elsewhere.
-                if !file.is_empty() && !file.starts_with('.') && !file.contains(['\\', '\0']) {
+                if is_local(file) {
                     folders.entry(name).or_default().versions.entry(version).or_default().push(object);
                 }
             }
@@ -155,20 +200,27 @@ pub(super) fn offers(listed: &[Listed]) -> Vec<Offer> {
             samples: None,
             seal: None,
             manifest: None,
+            beside: Vec::new(),
         };
         offers.insert(name.clone(), Offer { name, plans: vec![plan] });
     }
     // A folder wins over a bare file of the same name.
     for (name, folder) in folders {
         let plans = plans(&name, &folder);
-        if !plans.is_empty() || folder.manifest.is_some() || folder.misplaced {
+        if !plans.is_empty() || folder.manifest().is_some() || folder.misplaced {
             offers.insert(name.clone(), Offer { name, plans });
         }
     }
     offers.into_values().collect()
 }
 
+/// Whether a name may become that of a file here: nothing hidden, nothing that leads elsewhere.
+fn is_local(file: &str) -> bool {
+    !file.is_empty() && !file.starts_with('.') && !file.contains(['\\', '\0'])
+}
+
 fn plans(name: &ModelName, folder: &Folder<'_>) -> Vec<Plan> {
+    let (manifest, beside) = (folder.manifest(), folder.beside());
     let mut plans = Vec::new();
     let mut older: Option<&Listed> = None;
     for (version, objects) in &folder.versions {
@@ -177,12 +229,12 @@ fn plans(name: &ModelName, folder: &Folder<'_>) -> Vec<Plan> {
             objects.iter().copied().find(|object| object.path == path)
         };
         let weights = WEIGHTS.into_iter().find_map(find);
-        let archive = find(ARCHIVE);
+        let archive = folder.archive(objects);
         if archive.is_none() && weights.is_none() {
             continue;
         }
         let mut files: Vec<Listed> = objects.iter().copied().cloned().collect();
-        files.extend(folder.manifest.cloned());
+        files.extend(manifest.into_iter().chain(beside.iter().copied()).cloned());
         if archive.is_none() {
             files.extend(older.cloned());
         }
@@ -195,7 +247,8 @@ fn plans(name: &ModelName, folder: &Folder<'_>) -> Vec<Plan> {
             weights: own(weights),
             samples: own(find(SAMPLES)),
             seal: own(find(SEAL)),
-            manifest: own(folder.manifest),
+            manifest: own(manifest),
+            beside: beside.iter().map(|object| object.path.clone()).collect(),
             files,
         });
     }
@@ -265,9 +318,12 @@ mod tests {
     proptest! {
         #[test]
         fn a_store_offers_what_a_directory_would(
-            picks in proptest::collection::btree_set((0..3_usize, 0..4_usize, 0..6_usize), 0..20),
+            picks in proptest::collection::btree_set((0..3_usize, 0..4_usize, 0..8_usize), 0..20),
         ) {
-            let files = ["model.pt", "weights.safetensors", "weights.pth", "samples.safetensors", "manifest.json", "x.txt"];
+            let files = [
+                "model.pt", "weights.safetensors", "weights.pth", "samples.safetensors", "manifest.json", "x.txt", "y.txt",
+                ".hidden",
+            ];
             let mut paths = Vec::new();
             for (model, version, file) in picks {
                 let model = ["a", "b.c", "d"][model];
@@ -277,6 +333,8 @@ mod tests {
                     (0, 2) => paths.push(format!("{model}/model.pt")),
                     (0, 3) => paths.push(format!("{model}/notes/1/model.pt")),
                     (0, 4) => paths.push(format!("{model}/007/model.pt")),
+                    (0, 5) => paths.push(format!("{model}/config.pbtxt")),
+                    (0, 6) => paths.push(format!("{model}/labels.txt")),
                     (0, _) => paths.push(".hidden/1/model.pt".to_owned()),
                     (version, file) => paths.push(format!("{model}/{version}/{}", files[file])),
                 }
@@ -314,6 +372,41 @@ mod tests {
         assert_ne!(one(base.clone()), one(other));
         let untagged = |modified| one(Listed { tag: None, modified, ..base.clone() });
         assert_ne!(untagged(1), untagged(2));
+    }
+
+    #[test]
+    fn a_config_brings_its_labels_and_an_archive_of_another_name() {
+        let large = Listed { size: MOST_TEXT + 1, ..listed("m/large.bin") };
+        let objects = |names: &[&str]| -> Vec<Listed> {
+            names.iter().map(|name| listed(name)).chain([large.clone()]).collect()
+        };
+        let plan = |names: &[&str]| offers(&objects(names)).remove(0).plans.pop();
+        let found = plan(&["m/config.pbtxt", "m/labels.txt", "m/1/net.pt", "m/1/notes.txt"]).unwrap();
+        assert_eq!(
+            (found.archive.as_str(), found.manifest.as_deref()),
+            ("m/1/net.pt", Some("m/config.pbtxt"))
+        );
+        let paths: Vec<_> = found.files.iter().map(|file| file.path.as_str()).collect();
+        assert_eq!(
+            paths,
+            ["m/1/net.pt", "m/1/notes.txt", "m/config.pbtxt", "m/labels.txt"],
+            "but nothing large"
+        );
+        let stamps = |files: VersionFiles| (files.stamp, files.manifest_stamp);
+        let before = stamps(found.paths(Path::new("")));
+        let mut changed = found;
+        changed.files.iter_mut().filter(|file| file.path == "m/labels.txt").for_each(|file| file.size = 2);
+        let after = stamps(changed.paths(Path::new("")));
+        assert!(before.0 == after.0 && before.1 != after.1, "labels are part of what is said of the model");
+        // Of several none is known to be the one; without a config another name means nothing.
+        assert_eq!(plan(&["m/config.pbtxt", "m/1/a.pt", "m/1/b.pt"]), None);
+        assert_eq!(plan(&["m/config.pbtxt", "m/1/a.pt", "m/1/model.pt"]).unwrap().archive, "m/1/model.pt");
+        assert!(offers(&objects(&["m/1/a.pt"])).is_empty());
+        let both = plan(&["m/config.pbtxt", "m/model.toml", "m/labels.txt", "m/1/model.pt"]).unwrap();
+        assert_eq!(
+            (both.manifest.as_deref(), both.beside.as_slice()),
+            (Some("m/model.toml"), &["m/config.pbtxt".to_owned()][..])
+        );
     }
 
     #[test]

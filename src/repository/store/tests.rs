@@ -88,6 +88,33 @@ async fn only_what_is_wanted_comes_and_lies_as_in_a_directory() {
 }
 
 #[tokio::test]
+async fn a_model_of_triton_comes_with_what_its_config_names() {
+    let bucket = Bucket::new();
+    for (path, bytes) in [
+        (
+            "m/config.pbtxt",
+            "default_model_filename: 'net.pt' output { name: 'y' label_filename: 'labels.txt' }",
+        ),
+        ("m/labels.txt", "cat"),
+        ("m/1/net.pt", "one"),
+    ] {
+        bucket.put(path, bytes.as_bytes()).await;
+    }
+    let mirror = bucket.mirror(1 << 20);
+    let files = mirror.fetch(newest(&mirror, "m").await).await.unwrap();
+    assert_eq!(fs::read(&files.archive).unwrap(), b"one");
+    assert_eq!(fs::read(files.manifest.as_ref().unwrap().with_file_name("labels.txt")).unwrap(), b"cat");
+    let tree = mirror.shared.tree_of(&files.archive).unwrap();
+    let found = Directory::open(&tree).unwrap().find(&"m".parse().unwrap()).unwrap().unwrap();
+    let unstamped = |files: &VersionFiles| VersionFiles { stamp: 0, manifest_stamp: 0, ..files.clone() };
+    assert_eq!(
+        unstamped(found.versions.last().unwrap()),
+        unstamped(&files),
+        "the same by the eyes of a directory"
+    );
+}
+
+#[tokio::test]
 async fn what_is_here_needs_no_store_and_outlives_the_process() {
     let bucket = Bucket::new();
     bucket.put("m/1/model.pt", b"one").await;

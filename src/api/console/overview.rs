@@ -1,0 +1,312 @@
+//! How the server is at one moment: what the page asks for each second.
+//!
+//! Numbers are read where they are kept anyway: nothing is computed for the console alone but the percentiles of the last minute.
+//! What only ever grows (busy times, compute, requests) is told as it stands; the page makes rates of the differences, by
+//! `uptime_seconds`. Times are in seconds, sizes in bytes.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{
+    Console,
+    models::{self, ModelView},
+    past::{self, ChangeView},
+};
+use crate::{
+    admission::{LimitSnapshot, Pressure, Tenants},
+    api::health::Health,
+    model::Lane,
+    residency::MemorySnapshot,
+    sched::{Scheduler, SchedulerSnapshot},
+    telemetry::{Metrics, Minute, Moment, Sources},
+};
+
+#[derive(Debug, Serialize)]
+pub(super) struct Overview {
+    server: ServerView,
+    /// `None`: the server has stopped all but this door.
+    load: Option<LoadView>,
+    models: Vec<ModelView>,
+    /// The last of all models, the newest first.
+    changes: Vec<ChangeView>,
+}
+
+#[derive(Debug, Serialize)]
+struct ServerView {
+    name: &'static str,
+    version: &'static str,
+    /// `ready`, `not_ready`, `draining` or `broken`.
+    status: &'static str,
+    uptime_seconds: f64,
+    /// Models can be changed here.
+    admin: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct LoadView {
+    lanes: Vec<LaneView>,
+    executors: ExecutorsView,
+    /// By name.
+    tenants: Vec<TenantView>,
+    pressure: PressureView,
+    memory: MemoryView,
+}
+
+#[derive(Debug, Serialize)]
+struct LaneView {
+    lane: &'static str,
+    /// For a ticket.
+    waiting_admission: usize,
+    /// For an executor.
+    waiting_scheduler: usize,
+    in_flight: usize,
+    minute: MinuteView,
+}
+
+/// The last minute. Of each list the last element is of the last whole second.
+#[derive(Debug, Serialize)]
+struct MinuteView {
+    answered: Vec<u64>,
+    failed: Vec<u64>,
+    p50_seconds: Vec<Option<f64>>,
+    p99_seconds: Vec<Option<f64>>,
+    whole: MomentView,
+}
+
+#[derive(Debug, Serialize)]
+struct MomentView {
+    answered: u64,
+    failed: u64,
+    p50_seconds: Option<f64>,
+    p99_seconds: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct ExecutorsView {
+    /// Not held by a stuck pass.
+    healthy: usize,
+    /// Each one's, since the start.
+    busy_seconds: Vec<f64>,
+    /// Quick passes on the threads of the wire, since the start.
+    wire_seconds: f64,
+    /// Since the start.
+    batches: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct TenantView {
+    tenant: String,
+    /// Since the start.
+    compute_seconds: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct PressureView {
+    /// Lanes that are refused, from the lowest.
+    level: usize,
+    in_flight_bytes: u64,
+    ratios: Vec<RatioView>,
+}
+
+#[derive(Debug, Serialize)]
+struct RatioView {
+    resource: &'static str,
+    /// Used part of its limit.
+    ratio: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct MemoryView {
+    /// 0: there is none.
+    budget_bytes: u64,
+    used_bytes: u64,
+    /// Models with a version in memory.
+    models: usize,
+    thrashing: bool,
+}
+
+/// Changes that are told of.
+const CHANGES: usize = 8;
+/// Changes among which these are looked for.
+const LOOKED_AT: usize = 64;
+
+/// As it is now.
+pub(super) fn read(console: &Console) -> Overview {
+    let models = console.with.manager.list();
+    let sources = console.with.metrics.sources();
+    Overview {
+        server: ServerView {
+            name: env!("CARGO_PKG_NAME"),
+            version: env!("CARGO_PKG_VERSION"),
+            status: status(&console.with.health),
+            uptime_seconds: console.began.elapsed().as_secs_f64(),
+            admin: console.rights.admin,
+        },
+        load: sources.as_ref().map(|sources| LoadView::read(sources, &console.with.metrics)),
+        changes: past::latest(&models, console.with.history.last(None, LOOKED_AT), CHANGES),
+        models: models::list(console, &models, sources.as_ref().map(|sources| sources.models.as_ref())),
+    }
+}
+
+fn status(health: &Health) -> &'static str {
+    if health.is_draining() {
+        "draining"
+    } else if health.is_broken() {
+        "broken"
+    } else if health.is_ready() {
+        "ready"
+    } else {
+        "not_ready"
+    }
+}
+
+impl LoadView {
+    fn read(sources: &Sources, metrics: &Metrics) -> Self {
+        let (admission, ran) = (sources.limiter.snapshot(), sources.scheduler.snapshot());
+        let lane = |lane| {
+            let minute = metrics.recent().map(|recent| recent.read(lane)).unwrap_or_default();
+            LaneView::new(lane, &admission, &ran, &minute)
+        };
+        Self {
+            lanes: Lane::ALL.into_iter().map(lane).collect(),
+            executors: ExecutorsView::new(&sources.scheduler, &ran),
+            tenants: tenants(&sources.tenants),
+            pressure: PressureView::new(&sources.pressure),
+            memory: MemoryView::new(sources.memory.snapshot()),
+        }
+    }
+}
+
+impl LaneView {
+    fn new(lane: Lane, admission: &LimitSnapshot, ran: &SchedulerSnapshot, minute: &Minute) -> Self {
+        let of = |by_lane: &[usize; 4]| by_lane.get(lane.index()).copied().unwrap_or_default();
+        Self {
+            lane: lane.as_str(),
+            waiting_admission: of(&admission.waiting),
+            waiting_scheduler: of(&ran.waiting),
+            in_flight: of(&admission.in_flight),
+            minute: MinuteView::new(minute),
+        }
+    }
+}
+
+fn seconds(time: Option<Duration>) -> Option<f64> {
+    time.map(|time| time.as_secs_f64())
+}
+
+impl MinuteView {
+    fn new(minute: &Minute) -> Self {
+        let Minute { seconds: each, whole: Moment { answered, failed, p50, p99 } } = minute;
+        let (p50_seconds, p99_seconds) = (seconds(*p50), seconds(*p99));
+        Self {
+            answered: each.iter().map(|second| second.answered).collect(),
+            failed: each.iter().map(|second| second.failed).collect(),
+            p50_seconds: each.iter().map(|second| seconds(second.p50)).collect(),
+            p99_seconds: each.iter().map(|second| seconds(second.p99)).collect(),
+            whole: MomentView { answered: *answered, failed: *failed, p50_seconds, p99_seconds },
+        }
+    }
+}
+
+impl ExecutorsView {
+    fn new(scheduler: &Scheduler, ran: &SchedulerSnapshot) -> Self {
+        Self {
+            healthy: scheduler.healthy(),
+            busy_seconds: ran.busy.iter().map(Duration::as_secs_f64).collect(),
+            wire_seconds: ran.on_wire.as_secs_f64(),
+            batches: ran.batches,
+        }
+    }
+}
+
+fn tenants(tenants: &Tenants) -> Vec<TenantView> {
+    let view = |(tenant, compute): (std::sync::Arc<str>, Duration)| TenantView {
+        tenant: tenant.to_string(),
+        compute_seconds: compute.as_secs_f64(),
+    };
+    let mut all: Vec<_> = tenants.compute().into_iter().map(view).collect();
+    all.sort_by(|a, b| a.tenant.cmp(&b.tenant));
+    all
+}
+
+impl PressureView {
+    fn new(pressure: &Pressure) -> Self {
+        let ratios = pressure.ratios().into_iter();
+        Self {
+            level: pressure.level(),
+            in_flight_bytes: pressure.in_flight_bytes(),
+            ratios: ratios.map(|(of, ratio)| RatioView { resource: of.as_str(), ratio }).collect(),
+        }
+    }
+}
+
+impl MemoryView {
+    fn new(memory: MemorySnapshot) -> Self {
+        let MemorySnapshot { budget, used, models, thrashing } = memory;
+        Self { budget_bytes: budget, used_bytes: used, models, thrashing }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::admission::{InFlightBytes, PressureSettings, Resource, TenantSettings};
+
+    #[test]
+    fn a_lane_has_its_own_numbers() {
+        let admission = LimitSnapshot { in_flight: [1, 2, 3, 4], waiting: [5, 6, 7, 8] };
+        let ran = SchedulerSnapshot {
+            waiting: [9, 10, 11, 12],
+            busy: Vec::new(),
+            on_wire: Duration::ZERO,
+            batches: 0,
+        };
+        let second = Moment {
+            answered: 2,
+            failed: 1,
+            p50: Some(Duration::from_millis(4)),
+            p99: Some(Duration::from_millis(250)),
+        };
+        let minute = Minute { seconds: vec![Moment::default(), second], whole: second };
+        let told = serde_json::to_value(LaneView::new(Lane::Normal, &admission, &ran, &minute)).unwrap();
+        let expected = json!({
+            "lane": "NORMAL", "waiting_admission": 7, "waiting_scheduler": 11, "in_flight": 3,
+            "minute": {
+                "answered": [0, 2], "failed": [0, 1], "p50_seconds": [null, 0.004], "p99_seconds": [null, 0.25],
+                "whole": {"answered": 2, "failed": 1, "p50_seconds": 0.004, "p99_seconds": 0.25},
+            },
+        });
+        assert_eq!(told, expected);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_drains_says_so_whatever_else_it_is() {
+        let (health, _service) = Health::new().await;
+        assert_eq!(status(&health), "not_ready");
+        health.set_ready().await;
+        assert_eq!(status(&health), "ready");
+        health.set_broken(true).await;
+        assert_eq!(status(&health), "broken");
+        health.set_draining().await;
+        assert_eq!(status(&health), "draining");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_short_and_who_used_what() {
+        let bytes = InFlightBytes::new(1000);
+        let pressure = Pressure::new(PressureSettings::default(), bytes);
+        pressure.read(Resource::Memory, 0.97, tokio::time::Instant::now());
+        let told = serde_json::to_value(PressureView::new(&pressure)).unwrap();
+        assert_eq!((&told["level"], &told["in_flight_bytes"]), (&json!(2), &json!(0)));
+        assert_eq!(told["ratios"][0], json!({"resource": "memory", "ratio": 0.97}));
+        let settings = ["zebra", "ant"].map(|name| (name.to_owned(), TenantSettings::default()));
+        let told = tenants(&Tenants::new(&BTreeMap::from(settings)));
+        let names: Vec<_> = told.iter().map(|tenant| tenant.tenant.as_str()).collect();
+        assert_eq!(names, ["ant", "default", "zebra"]);
+    }
+}

@@ -1,0 +1,317 @@
+//! The tonic service.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use futures::stream::BoxStream;
+use prost::Message;
+use tokio::time::Instant;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
+use tower::Service;
+
+use super::{
+    decode, encode,
+    stream::{Errors, item},
+};
+use crate::{
+    admission::MessageBytes,
+    api::{
+        arrival::Arrival,
+        oip::{OpenInference, no_cuda, no_cuda_region, outgoing::Outgoing, settings::LogValue},
+        status,
+        stream::{self, Order},
+    },
+    call::{InferCall, InferReply},
+    error::{Error, Result},
+    layers::{Deadline, message_bytes, too_many_bytes},
+    proto::inference::{
+        self as oip,
+        grpc_inference_service_server::GrpcInferenceService,
+        log_settings_response::{SettingValue as LogSetting, setting_value::ParameterChoice as LogChoice},
+        system_shared_memory_status_response::RegionStatus,
+        trace_setting_response::SettingValue as TraceSetting,
+    },
+    telemetry::Door,
+};
+
+/// `inference.GRPCInferenceService`.
+#[derive(Debug, Clone)]
+pub struct GrpcInference<S> {
+    door: OpenInference<S>,
+    /// Most bytes of an answer.
+    longest: usize,
+    shutdown: CancellationToken,
+    streams: TaskTracker,
+}
+
+impl<S> GrpcInference<S> {
+    /// Answers have at most `longest` bytes; `shutdown` ends streams, which would otherwise never end.
+    pub fn new(door: OpenInference<S>, longest: usize, shutdown: CancellationToken) -> Self {
+        Self { door, longest, shutdown, streams: TaskTracker::new() }
+    }
+}
+
+/// What came with a request, its message, and where it came from.
+fn arrived<T>(request: Request<T>) -> (Arrival, T, Option<SocketAddr>) {
+    let from = request.remote_addr();
+    let deadline = deadline(request.extensions());
+    let (metadata, _, message) = request.into_parts();
+    (Arrival::new(Door::Grpc, Arc::new(metadata), deadline), message, from)
+}
+
+fn deadline(extensions: &http::Extensions) -> Option<Instant> {
+    extensions.get::<Deadline>().and_then(|deadline| deadline.0)
+}
+
+/// What was counted while a message was read is what was on the wire. One that came compressed counts for what it is now.
+fn counted_as_inflated(
+    counted: Option<MessageBytes>,
+    headers: &MetadataMap,
+    message: &impl Message,
+) -> Result<Option<MessageBytes>> {
+    let is_compressed = headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity");
+    match &counted {
+        Some(counted) if is_compressed && !counted.add(message.encoded_len() as u64) => Err(too_many_bytes()),
+        _ => Ok(counted),
+    }
+}
+
+/// Runs a request; its bytes count until it is answered.
+async fn infer<S>(
+    door: &OpenInference<S>,
+    counted: Option<MessageBytes>,
+    message: oip::ModelInferRequest,
+    arrival: &Arrival,
+) -> Result<Outgoing>
+where
+    S: Service<InferCall, Response = InferReply, Error = Error> + Clone,
+{
+    let read = counted_as_inflated(counted, &arrival.headers, &message)
+        .and_then(|counted| Ok((decode::incoming(message)?, counted)));
+    let (incoming, _counted) = read.inspect_err(|error| door.refused(arrival.door, error))?;
+    door.infer(incoming, arrival).await
+}
+
+fn answer<T>(result: Result<T>) -> Result<Response<T>, Status> {
+    result.map(Response::new).map_err(|error| status(&error))
+}
+
+#[tonic::async_trait]
+impl<S> GrpcInferenceService for GrpcInference<S>
+where
+    S: Service<InferCall, Response = InferReply, Error = Error> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    async fn server_live(
+        &self,
+        _: Request<oip::ServerLiveRequest>,
+    ) -> Result<Response<oip::ServerLiveResponse>, Status> {
+        Ok(Response::new(oip::ServerLiveResponse { live: !self.door.health().is_broken() }))
+    }
+
+    async fn server_ready(
+        &self,
+        _: Request<oip::ServerReadyRequest>,
+    ) -> Result<Response<oip::ServerReadyResponse>, Status> {
+        Ok(Response::new(oip::ServerReadyResponse { ready: self.door.health().is_ready() }))
+    }
+
+    async fn model_ready(
+        &self,
+        request: Request<oip::ModelReadyRequest>,
+    ) -> Result<Response<oip::ModelReadyResponse>, Status> {
+        let oip::ModelReadyRequest { name, version } = request.into_inner();
+        // What is not there is not ready: clients ask again and again until it is, and take an error for the end.
+        let ready = self.door.model_ready(&name, &version).unwrap_or(false);
+        Ok(Response::new(oip::ModelReadyResponse { ready }))
+    }
+
+    async fn server_metadata(
+        &self,
+        _: Request<oip::ServerMetadataRequest>,
+    ) -> Result<Response<oip::ServerMetadataResponse>, Status> {
+        Ok(Response::new(self.door.server_metadata()))
+    }
+
+    async fn model_metadata(
+        &self,
+        request: Request<oip::ModelMetadataRequest>,
+    ) -> Result<Response<oip::ModelMetadataResponse>, Status> {
+        let (arrival, oip::ModelMetadataRequest { name, version }, _) = arrived(request);
+        answer(self.door.model_metadata(&name, &version, arrival.deadline).await)
+    }
+
+    async fn model_infer(
+        &self,
+        request: Request<oip::ModelInferRequest>,
+    ) -> Result<Response<oip::ModelInferResponse>, Status> {
+        let counted = message_bytes(request.extensions());
+        let (arrival, message, _) = arrived(request);
+        let outgoing = infer(&self.door, counted, message, &arrival);
+        answer(outgoing.await.map(encode::response))
+    }
+
+    type ModelStreamInferStream = BoxStream<'static, Result<oip::ModelStreamInferResponse, Status>>;
+
+    async fn model_stream_infer(
+        &self,
+        request: Request<Streaming<oip::ModelInferRequest>>,
+    ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
+        let deadline = deadline(request.extensions());
+        let (metadata, extensions, requests) = request.into_parts();
+        let (errors, metadata) = (Errors::wanted(&metadata), Arc::new(metadata));
+        let (door, longest) = (self.door.clone(), self.longest);
+        let answer = move |message: oip::ModelInferRequest| {
+            let (door, arrival) = (door.clone(), Arrival::new(Door::Grpc, metadata.clone(), deadline));
+            let counted = message_bytes(&extensions);
+            async move {
+                let of = (message.id.clone(), message.model_name.clone());
+                let outgoing = infer(&door, counted, message, &arrival);
+                item(of, outgoing.await.map(encode::response), longest, errors)
+            }
+        };
+        let shutdown = self.shutdown.clone();
+        Ok(Response::new(stream::serve(requests, answer, Order::OfRequests, shutdown, &self.streams)))
+    }
+
+    async fn model_config(
+        &self,
+        request: Request<oip::ModelConfigRequest>,
+    ) -> Result<Response<oip::ModelConfigResponse>, Status> {
+        let (arrival, oip::ModelConfigRequest { name, version }, _) = arrived(request);
+        let config = self.door.model_config(&name, &version, arrival.deadline).await;
+        answer(config.map(|config| oip::ModelConfigResponse { config: Some(config) }))
+    }
+
+    async fn model_statistics(
+        &self,
+        request: Request<oip::ModelStatisticsRequest>,
+    ) -> Result<Response<oip::ModelStatisticsResponse>, Status> {
+        let oip::ModelStatisticsRequest { name, version } = request.into_inner();
+        answer(self.door.statistics(&name, &version))
+    }
+
+    async fn repository_index(
+        &self,
+        request: Request<oip::RepositoryIndexRequest>,
+    ) -> Result<Response<oip::RepositoryIndexResponse>, Status> {
+        let oip::RepositoryIndexRequest { repository_name, ready } = request.into_inner();
+        answer(self.door.index(&repository_name, ready).await)
+    }
+
+    async fn repository_model_load(
+        &self,
+        request: Request<oip::RepositoryModelLoadRequest>,
+    ) -> Result<Response<oip::RepositoryModelLoadResponse>, Status> {
+        let counted = message_bytes(request.extensions());
+        let (arrival, message, from) = arrived(request);
+        let loaded = async {
+            let counted = counted_as_inflated(counted, &arrival.headers, &message)?;
+            let oip::RepositoryModelLoadRequest { repository_name, model_name, parameters } = message;
+            let parameters = parameters.into_iter().map(|(key, value)| (key, decode::load(value))).collect();
+            self.door.load(&repository_name, model_name, parameters, counted, (&arrival, from)).await
+        };
+        answer(loaded.await.map(|()| oip::RepositoryModelLoadResponse {}))
+    }
+
+    async fn repository_model_unload(
+        &self,
+        request: Request<oip::RepositoryModelUnloadRequest>,
+    ) -> Result<Response<oip::RepositoryModelUnloadResponse>, Status> {
+        let (arrival, message, from) = arrived(request);
+        let oip::RepositoryModelUnloadRequest { repository_name, model_name, .. } = message;
+        let unloaded = self.door.unload(&repository_name, model_name, (&arrival, from));
+        answer(unloaded.await.map(|()| oip::RepositoryModelUnloadResponse {}))
+    }
+
+    async fn system_shared_memory_status(
+        &self,
+        request: Request<oip::SystemSharedMemoryStatusRequest>,
+    ) -> Result<Response<oip::SystemSharedMemoryStatusResponse>, Status> {
+        let named = self.door.regions().status(&request.into_inner().name);
+        answer(named.map(|named| {
+            let regions = named.into_iter().map(|(name, region)| {
+                let (key, offset, byte_size) = (region.key, region.offset, region.size);
+                (name.clone(), RegionStatus { name, key, offset, byte_size })
+            });
+            oip::SystemSharedMemoryStatusResponse { regions: regions.collect() }
+        }))
+    }
+
+    async fn system_shared_memory_register(
+        &self,
+        request: Request<oip::SystemSharedMemoryRegisterRequest>,
+    ) -> Result<Response<oip::SystemSharedMemoryRegisterResponse>, Status> {
+        let oip::SystemSharedMemoryRegisterRequest { name, key, offset, byte_size } = request.into_inner();
+        let registered = self.door.regions().register(&name, &key, offset, byte_size);
+        answer(registered.map(|()| oip::SystemSharedMemoryRegisterResponse {}))
+    }
+
+    async fn system_shared_memory_unregister(
+        &self,
+        request: Request<oip::SystemSharedMemoryUnregisterRequest>,
+    ) -> Result<Response<oip::SystemSharedMemoryUnregisterResponse>, Status> {
+        self.door.regions().unregister(&request.into_inner().name);
+        Ok(Response::new(oip::SystemSharedMemoryUnregisterResponse {}))
+    }
+
+    // There are no regions in the memory of GPUs: clients that only tidy up find nothing to tidy.
+    async fn cuda_shared_memory_status(
+        &self,
+        request: Request<oip::CudaSharedMemoryStatusRequest>,
+    ) -> Result<Response<oip::CudaSharedMemoryStatusResponse>, Status> {
+        answer(no_cuda_region(&request.into_inner().name).map(|()| Default::default()))
+    }
+
+    async fn cuda_shared_memory_register(
+        &self,
+        _: Request<oip::CudaSharedMemoryRegisterRequest>,
+    ) -> Result<Response<oip::CudaSharedMemoryRegisterResponse>, Status> {
+        answer(Err(no_cuda()))
+    }
+
+    async fn cuda_shared_memory_unregister(
+        &self,
+        _: Request<oip::CudaSharedMemoryUnregisterRequest>,
+    ) -> Result<Response<oip::CudaSharedMemoryUnregisterResponse>, Status> {
+        Ok(Response::new(oip::CudaSharedMemoryUnregisterResponse {}))
+    }
+
+    async fn trace_setting(
+        &self,
+        request: Request<oip::TraceSettingRequest>,
+    ) -> Result<Response<oip::TraceSettingResponse>, Status> {
+        let (arrival, oip::TraceSettingRequest { settings, model_name }, from) = arrived(request);
+        let wanted: Vec<_> = settings.into_iter().map(|(key, wanted)| (key, wanted.value)).collect();
+        let settings = self.door.trace_settings(&model_name, &wanted, (&arrival, from));
+        answer(settings.map(|settings| {
+            let settings = settings
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), TraceSetting { value: vec![value] }));
+            oip::TraceSettingResponse { settings: settings.collect() }
+        }))
+    }
+
+    async fn log_settings(
+        &self,
+        request: Request<oip::LogSettingsRequest>,
+    ) -> Result<Response<oip::LogSettingsResponse>, Status> {
+        let (arrival, oip::LogSettingsRequest { settings }, from) = arrived(request);
+        let wanted: Vec<_> = settings.into_iter().map(|(key, wanted)| (key, decode::log(wanted))).collect();
+        let settings = self.door.log_settings(&wanted, (&arrival, from));
+        answer(settings.map(|settings| {
+            let settings = settings.into_iter().map(|(key, value)| {
+                let choice = match value {
+                    LogValue::Bool(is) => LogChoice::BoolParam(is),
+                    LogValue::Number(number) => {
+                        LogChoice::Uint32Param(u32::try_from(number).unwrap_or(u32::MAX))
+                    }
+                    LogValue::Text(text) => LogChoice::StringParam(text),
+                    LogValue::None => return (key.to_owned(), LogSetting::default()),
+                };
+                (key.to_owned(), LogSetting { parameter_choice: Some(choice) })
+            });
+            oip::LogSettingsResponse { settings: settings.collect() }
+        }))
+    }
+}

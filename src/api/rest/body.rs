@@ -1,0 +1,121 @@
+//! Reads bodies: whole, in time, and no more bytes than there is room for.
+
+use axum::body::{Body, HttpBody as _};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
+use tokio::time::{Instant, timeout_at};
+
+use crate::{
+    admission::MessageBytes,
+    error::{Error, Reason, Result},
+    layers::too_many_bytes,
+};
+
+/// The whole body, of at most `longest` bytes, counted in `counted` as they come. Not waited for longer than `until`.
+///
+/// # Errors
+/// It is too long, too late, broken off, or there is no room for it.
+pub(in crate::api) async fn read(
+    mut body: Body,
+    longest: usize,
+    counted: Option<&MessageBytes>,
+    until: Instant,
+) -> Result<Bytes> {
+    let too_long = || {
+        let message = format!(
+            "the body has more than {longest} bytes: send less at once, or raise server.max_message_bytes"
+        );
+        Error::new(Reason::MessageTooLarge, message)
+    };
+    // Where its length is told it need not come.
+    if body.size_hint().lower() > longest as u64 {
+        return Err(too_long());
+    }
+    let mut first: Option<Bytes> = None;
+    let mut whole = BytesMut::new();
+    let mut length = 0;
+    loop {
+        let frame = timeout_at(until, body.frame()).await.map_err(|_| {
+            let message = "the deadline passed before the whole body had arrived";
+            Error::new(Reason::DeadlineExceeded, message)
+        })?;
+        let Some(frame) = frame else { break };
+        let frame = frame.map_err(|error| {
+            let message = format!("the body cannot be read: {}", cause(&error));
+            Error::new(Reason::BadRequest, message)
+        })?;
+        let Ok(data) = frame.into_data() else { continue };
+        length += data.len();
+        if length > longest {
+            return Err(too_long());
+        }
+        if counted.is_some_and(|counted| !counted.add(data.len() as u64)) {
+            return Err(too_many_bytes());
+        }
+        // A body that comes in one piece is not copied.
+        match first.take() {
+            None if whole.is_empty() => first = Some(data),
+            None => whole.extend_from_slice(&data),
+            Some(before) => {
+                whole.extend_from_slice(&before);
+                whole.extend_from_slice(&data);
+            }
+        }
+    }
+    Ok(first.unwrap_or_else(|| whole.freeze()))
+}
+
+/// What is at the bottom of an error.
+fn cause(error: &axum::Error) -> String {
+    let mut error: &dyn std::error::Error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::StreamExt as _;
+
+    use super::*;
+    use crate::admission::InFlightBytes;
+
+    fn pieces<const N: usize>(pieces: [&'static str; N]) -> Body {
+        let pieces = pieces.map(|piece| Ok::<_, std::io::Error>(Bytes::from_static(piece.as_bytes())));
+        Body::from_stream(futures::stream::iter(pieces))
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(5)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_is_read_whole_and_bounded() {
+        assert_eq!(read(pieces([]), 4, None, soon()).await.unwrap(), "");
+        assert_eq!(read(pieces(["abcd"]), 4, None, soon()).await.unwrap(), "abcd");
+        assert_eq!(read(pieces(["ab", "", "cd", "e"]), 5, None, soon()).await.unwrap(), "abcde");
+        let error = read(pieces(["ab", "cd", "e"]), 4, None, soon()).await.unwrap_err();
+        assert_eq!(error.reason(), Reason::MessageTooLarge);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn there_must_be_room_and_time_for_it() {
+        let all = InFlightBytes::new(4);
+        let counted = MessageBytes::new(all.clone());
+        let error = read(pieces(["abcd", "e"]), 100, Some(&counted), soon()).await.unwrap_err();
+        assert_eq!((error.reason(), all.now()), (Reason::Overloaded, 4));
+        drop(counted);
+        assert_eq!(all.now(), 0);
+        let never = futures::stream::once(async { Ok::<_, std::io::Error>(Bytes::from_static(b"a")) })
+            .chain(futures::stream::pending());
+        let began = Instant::now();
+        let error = read(Body::from_stream(never), 100, None, soon()).await.unwrap_err();
+        assert_eq!((error.reason(), began.elapsed().as_secs()), (Reason::DeadlineExceeded, 5));
+        let broken = futures::stream::iter([Err::<Bytes, _>(std::io::Error::other("gone"))]);
+        let error = read(Body::from_stream(broken), 100, None, soon()).await.unwrap_err();
+        assert_eq!((error.reason(), error.message()), (Reason::BadRequest, "the body cannot be read: gone"));
+    }
+}

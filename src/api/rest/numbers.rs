@@ -1,0 +1,292 @@
+//! The elements of a tensor in JSON: read straight into its bytes, without a tree of values between, and written from them.
+
+use bytes::Bytes;
+use serde::{
+    Serialize, Serializer,
+    de::{DeserializeSeed, Deserializer, SeqAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+use crate::tensor::DType;
+
+/// Reads elements, nested or flat, row-major, into little-endian bytes. With them the length of the lists at each depth: one
+/// number for a flat list.
+///
+/// # Errors
+/// One line with a position: something else than elements of `dtype`, one that it cannot hold, or lists of unlike lengths.
+pub(super) fn read(json: &RawValue, dtype: DType) -> Result<(Bytes, Vec<usize>), String> {
+    // Two characters are the shortest element.
+    let elements = json.get().len() / 2 + 1;
+    let mut bytes = Vec::with_capacity(elements.min(1 << 16) * dtype.size());
+    let mut nesting = Nesting::default();
+    let mut deserializer = serde_json::Deserializer::from_str(json.get());
+    Elements { dtype, bytes: &mut bytes, depth: 0, nesting: &mut nesting }
+        .deserialize(&mut deserializer)
+        .map_err(|error| error.to_string())?;
+    Ok((bytes.into(), nesting.lengths.into_iter().flatten().collect()))
+}
+
+/// How deep elements lie in lists, and how long those are: the same everywhere.
+#[derive(Default)]
+struct Nesting {
+    /// By depth, as far as lists have been seen; none until the first one of that depth has ended.
+    lengths: Vec<Option<usize>>,
+    /// An element has been seen: nothing lies deeper.
+    is_known: bool,
+}
+
+impl Nesting {
+    fn begin<E: serde::de::Error>(&mut self, depth: usize) -> Result<(), E> {
+        if depth == self.lengths.len() {
+            if self.is_known {
+                return Err(E::custom("a list where the others are elements"));
+            }
+            self.lengths.push(None);
+        }
+        Ok(())
+    }
+
+    fn end<E: serde::de::Error>(&mut self, depth: usize, length: usize) -> Result<(), E> {
+        match self.lengths.get_mut(depth) {
+            Some(Some(before)) if *before != length => {
+                Err(E::custom(format_args!("a list of {length} beside one of {before}")))
+            }
+            Some(known) => {
+                *known = Some(length);
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn element<E: serde::de::Error>(&mut self, depth: usize) -> Result<(), E> {
+        self.is_known = true;
+        match depth {
+            0 => Err(E::custom("a list of elements is expected")),
+            _ if depth < self.lengths.len() => Err(E::custom("an element where the others are lists")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// An element, or a list of them.
+struct Elements<'a> {
+    dtype: DType,
+    bytes: &'a mut Vec<u8>,
+    /// Lists around it.
+    depth: usize,
+    nesting: &'a mut Nesting,
+}
+
+impl<'de> DeserializeSeed<'de> for Elements<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl Elements<'_> {
+    fn whole<E: serde::de::Error>(&mut self, value: i128) -> Result<(), E> {
+        self.nesting.element(self.depth)?;
+        let too_large = || E::custom(format_args!("{value} does not fit {}", self.dtype));
+        match self.dtype {
+            DType::U8 => self.bytes.push(u8::try_from(value).map_err(|_| too_large())?),
+            DType::I8 => {
+                let value = i8::try_from(value).map_err(|_| too_large())?;
+                self.bytes.extend_from_slice(&value.to_le_bytes());
+            }
+            DType::I16 => {
+                let value = i16::try_from(value).map_err(|_| too_large())?;
+                self.bytes.extend_from_slice(&value.to_le_bytes());
+            }
+            DType::I32 => {
+                let value = i32::try_from(value).map_err(|_| too_large())?;
+                self.bytes.extend_from_slice(&value.to_le_bytes());
+            }
+            DType::I64 => {
+                let value = i64::try_from(value).map_err(|_| too_large())?;
+                self.bytes.extend_from_slice(&value.to_le_bytes());
+            }
+            DType::F32 | DType::F64 => return self.float(value as f64),
+            DType::Bool | DType::F16 | DType::BF16 => {
+                return Err(E::custom(format_args!("a number is no element of {}", self.dtype)));
+            }
+        }
+        Ok(())
+    }
+
+    fn float<E: serde::de::Error>(&mut self, value: f64) -> Result<(), E> {
+        match self.dtype {
+            DType::F64 => self.bytes.extend_from_slice(&value.to_le_bytes()),
+            DType::F32 => {
+                let narrow = value as f32;
+                if !narrow.is_finite() {
+                    return Err(E::custom(format_args!("{value} does not fit FP32")));
+                }
+                self.bytes.extend_from_slice(&narrow.to_le_bytes());
+            }
+            dtype => return Err(E::custom(format_args!("{value} is no element of {dtype}"))),
+        }
+        Ok(())
+    }
+}
+
+impl<'de> Visitor<'de> for Elements<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "elements of {} or lists of them", self.dtype)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        let Self { dtype, bytes, depth, nesting } = self;
+        nesting.begin(depth)?;
+        let mut length = 0;
+        while seq
+            .next_element_seed(Elements {
+                dtype,
+                bytes: &mut *bytes,
+                depth: depth + 1,
+                nesting: &mut *nesting,
+            })?
+            .is_some()
+        {
+            length += 1;
+        }
+        nesting.end(depth, length)
+    }
+
+    fn visit_u64<E: serde::de::Error>(mut self, value: u64) -> Result<(), E> {
+        self.whole(value.into())
+    }
+
+    fn visit_i64<E: serde::de::Error>(mut self, value: i64) -> Result<(), E> {
+        self.whole(value.into())
+    }
+
+    fn visit_f64<E: serde::de::Error>(mut self, value: f64) -> Result<(), E> {
+        self.nesting.element(self.depth)?;
+        self.float(value)
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<(), E> {
+        self.nesting.element(self.depth)?;
+        if self.dtype != DType::Bool {
+            return Err(E::invalid_type(serde::de::Unexpected::Bool(value), &self));
+        }
+        self.bytes.push(value.into());
+        Ok(())
+    }
+}
+
+/// The elements of a tensor, to be written as one flat list. What JSON cannot say (NaN, infinities) is `null`.
+pub(super) struct Numbers<'a> {
+    pub(super) dtype: DType,
+    pub(super) bytes: &'a [u8],
+}
+
+impl Serialize for Numbers<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        fn each<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> impl Iterator<Item = T> {
+            bytes.chunks_exact(N).filter_map(|chunk| chunk.try_into().ok()).map(read)
+        }
+        let bytes = self.bytes;
+        match self.dtype {
+            DType::Bool => serializer.collect_seq(bytes.iter().map(|byte| *byte != 0)),
+            DType::U8 => serializer.collect_seq(bytes),
+            DType::I8 => serializer.collect_seq(each(bytes, i8::from_le_bytes)),
+            DType::I16 => serializer.collect_seq(each(bytes, i16::from_le_bytes)),
+            DType::I32 => serializer.collect_seq(each(bytes, i32::from_le_bytes)),
+            DType::I64 => serializer.collect_seq(each(bytes, i64::from_le_bytes)),
+            DType::F32 => serializer.collect_seq(each(bytes, f32::from_le_bytes)),
+            DType::F64 => serializer.collect_seq(each(bytes, f64::from_le_bytes)),
+            DType::F16 | DType::BF16 => {
+                Err(serde::ser::Error::custom(format_args!("{} cannot be written in JSON", self.dtype)))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn raw(json: &str) -> Box<RawValue> {
+        RawValue::from_string(json.to_owned()).unwrap()
+    }
+
+    #[test]
+    fn nested_and_flat_give_the_same_bytes() {
+        let read = |json, dtype| read(&raw(json), dtype).unwrap();
+        let (flat, length) = read("[1, 2, 3, 4, 5, 6]", DType::F32);
+        assert_eq!((flat.len(), length), (24, vec![6]));
+        assert_eq!(read("[[1.0, 2, 3], [4e0, 5, 6]]", DType::F32), (flat.clone(), vec![2, 3]));
+        assert_eq!(read("[[[1, 2]], [[3, 4]], [[5, 6]]]", DType::F32), (flat, vec![3, 1, 2]));
+        assert_eq!(read("[[true], [false]]", DType::Bool), (vec![1, 0].into(), vec![2, 1]));
+        assert_eq!(read("[]", DType::I64), (Bytes::new(), vec![0]));
+        assert_eq!(read("[[], []]", DType::I64), (Bytes::new(), vec![2, 0]));
+    }
+
+    #[test]
+    fn lists_of_unlike_lengths_are_refused() {
+        for json in [
+            "[[1], [2, 3]]",
+            "[[1, 2], []]",
+            "[[1], 2]",
+            "[1, [2]]",
+            "[[], 1]",
+            "[1, []]",
+            "[[[1]], [2]]",
+            "[[1], [[2]]]",
+        ] {
+            let error = read(&raw(json), DType::F32).unwrap_err();
+            assert!(error.contains("line 1 column"), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_a_datatype_cannot_hold_is_refused_with_its_place() {
+        for (json, dtype) in [
+            ("[256]", DType::U8),
+            ("[-1]", DType::U8),
+            ("[1.5]", DType::I32),
+            ("[9223372036854775808]", DType::I64),
+            ("[1e39]", DType::F32),
+            ("[1]", DType::Bool),
+            ("[true]", DType::F32),
+            ("[\"1\"]", DType::F32),
+            ("[null]", DType::F32),
+            ("[{}]", DType::F32),
+            ("1", DType::F32),
+            ("true", DType::Bool),
+            ("[1]", DType::F16),
+        ] {
+            let error = read(&raw(json), dtype).unwrap_err();
+            assert!(!error.contains('\n') && error.contains("line 1 column"), "{json}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(index in 0..8_usize, raw_bytes in prop::collection::vec(any::<u8>(), 0..128)) {
+            let dtypes =
+                [DType::Bool, DType::U8, DType::I8, DType::I16, DType::I32, DType::I64, DType::F32, DType::F64];
+            let dtype = dtypes[index];
+            let mut bytes = raw_bytes;
+            bytes.truncate(bytes.len() / dtype.size() * dtype.size());
+            if dtype == DType::Bool {
+                bytes.iter_mut().for_each(|byte| *byte &= 1);
+            }
+            if dtype.is_float() {
+                // Neither NaN nor infinity: JSON has none.
+                bytes.chunks_exact_mut(dtype.size()).for_each(|one| one[dtype.size() - 1] &= 0b1011_1111);
+            }
+            let json = serde_json::to_string(&Numbers { dtype, bytes: &bytes }).unwrap();
+            let elements = bytes.len() / dtype.size();
+            prop_assert_eq!(read(&raw(&json), dtype).unwrap(), (bytes.into(), vec![elements]));
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Many requests over one call, side by side.
+
+use std::sync::Arc;
+
+use futures::{FutureExt as _, Stream, StreamExt as _, future::Either, stream, stream::BoxStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Status, Streaming};
+
+use crate::{
+    api::status,
+    error::{Error, Reason},
+};
+
+/// Requests of one stream that run at once, answers that the client has not taken included; beyond, reading waits.
+const AT_ONCE: usize = 64;
+
+/// In which order answers are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// As they are there: each says which request it is of.
+    AsTheyCome,
+    /// As the requests came.
+    OfRequests,
+}
+
+/// Answers `requests` in a task of its own in `tasks`. What runs goes on to its end whether the client takes answers or
+/// not: a request that nobody drives would keep its ticket, and its deadline would not hold.
+///
+/// Ends with a status where a message cannot be read or `shutdown` comes, after the answers to all messages before; and at
+/// once where `answer` gives one.
+pub(super) fn serve<M, A, F>(
+    requests: Streaming<M>,
+    answer: impl Fn(M) -> F + Send + 'static,
+    order: Order,
+    shutdown: CancellationToken,
+    tasks: &TaskTracker,
+) -> BoxStream<'static, Result<A, Status>>
+where
+    M: Send + 'static,
+    A: Send + 'static,
+    F: Future<Output = Result<A, Status>> + Send + 'static,
+{
+    let places = Arc::new(Semaphore::new(AT_ONCE));
+    // Bounded by the places: each answer in it holds one.
+    let (send, answers) = mpsc::unbounded_channel::<(Result<A, Status>, Option<OwnedSemaphorePermit>)>();
+    let answering = messages(requests, shutdown, places).map(move |message| match message {
+        Err(end) => Either::Left(std::future::ready((Err(end), None))),
+        Ok((message, place)) => Either::Right(answer(message).map(move |answer| (answer, Some(place)))),
+    });
+    let mut answered = match order {
+        Order::AsTheyCome => answering.buffer_unordered(AT_ONCE + 1).boxed(),
+        Order::OfRequests => answering.buffered(AT_ONCE + 1).boxed(),
+    };
+    tasks.spawn(async move {
+        let mut end = None;
+        loop {
+            let next = tokio::select! {
+                // The client has left: what waits is dropped.
+                () = send.closed() => return,
+                next = answered.next() => next,
+            };
+            match next {
+                // What ends the reading comes after the answers to what was read before it.
+                Some((Err(status), None)) => end = Some(status),
+                Some((Err(status), place)) => {
+                    let _client_left = send.send((Err(status), place));
+                    return;
+                }
+                Some(answer) => {
+                    let _client_left = send.send(answer);
+                }
+                None => break,
+            }
+        }
+        if let Some(status) = end {
+            let _client_left = send.send((Err(status), None));
+        }
+    });
+    stream::unfold(answers, async |mut answers| {
+        let (answer, place) = answers.recv().await?;
+        drop(place);
+        Some((answer, answers))
+    })
+    .boxed()
+}
+
+/// The messages of a stream, each with a place, until it ends; last what ended it, if that is not its own end.
+fn messages<M: Send + 'static>(
+    requests: Streaming<M>,
+    shutdown: CancellationToken,
+    places: Arc<Semaphore>,
+) -> impl Stream<Item = Result<(M, OwnedSemaphorePermit), Status>> + Send {
+    stream::unfold(Some((requests, shutdown, places)), async |reading| {
+        let (mut requests, shutdown, places) = reading?;
+        let next = async {
+            let place = places.clone().acquire_owned().await.ok()?;
+            Some(requests.next().await?.map(|message| (message, place)))
+        };
+        let next = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => {
+                let message = "the server is stopping: send what has no answer on a new stream";
+                Some(Err(status(&Error::new(Reason::ShuttingDown, message))))
+            }
+            next = next => next,
+        };
+        match next? {
+            Ok(message) => Some((Ok(message), Some((requests, shutdown, places)))),
+            Err(end) => Some((Err(end), None)),
+        }
+    })
+}
+
+/// What is wrong with an answer of `bytes` where `longest` is allowed. In a stream that is an error of its own: it must not
+/// end the stream for the others.
+pub(super) fn too_long(bytes: usize, longest: usize) -> Option<Error> {
+    (bytes > longest).then(|| {
+        let message = format!(
+            "the answer has {bytes} bytes, over the limit of {longest}: ask for fewer rows or outputs, or raise \
+             server.max_message_bytes"
+        );
+        Error::new(Reason::MessageTooLarge, message)
+    })
+}
