@@ -20,7 +20,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -28,16 +27,14 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
-import time
 import urllib.request
 import zipfile
 from collections.abc import Callable
 
 import grpc
+from running import BINARY, PATIENCE, started, within, work
 
-BINARY = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", "target")) / "release/torchlane"
 OLD = pathlib.Path("models/digits/1/model.pt")
 GOOD = pathlib.Path("models/digits/2/model.pt")
 TENSORS = {  # of digits, in the order of the archive's data/0, data/1, ...
@@ -52,21 +49,9 @@ TENSORS = {  # of digits, in the order of the archive's data/0, data/1, ...
 }
 TIME_LIMIT = "5s"  # far above what a load takes, also on a machine that is busy with other things
 SETTLE = 0.5  # seconds
-PATIENCE = 30  # seconds until what should come counts as missing
 
-work = pathlib.Path(tempfile.mkdtemp())
-started = []  # processes, to be ended with the test
 # What the caller asks for: a picture of which no two pixels are alike.
 PICTURE = struct.pack("<64f", *(pixel / 64 for pixel in range(64)))
-
-
-def within(what, probe, seconds=PATIENCE):
-    """The first result of `probe` that is true."""
-    until = time.monotonic() + seconds
-    while not (found := probe()):
-        assert time.monotonic() < until, f"{what}: not within {seconds} s"
-        time.sleep(0.01)
-    return found
 
 
 def torchlane(*args):

@@ -117,7 +117,7 @@ for _ in $(seq 400); do kill -0 "$server" 2>/dev/null || break; sleep 0.05; done
 wait "$server" && server= || die "status 0 although a pass was left behind"
 ok "a stuck pass and a log that nobody reads do not keep it up"
 # The other protocol that `torchlane bench` speaks, against a server that is not torchlane.
-"$WIRE_PYTHON" -m grpc_tools.protoc -Iproto --python_out="$work" --grpc_python_out="$work" proto/inference/grpc_service.proto
+"$WIRE_PYTHON" -m grpc_tools.protoc -Iproto --python_out="$work" --grpc_python_out="$work" proto/inference/grpc_service.proto proto/inference/model_config.proto
 PYTHONPATH=$work "$WIRE_PYTHON" tests/wire/oip_server.py >"$work/port" 2>"$work/err" &
 server=$!
 for _ in $(seq 200); do [ -s "$work/port" ] && break; sleep 0.05; done
