@@ -12,7 +12,7 @@ export CARGO_TARGET_DIR := $(CURDIR)/target
 
 ARGS ?=
 
-.PHONY: help setup libtorch build run test lint models bench bench-isolation bench-reload bench-models clean
+.PHONY: help setup libtorch build run test lint fuzz models bench bench-isolation bench-reload bench-models clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -52,6 +52,9 @@ bench-reload: bench-models libtorch ## models that change under load: reloads, c
 	cargo bench --locked --bench bench -- canary
 	cargo bench --locked --bench bench -- residency
 	cargo bench --locked --bench bench -- lookup
+
+fuzz: ## feed the decoders with made-up bytes, five minutes each
+	@scripts/fuzz.sh
 
 bench-models: ## the benchmark's models, in bench-models/ (fetches PyTorch, 5 GB, into the user's cache)
 	@scripts/bench_models.sh

@@ -4,7 +4,7 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${MODELS_PYTHON:-$(scripts/python.sh tools/models/requirements.txt)}
-for maker in digits tagger test_models; do
+for maker in digits tagger read_digits test_models; do
     echo "== $maker"
     "$python" -W ignore "tools/models/$maker.py"
 done

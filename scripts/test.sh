@@ -11,7 +11,7 @@ export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
 export CARGO_INCREMENTAL=0
 
 # The tests with libtorch are all of those without: these are for machines that have none.
-steps=(fmt clippy-no-torch clippy build-and-test deny advisories wire)
+steps=(fmt clippy-no-torch clippy build-and-test deny advisories wire console)
 declare -A does=(
     [fmt]="formatting"
     [clippy-no-torch]="clippy without libtorch"
@@ -22,7 +22,8 @@ declare -A does=(
     [test]="tests"
     [deny]="licences, bans and sources of the dependencies"
     [advisories]="security advisories"
-    [wire]="grpcurl, Python clients, an S3 server and broken versions against the real server"
+    [wire]="grpcurl, clients in several languages, an S3 server, a collector, Prometheus, the Open Inference Protocol and broken versions"
+    [console]="the console in a browser"
 )
 
 # The checks share the tests' profile, so that libtorch's C++ bindings (two minutes) are compiled once for both.
@@ -83,7 +84,7 @@ step_advisories() {
 }
 
 step_wire() {
-    local tools
+    local tools prometheus
     if [ ! -x tests/wire/run.sh ]; then
         echo "SKIPPED: there is no tests/wire/run.sh"
         return
@@ -91,8 +92,23 @@ step_wire() {
     tools=$(scripts/tools.sh)
     eval "$tools"
     tests/wire/run.sh
+    tests/wire/examples.sh
     tests/wire/store.sh
+    tests/wire/oip/run.sh
     "$WIRE_PYTHON" tests/wire/faults.py
+    "$WIRE_PYTHON" tests/wire/traces.py
+    prometheus=$(scripts/prometheus.sh)
+    "$WIRE_PYTHON" tests/wire/dashboard.py "$prometheus"
+}
+
+step_console() {
+    local chromium
+    chromium=$(scripts/chromium.sh)
+    if [ -z "$chromium" ]; then
+        echo "SKIPPED: there is no Chromium here"
+        return
+    fi
+    python3 tests/wire/console.py "$chromium"
 }
 
 took() { printf '%dm%02ds' $(($1 / 60)) $(($1 % 60)); }
