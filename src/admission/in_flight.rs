@@ -1,4 +1,4 @@
-//! Bytes of request messages that are in the process: being read, waiting or running.
+//! Bytes of messages that are in the process: requests being read, waiting or running, and answers on their way.
 
 use std::sync::{
     Arc,
@@ -9,7 +9,7 @@ use std::sync::{
 /// come slowly cannot keep small urgent ones out.
 const SMALL: u64 = 64 << 10;
 
-/// The count, shared by all connections and I/O threads. It never goes over its limit.
+/// The count, shared by all connections and I/O threads. Requests never go over its limit; answers may.
 #[derive(Debug)]
 pub struct InFlightBytes {
     now: AtomicU64,
@@ -59,6 +59,13 @@ impl MessageBytes {
         counted
     }
 
+    /// Counts an answer: it is there, so it is counted even where that is over the limit, and keeps requests out.
+    #[must_use]
+    pub fn of_answer(&self, bytes: u64) -> Self {
+        self.of.now.fetch_add(bytes, Ordering::Relaxed);
+        Self { of: self.of.clone(), bytes: AtomicU64::new(bytes) }
+    }
+
     /// Hands over what has been counted: to a message that is there as a whole, while the next one of its stream is read.
     #[must_use]
     pub fn take(&self) -> Self {
@@ -89,6 +96,16 @@ mod tests {
         drop(reading);
         assert_eq!(all.now(), 0);
         assert!(!MessageBytes::new(all).add(u64::MAX));
+    }
+
+    #[test]
+    fn an_answer_keeps_requests_out() {
+        let all = InFlightBytes::new(100);
+        let request = MessageBytes::new(all.clone());
+        let answer = request.of_answer(150);
+        assert!(all.now() == 150 && !request.add(1));
+        drop(answer);
+        assert!(request.add(1));
     }
 
     #[test]

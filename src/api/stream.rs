@@ -10,6 +10,7 @@ use tonic::{Status, Streaming};
 use crate::{
     api::status,
     error::{Error, Reason},
+    layers::AnswerBytes,
 };
 
 /// Requests of one stream that run at once, answers that the client has not taken included; beyond, reading waits.
@@ -22,6 +23,12 @@ pub(super) enum Order {
     AsTheyCome,
     /// As the requests came.
     OfRequests,
+}
+
+/// What an answer holds until it is taken.
+struct Held {
+    _place: OwnedSemaphorePermit,
+    _bytes: Option<AnswerBytes>,
 }
 
 /// Answers `requests` in a task of its own in `tasks`. What runs goes on to its end whether the client takes answers or
@@ -39,14 +46,17 @@ pub(super) fn serve<M, A, F>(
 where
     M: Send + 'static,
     A: Send + 'static,
-    F: Future<Output = Result<A, Status>> + Send + 'static,
+    F: Future<Output = (Result<A, Status>, Option<AnswerBytes>)> + Send + 'static,
 {
     let places = Arc::new(Semaphore::new(AT_ONCE));
     // Bounded by the places: each answer in it holds one.
-    let (send, answers) = mpsc::unbounded_channel::<(Result<A, Status>, Option<OwnedSemaphorePermit>)>();
+    let (send, answers) = mpsc::unbounded_channel::<(Result<A, Status>, Option<Held>)>();
     let answering = messages(requests, shutdown, places).map(move |message| match message {
         Err(end) => Either::Left(std::future::ready((Err(end), None))),
-        Ok((message, place)) => Either::Right(answer(message).map(move |answer| (answer, Some(place)))),
+        Ok((message, place)) => {
+            let held = move |(answer, bytes)| (answer, Some(Held { _place: place, _bytes: bytes }));
+            Either::Right(answer(message).map(held))
+        }
     });
     let mut answered = match order {
         Order::AsTheyCome => answering.buffer_unordered(AT_ONCE + 1).boxed(),
@@ -63,8 +73,8 @@ where
             match next {
                 // What ends the reading comes after the answers to what was read before it.
                 Some((Err(status), None)) => end = Some(status),
-                Some((Err(status), place)) => {
-                    let _client_left = send.send((Err(status), place));
+                Some((Err(status), held)) => {
+                    let _client_left = send.send((Err(status), held));
                     return;
                 }
                 Some(answer) => {
@@ -78,8 +88,8 @@ where
         }
     });
     stream::unfold(answers, async |mut answers| {
-        let (answer, place) = answers.recv().await?;
-        drop(place);
+        let (answer, held) = answers.recv().await?;
+        drop(held);
         Some((answer, answers))
     })
     .boxed()

@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
 
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use tokio::{
@@ -16,8 +16,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::server::TcpConnectInfo;
 use tower::util::MapRequest;
 
-use super::activity::{Activity, Lively};
-use crate::sched;
+use super::{
+    activity::{Activity, Lively},
+    taking::{InPieces, Streams},
+};
+use crate::{sched, telemetry::Untaken};
 
 /// Connections that an I/O thread may have been dealt and not yet taken up.
 const DEALT: usize = 1024;
@@ -56,6 +59,7 @@ impl IoThreads {
         activity: &Arc<Activity>,
         stop: &CancellationToken,
         kill: &CancellationToken,
+        untaken: &Untaken,
     ) -> std::io::Result<Self>
     where
         S: tower::Service<http::Request<hyper::body::Incoming>, Response = http::Response<tonic::body::Body>>
@@ -69,7 +73,7 @@ impl IoThreads {
         for index in 0..limits.threads.max(1) {
             let (deal, mut dealt) = mpsc::channel::<std::net::TcpStream>(DEALT);
             let (service, stop, kill, enter) = (service.clone(), stop.clone(), kill.clone(), enter.clone());
-            let activity = activity.clone();
+            let (activity, untaken) = (activity.clone(), untaken.clone());
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .on_thread_unpark(sched::wire_woke)
@@ -88,6 +92,7 @@ impl IoThreads {
                             activity,
                             stop.clone(),
                             kill.clone(),
+                            untaken.clone(),
                         ));
                     }
                     connections.close();
@@ -155,6 +160,7 @@ async fn connection<S>(
     activity: Arc<Activity>,
     stop: CancellationToken,
     kill: CancellationToken,
+    untaken: Untaken,
 ) where
     S: tower::Service<http::Request<hyper::body::Incoming>, Response = http::Response<tonic::body::Body>>
         + Clone
@@ -163,7 +169,7 @@ async fn connection<S>(
     S::Future: Send,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    let mut builder = hyper::server::conn::http2::Builder::new(Streams(untaken));
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams)
@@ -183,7 +189,8 @@ async fn connection<S>(
         () = stop.cancelled() => return,
     };
     let Some(stream) = greeted else { return };
-    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    let connection =
+        builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(InPieces(service)));
     tokio::pin!(connection);
     let mut stopping = false;
     loop {

@@ -5,11 +5,13 @@ mod cpu;
 mod drain;
 mod idle;
 mod io;
+mod paced;
 mod repositories;
 mod resources;
 mod rollouts;
 mod server;
 mod stack;
+mod taking;
 mod watchdog;
 mod web;
 

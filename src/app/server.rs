@@ -300,7 +300,7 @@ async fn run(
     let enter = move || backend.enter_thread(ThreadRole::Executor { intra_op: 1 });
     let activity = Activity::new();
     let limits = io::Limits { threads: plan.io, streams: settings.server.max_streams };
-    let io = io::IoThreads::start(service, enter, limits, &activity, &closing, &killed)?;
+    let io = io::IoThreads::start(service, enter, limits, &activity, &closing, &killed, &metrics.untaken)?;
     let accepting = tasks.spawn(io.accept(grpc, closing.clone()));
     let limits = rest::Limits {
         requests: cap.clone(),
@@ -311,7 +311,7 @@ async fn run(
     };
     let router = http::router(health.clone(), metrics.clone()).merge(front).merge(rest::router(door, limits));
     let cut = CancellationToken::new();
-    let web = web::start(web_listener, router, killed.clone(), cut.clone())?;
+    let web = web::start(web_listener, router, killed.clone(), cut.clone(), metrics.untaken.clone())?;
     tracing::info!(
         grpc = %grpc_addr, http = %http_addr, cpus = plan.quota, executors = plan.executors, intra_op = plan.intra_op,
         io_threads = plan.io, version = env!("CARGO_PKG_VERSION"), "listening"

@@ -12,7 +12,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::server::TcpConnectInfo;
 use tower::util::MapRequest;
 
-use super::io::HELLO;
+use super::{io::HELLO, paced::Paced, taking::InPieces};
+use crate::telemetry::Untaken;
 
 /// Starts the thread. It answers until `stop`, then ends what is open; until `cut` at the latest. The result is there when it
 /// has ended.
@@ -21,6 +22,7 @@ pub(super) fn start(
     router: Router,
     stop: CancellationToken,
     cut: CancellationToken,
+    untaken: Untaken,
 ) -> std::io::Result<oneshot::Receiver<()>> {
     let listener = listener.into_std()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -30,7 +32,7 @@ pub(super) fn start(
         runtime.block_on(async {
             match TcpListener::from_std(listener) {
                 Ok(listener) => {
-                    let _cut = cut.run_until_cancelled(serve(listener, router, stop)).await;
+                    let _cut = cut.run_until_cancelled(serve(listener, router, stop, untaken)).await;
                 }
                 Err(error) => tracing::error!(%error, "cannot listen for HTTP"),
             }
@@ -40,7 +42,7 @@ pub(super) fn start(
 }
 
 /// Answers until `stop`, then ends what is open: at once where nobody waits for an answer.
-async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+async fn serve(listener: TcpListener, router: Router, stop: CancellationToken, untaken: Untaken) {
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -59,7 +61,8 @@ async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
             request.extensions_mut().insert(from.clone());
             request
         });
-        let (router, stop) = (TowerToHyperService::new(router), stop.clone());
+        let (router, stop) = (TowerToHyperService::new(InPieces(router)), stop.clone());
+        let stream = Paced::new(stream, untaken.clone());
         connections.spawn(async move {
             let mut builder = http1::Builder::new();
             // Half a request does not stay open for ever, nor does a connection that says nothing.
@@ -92,7 +95,7 @@ mod tests {
         let mut half = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let stop = CancellationToken::new();
         let server = TaskTracker::new();
-        server.spawn(serve(listener, Router::new(), stop.clone()));
+        server.spawn(serve(listener, Router::new(), stop.clone(), Untaken::default()));
         half.write_all(b"GET / HT").await.unwrap();
         let began = tokio::time::Instant::now();
         let mut answer = Vec::new();

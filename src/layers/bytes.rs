@@ -28,7 +28,7 @@ const ADMIN: usize = 64 << 10;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Counts each body and leaves the count in the request's extensions, for whoever holds the message once it is there (see
-/// [`message_bytes`]). Never waits. Only inference is counted, and loads that may bring files: admin calls must get through when
+/// [`Arrived`](super::Arrived)). Never waits. Only inference is counted, and loads that may bring files: admin calls must get through when
 /// memory is short.
 #[derive(Debug, Clone)]
 pub struct CountBytes<S> {
@@ -76,14 +76,6 @@ where
         }
         self.inner.call(request.map(|inner| CountedBody { inner, counted, room, refusals }))
     }
-}
-
-/// The bytes of the message that has just been read, counted until this is dropped: keep it for as long as the message.
-///
-/// The last frame of a message in a stream may hold the beginning of the next one, which is then freed with this one: less
-/// than a frame (16 KiB) for each stream.
-pub fn message_bytes(extensions: &http::Extensions) -> Option<MessageBytes> {
-    extensions.get::<Arc<MessageBytes>>().map(|counted| counted.take())
 }
 
 pin_project! {
@@ -157,7 +149,10 @@ mod tests {
     use tonic_types::StatusExt as _;
 
     use super::*;
-    use crate::layers::path::{INFER, INFER_STREAM};
+    use crate::layers::{
+        message_bytes,
+        path::{INFER, INFER_STREAM},
+    };
 
     /// Frames of so many bytes, then silence.
     fn frames<const N: usize>(lengths: [usize; N]) -> impl Body<Data = Bytes, Error = Infallible> + Unpin {

@@ -60,7 +60,9 @@ where
                 let one_message = path::is_unary(request.uri().path());
                 // A call may wait for ever, but not for the rest of its own message.
                 let until = deadline.or_else(|| one_message.then(|| Instant::now() + self.longest));
-                Either::Left(self.inner.call(request.map(|body| Timely::new(body, until, refusals))))
+                Either::Left(
+                    self.inner.call(request.map(|body| Timely::new(body, one_message, until, refusals))),
+                )
             }
             Err(error) => {
                 if let Some(refusals) = refusals {
@@ -124,7 +126,7 @@ mod tests {
         for (timeout, path, waits) in [
             (Some("2S"), "/any/Method", 2),
             (Some("400S"), path::INFER_STREAM[0], 300),
-            (None, "/any/Other", 300),
+            (None, "/any/Other", 10),
         ] {
             let mut request = Request::builder().uri(path);
             if let Some(timeout) = timeout {

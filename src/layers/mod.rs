@@ -1,24 +1,32 @@
 //! What stands around every gRPC call, before its message is read.
 //!
 //! Outermost first: [`Guard`] (a panic becomes a status, tonic's own refusals get our words), [`Shed`] (a cap on requests
-//! in the process), [`CountBytes`] (and on their bytes), [`End`] (streams end with the server), [`ReadDeadline`] (which also holds the message itself to the deadline).
+//! in the process), [`CountBytes`] (and on their bytes), [`End`] (streams end with the server), [`ReadDeadline`] (which also holds the
+//! message itself to the deadline, and to a pace). The services behind them count a request once its message is there
+//! ([`Arrived`]).
 //!
 //! Inference that one of them refuses is counted there ([`Refusals`](crate::telemetry::Refusals)): it never becomes a request that
 //! others could count.
 
+mod arrived;
 mod bytes;
 mod deadline;
 mod ending;
+mod framing;
 mod guard;
+mod pace;
 mod path;
 mod shed;
 mod timely;
 mod words;
 
+pub use arrived::{AnswerBytes, Arrived, message_bytes};
+pub use bytes::CountBytes;
 pub(crate) use bytes::too_many_bytes;
-pub use bytes::{CountBytes, message_bytes};
 pub use deadline::{Deadline, ReadDeadline};
 pub use ending::End;
 pub use guard::Guard;
+pub(crate) use pace::{Alarm, Pace};
 pub(crate) use shed::too_many;
 pub use shed::{Counted, RequestCap, Shed};
+pub(crate) use timely::{PATIENCE, late, too_slow};

@@ -1,25 +1,23 @@
 //! A cap on requests in the whole process: over it, calls are refused before their message is read.
 
 use std::{
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
+use futures::future::{Either, Ready, ready};
 use http::{Request, Response};
-use http_body_util::BodyExt as _;
-use pin_project_lite::pin_project;
 use tonic::body::Body;
 use tower::Service;
 
 use super::path;
 use crate::{
     api,
-    error::{Error, Reason},
+    error::{Error, Reason, Result},
     telemetry::{Door, Refusals},
 };
 
@@ -41,6 +39,11 @@ impl RequestCap {
         let counted = Counted(self.clone());
         let before = self.now.fetch_add(1, Ordering::Relaxed);
         (before < self.most).then_some(counted)
+    }
+
+    /// One more would be one too many.
+    pub fn is_full(&self) -> bool {
+        self.now.load(Ordering::Relaxed) >= self.most
     }
 
     /// No request is there now.
@@ -65,18 +68,32 @@ impl Drop for Counted {
     }
 }
 
-/// Refuses at once, never waits. Only inference is counted: health and admin calls are never shed here.
+/// Where requests of a call get a place once they are there; in the call's extensions.
 #[derive(Debug, Clone)]
-pub struct Shed<S> {
-    inner: S,
+pub(super) struct Places {
     cap: Arc<RequestCap>,
     refusals: Refusals,
 }
 
+impl Places {
+    pub(super) fn enter(&self) -> Result<Counted> {
+        self.cap.enter().ok_or_else(too_many).inspect_err(|error| self.refusals.count(Door::Grpc, error))
+    }
+}
+
+/// Refuses at once, never waits. Only inference is counted: health and admin calls are never shed here.
+///
+/// What it lets through holds no place yet: its message may never come. [`Arrived`](super::Arrived) takes one.
+#[derive(Debug, Clone)]
+pub struct Shed<S> {
+    inner: S,
+    places: Places,
+}
+
 impl<S> Shed<S> {
-    /// Counts in `cap`, and what it refuses in `refusals`.
+    /// By what is counted in `cap`; what is refused is counted in `refusals`.
     pub fn new(inner: S, cap: Arc<RequestCap>, refusals: Refusals) -> Self {
-        Self { inner, cap, refusals }
+        Self { inner, places: Places { cap, refusals } }
     }
 }
 
@@ -86,101 +103,53 @@ where
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = ShedFuture<S::Future>;
+    type Future = Either<S::Future, Ready<Result<Response<Body>, S::Error>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let called = request.uri().path();
-        if !path::is_inference(called) {
-            return ShedFuture { inner: Some(self.inner.call(request)), counted: None, streams: false };
-        }
-        let streams = path::is_infer_stream(called);
-        match self.cap.enter() {
-            Some(counted) => {
-                ShedFuture { inner: Some(self.inner.call(request)), counted: Some(counted), streams }
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        if path::is_inference(request.uri().path()) {
+            if self.places.cap.is_full() {
+                let error = too_many();
+                self.places.refusals.count(Door::Grpc, &error);
+                return Either::Right(ready(Ok(api::status(&error).into_http())));
             }
-            None => {
-                self.refusals.count(Door::Grpc, &too_many());
-                ShedFuture { inner: None, counted: None, streams }
-            }
+            request.extensions_mut().insert(self.places.clone());
         }
-    }
-}
-
-pin_project! {
-    /// The call, counted until it ends or is dropped; or a refusal. A stream ends with its body.
-    pub struct ShedFuture<F> {
-        #[pin]
-        inner: Option<F>,
-        counted: Option<Counted>,
-        streams: bool,
-    }
-}
-
-impl<F, E> Future for ShedFuture<F>
-where
-    F: Future<Output = Result<Response<Body>, E>>,
-{
-    type Output = Result<Response<Body>, E>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        match this.inner.as_pin_mut() {
-            Some(inner) => {
-                let response = ready!(inner.poll(cx));
-                let counted = this.counted.take().filter(|_| *this.streams);
-                Poll::Ready(response.map(|response| match counted {
-                    None => response,
-                    Some(counted) => response.map(|body| {
-                        Body::new(body.map_frame(move |frame| {
-                            // Held by the body, and freed with it.
-                            let _counted = &counted;
-                            frame
-                        }))
-                    }),
-                }))
-            }
-            None => Poll::Ready(Ok(api::status(&too_many()).into_http())),
-        }
+        Either::Left(self.inner.call(request))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layers::Arrived;
 
     #[tokio::test]
     async fn over_the_cap_is_refused_and_leaving_makes_room() {
         let cap = RequestCap::new(1);
-        let never = tower::service_fn(|_: Request<()>| std::future::pending::<Result<Response<Body>, ()>>());
+        let inside = tower::service_fn(async |request: Request<()>| {
+            let mut response = Response::new(Body::empty());
+            *response.extensions_mut() = request.into_parts().0.extensions;
+            Ok::<_, ()>(response)
+        });
         let refusals = Refusals::default();
-        let mut shed = Shed::new(never, cap, refusals.clone());
-        let infer = || Request::builder().uri("/torchlane.v1.ModelServer/Infer").body(()).unwrap();
-        let first = shed.call(infer());
+        let mut shed = Shed::new(inside, cap.clone(), refusals.clone());
+        let infer = || Request::builder().uri(path::INFER[0]).body(()).unwrap();
+        // Two calls begin; the one whose message is there first gets the place.
+        let (first, second) = (shed.call(infer()).await.unwrap(), shed.call(infer()).await.unwrap());
+        assert!(cap.is_idle(), "calls that have only begun hold nothing");
+        let arrived = Arrived::new(first.extensions()).unwrap();
+        assert_eq!(Arrived::new(second.extensions()).unwrap_err().reason(), Reason::Overloaded);
         let refused = shed.call(infer()).await.unwrap();
         assert_eq!(refused.headers()["grpc-status"], "8");
-        assert_eq!(refusals.get(Door::Grpc, Reason::Overloaded), 1);
+        assert_eq!(refusals.get(Door::Grpc, Reason::Overloaded), 2);
         let admin = Request::builder().uri("/torchlane.v1.ModelServer/ReloadModel").body(()).unwrap();
-        assert!(futures::poll!(Box::pin(shed.call(admin))).is_pending(), "admin calls are not counted");
-        drop(first);
-        assert!(futures::poll!(Box::pin(shed.call(infer()))).is_pending());
-    }
-
-    #[tokio::test]
-    async fn a_stream_is_counted_until_its_body_is_gone() {
-        let cap = RequestCap::new(1);
-        let answer = tower::service_fn(async |_: Request<()>| {
-            Ok::<_, ()>(Response::new(Body::new("answers".to_owned())))
-        });
-        let mut shed = Shed::new(answer, cap.clone(), Refusals::default());
-        let open = shed.call(Request::builder().uri(path::INFER_STREAM[1]).body(()).unwrap()).await.unwrap();
-        assert!(!cap.is_idle());
-        drop(open);
-        assert!(cap.is_idle());
-        let _unary = shed.call(Request::builder().uri(path::INFER[1]).body(()).unwrap()).await.unwrap();
-        assert!(cap.is_idle());
+        assert!(!shed.call(admin).await.unwrap().headers().contains_key("grpc-status"), "not counted");
+        let _sent_later = arrived.answered(10);
+        assert!(cap.is_idle(), "an answer on its way holds no place");
+        assert!(Arrived::new(second.extensions()).is_ok());
     }
 }

@@ -16,7 +16,7 @@ use prometheus_client::{
 };
 
 use super::{
-    CacheMetrics, Recent, Refusals, ResidencyMetrics, RolloutMetrics, SpanMetrics, StoreMetrics,
+    CacheMetrics, Recent, Refusals, ResidencyMetrics, RolloutMetrics, SpanMetrics, StoreMetrics, Untaken,
     requests::{ModelLabel, RequestMetrics, Sample},
     triton,
 };
@@ -33,6 +33,7 @@ use crate::{
 pub const CATALOGUE: &[(&str, &str, &str)] = &[
     ("torchlane_requests_total", "counter", "model, version, lane, outcome"),
     ("torchlane_refusals_total", "counter", "door, reason"),
+    ("torchlane_untaken_answers_total", "counter", "door"),
     ("torchlane_request_duration_seconds", "histogram", "model, version, lane, outcome"),
     ("torchlane_queue_duration_seconds", "histogram", "model, version, lane, outcome"),
     ("torchlane_batch_wait_duration_seconds", "histogram", "model, version, lane, outcome"),
@@ -150,6 +151,8 @@ pub struct Metrics {
     pub spans: SpanMetrics,
     /// Of what was refused before it was a request.
     pub refusals: Refusals,
+    /// Answers that were not taken.
+    pub untaken: Untaken,
     registry: Registry,
     requests: RequestMetrics,
     depth: Family<StageLabels, Gauge>,
@@ -210,6 +213,7 @@ impl Default for Metrics {
             rollouts: RolloutMetrics::default(),
             spans: SpanMetrics::default(),
             refusals: Refusals::default(),
+            untaken: Untaken::default(),
             registry: Registry::with_prefix("torchlane"),
             requests: RequestMetrics::default(),
             depth: Family::default(),
@@ -238,6 +242,7 @@ impl Default for Metrics {
         let r = &mut metrics.registry;
         metrics.requests.register(r);
         metrics.refusals.register(r);
+        metrics.untaken.register(r);
         r.register(
             "queue_depth",
             "Requests that wait, for a ticket (admission) or an executor (scheduler)",

@@ -15,6 +15,7 @@ mod spans;
 mod store;
 mod trace;
 mod triton;
+mod untaken;
 
 pub use access::{AccessLog, AccessPolicy};
 pub(crate) use logging::filter;
@@ -31,3 +32,4 @@ pub use spans::SpanMetrics;
 pub use store::StoreMetrics;
 pub(crate) use trace::{BatchSpan, Passing, Went};
 pub use trace::{ReloadEnd, RequestTrace, Sampling, TelemetrySettings, TraceError, TraceRate, Traces};
+pub use untaken::Untaken;

@@ -21,7 +21,7 @@ pub enum Door {
 }
 
 impl Door {
-    const fn as_str(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Grpc => "grpc",
             Self::Http => "http",

@@ -79,20 +79,6 @@ async fn a_call_that_sends_nothing_is_given_up() {
 }
 
 #[tokio::test]
-async fn an_open_stream_counts_as_a_request() {
-    let dir = repository(&[("m", "")]);
-    let server = Server::fake(dir.path(), |settings| settings.server.max_requests = 1);
-    let mut client = server.ready().await;
-    let (hang_up, hung_up) = tokio::sync::oneshot::channel::<()>();
-    let messages = stream::iter([one("m")]).chain(stream::pending()).take_until(hung_up);
-    let mut open = client.infer_stream(messages).await.unwrap().into_inner();
-    open.next().await.unwrap().unwrap();
-    assert_eq!(reason(&client.infer(one("m")).await.unwrap_err()), "OVERLOADED");
-    drop((open, hang_up));
-    until(async || client.clone().infer(one("m")).await.is_ok()).await;
-}
-
-#[tokio::test]
 async fn who_does_not_read_answers_holds_nobody_up() {
     let dir = repository(&[("m", "delay_ms = 1"), ("other", "")]);
     let server = Server::fake(dir.path(), |settings| {

@@ -5,6 +5,10 @@ use std::time::Duration;
 use futures::{StreamExt as _, stream};
 use prost::Message as _;
 use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tonic::{Request, transport::Channel};
 use torchlane::proto::{self, inference as oip};
 
@@ -147,23 +151,125 @@ async fn what_the_grpc_port_refuses_is_counted_by_its_reason() {
 
 #[tokio::test]
 async fn what_would_be_one_too_many_is_counted_at_both_doors() {
-    let dir = repository(&[("m", "")]);
+    let dir = repository(&[("m", ""), ("slow", "delay_ms = 3000")]);
     let server = Server::fake(dir.path(), |settings| settings.server.max_requests = 1);
     let mut client = server.ready().await;
+    // A stream holds a place while it has a request, and no longer.
     let (hang_up, hung_up) = tokio::sync::oneshot::channel::<()>();
     let messages = stream::iter([one()]).chain(stream::pending()).take_until(hung_up);
     let mut open = client.infer_stream(messages).await.unwrap().into_inner();
     open.next().await.unwrap().unwrap();
+    client.infer(one()).await.unwrap();
+
+    let (first, second) = (one(), proto::InferRequest { request_id: "second".into(), ..one() });
+    let slow = proto::InferRequest { model: "slow".into(), ..first };
+    let mut both = client.infer_stream(stream::iter([slow, second])).await.unwrap().into_inner();
+    let refusal = both.next().await.unwrap().unwrap();
+    assert_eq!(refusal.request_id, "second");
+    assert!(matches!(refusal.result, Some(proto::infer_stream_response::Result::Error(_))), "{refusal:?}");
     let mut other = Client::new(server.channel().await);
     assert_eq!(reason(&other.infer(one()).await.unwrap_err()), "OVERLOADED");
     assert_eq!(reason(&other.infer_stream(stream::iter([one()])).await.unwrap_err()), "OVERLOADED");
     let answer = call(&server, "POST", "/v2/models/m/infer", &[JSON], b"{}").await;
     assert_eq!(answer.error(), (429, "OVERLOADED".to_owned()));
-    assert_eq!(refused(&server, "grpc", "OVERLOADED").await, 2.0);
+    assert_eq!(refused(&server, "grpc", "OVERLOADED").await, 3.0);
     assert_eq!(refused(&server, "http", "OVERLOADED").await, 1.0);
-    assert_eq!(totals(&server).await.1, 1.0, "the one of the stream");
+    assert_eq!(totals(&server).await.1, 2.0, "the slow one is not answered yet");
+    both.next().await.unwrap().unwrap();
+    client.infer(one()).await.unwrap();
     drop((open, hang_up));
-    until(async || client.clone().infer(one()).await.is_ok()).await;
+}
+
+#[tokio::test]
+async fn requests_that_never_come_whole_keep_nobody_out() {
+    let dir = repository(&[("m", "")]);
+    let server = Server::fake(dir.path(), |settings| settings.server.max_requests = 1);
+    let mut client = server.ready().await;
+    let mut silent = Vec::new();
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(server.http).await.unwrap();
+        let head = "POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        silent.push(stream);
+    }
+    let mut unsent = Vec::new();
+    for _ in 0..3 {
+        let channel = server.channel().await;
+        unsent.push(tokio::spawn(edges::call(channel, edges::INFER, stream::pending())));
+    }
+    // They have arrived.
+    until(async || metric(&server, "torchlane_in_flight_bytes").await >= 3.0).await;
+    for _ in 0..20 {
+        client.infer(one()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(unsent.iter().all(|call| !call.is_finished()), "they wait still");
+    unsent.iter().for_each(|call| call.abort());
+}
+
+#[tokio::test]
+async fn answers_that_nobody_reads_count_until_they_are_gone() {
+    let dir = repository(&[("m", "")]);
+    let server = Server::fake(dir.path(), |settings| {
+        settings.server.max_in_flight_bytes = bytesize::ByteSize::mib(64);
+        settings.pressure.in_flight_bytes = 0.0;
+    });
+    let mut client = server.ready().await;
+    // More than the buffers of the connection take.
+    let (rows, bytes) = (4 << 20, 16 << 20);
+    let inputs = json!({"name": "x", "datatype": "FP32", "shape": [rows],
+        "parameters": {"binary_data_size": bytes}});
+    let json = json!({"inputs": [inputs], "parameters": {"binary_data_output": true}}).to_string();
+    let head = format!(
+        "POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nInference-Header-Content-Length: {}\r\nContent-Length: {}\r\n\r\n{json}",
+        json.len(),
+        json.len() + bytes
+    );
+    let mut unread = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(server.http).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&vec![0; bytes]).await.unwrap();
+        let mut first = [0; 12];
+        stream.read_exact(&mut first).await.unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200");
+        unread.push(stream);
+    }
+    let large = || request("m", vec![f32s("x", &[rows], &vec![1.0; rows as usize])]);
+    let answer_bytes = || async { metric(&server, "torchlane_in_flight_bytes").await };
+    assert!(answer_bytes().await >= 2.0 * bytes as f64);
+    // By gRPC they come in the windows of a stream that nobody reads.
+    let stream = client.infer_stream(stream::iter([large()]).chain(stream::pending()));
+    let stream = stream.await.unwrap();
+    until(async || answer_bytes().await >= 3.0 * bytes as f64).await;
+    assert_eq!(reason(&client.infer(large()).await.unwrap_err()), "OVERLOADED");
+    client.infer(one()).await.unwrap();
+    drop((unread, stream));
+    until(async || answer_bytes().await == 0.0).await;
+    client.infer(large()).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_in_json_is_held_to_the_longest_message() {
+    let dir = repository(&[("m", "")]);
+    let server = Server::fake(dir.path(), |settings| {
+        settings.server.max_message_bytes = bytesize::ByteSize::kib(8);
+    });
+    server.ready().await;
+    let raw = |rows: usize| {
+        let size = json!({"binary_data_size": rows * 4});
+        let json =
+            json!({"inputs": [{"name": "x", "datatype": "FP32", "shape": [rows], "parameters": size}]});
+        let data = 0.123_456_79_f32.to_le_bytes().repeat(rows);
+        (json.to_string().len(), [json.to_string().into_bytes(), data].concat())
+    };
+    for (rows, status) in [(500, 200), (1900, 413)] {
+        let (length, body) = raw(rows);
+        let length = length.to_string();
+        let headers = [JSON, ("inference-header-content-length", length.as_str())];
+        let answer = call(&server, "POST", "/v2/models/m/infer", &headers, &body).await;
+        assert_eq!(answer.status, status, "{rows}");
+    }
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::{pin::Pin, sync::Arc};
 
 use futures::{Stream, StreamExt as _, stream::BoxStream};
+use prost::Message as _;
 use tokio::{sync::broadcast, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
@@ -22,7 +23,7 @@ use crate::{
     },
     call::{InferCall, InferReply},
     error::{Error, Reason, Result, shown},
-    layers::{Deadline, message_bytes},
+    layers::{AnswerBytes, Arrived, Deadline},
     lifecycle::{Expected, History, Manager, ReloadRequest},
     model::{InvalidVersion, Lane, VersionWish},
     proto::{self, model_server_server::ModelServer},
@@ -163,11 +164,14 @@ where
     ) -> Result<Response<proto::InferResponse>, Status> {
         let deadline = deadline(&request);
         let (metadata, extensions, message) = request.into_parts();
-        let _counted = message_bytes(&extensions);
-        Self::answer((self.infer.clone(), self.refusals.clone()), message, Arc::new(metadata), deadline)
-            .await
-            .map(Response::new)
-            .map_err(|error| status(&error))
+        let arrived = Arrived::new(&extensions).map_err(|error| status(&error))?;
+        let to = (self.infer.clone(), self.refusals.clone());
+        let answer = Self::answer(to, message, Arc::new(metadata), deadline).await;
+        let answer = answer.map_err(|error| status(&error))?;
+        let bytes = arrived.answered(answer.encoded_len());
+        let mut response = Response::new(answer);
+        response.extensions_mut().insert(bytes);
+        Ok(response)
     }
 
     type InferStreamStream = Answers;
@@ -180,18 +184,26 @@ where
         let (metadata, extensions, requests) = request.into_parts();
         let (to, metadata) = ((self.infer.clone(), self.refusals.clone()), Arc::new(metadata));
         let longest = self.longest;
+        let bytes = AnswerBytes::of_stream(&extensions);
         let answer = move |message: proto::InferRequest| {
             let (to, metadata) = (to.clone(), metadata.clone());
-            let counted = message_bytes(&extensions);
+            let arrived = Arrived::new(&extensions);
             async move {
-                let _counted = counted;
                 let request_id = message.request_id.clone();
-                let answer = Self::answer(to, message, metadata, deadline).await;
-                Ok(item(request_id, answer, longest))
+                let (answer, arrived) = match arrived {
+                    Ok(arrived) => (Self::answer(to, message, metadata, deadline).await, Some(arrived)),
+                    Err(error) => (Err(error), None),
+                };
+                let item = item(request_id, answer, longest);
+                let bytes = arrived.map(|arrived| arrived.answered(item.encoded_len()));
+                (Ok(item), bytes)
             }
         };
         let shutdown = self.shutdown.clone();
-        Ok(Response::new(stream::serve(requests, answer, Order::AsTheyCome, shutdown, &self.streams)))
+        let mut response =
+            Response::new(stream::serve(requests, answer, Order::AsTheyCome, shutdown, &self.streams));
+        response.extensions_mut().insert(bytes);
+        Ok(response)
     }
 
     async fn reload_model(

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::{
-    body::Body,
+    body::{Body, HttpBody as _},
     http::{HeaderName, HeaderValue, header},
     response::Response,
 };
@@ -121,6 +121,13 @@ pub(super) fn write(outgoing: Outgoing) -> Result<Response> {
     response.headers_mut().insert(&JSON_LENGTH, HeaderValue::from(length));
     response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(total));
     Ok(timed(response, &timing))
+}
+
+/// Bytes of an answer that was written here.
+pub(super) fn length(response: &Response) -> u64 {
+    let told =
+        response.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    told.unwrap_or_else(|| response.body().size_hint().lower())
 }
 
 /// Says where the time went: in milliseconds, and with how many rows the pass ran.

@@ -1,4 +1,4 @@
-//! Reads bodies: whole, in time, and no more bytes than there is room for.
+//! Reads bodies: whole, in time and at a pace, and no more bytes than there is room for.
 
 use axum::body::{Body, HttpBody as _};
 use bytes::{Bytes, BytesMut};
@@ -8,13 +8,14 @@ use tokio::time::{Instant, timeout_at};
 use crate::{
     admission::MessageBytes,
     error::{Error, Reason, Result},
-    layers::too_many_bytes,
+    layers::{PATIENCE, Pace, late, too_many_bytes, too_slow},
 };
 
-/// The whole body, of at most `longest` bytes, counted in `counted` as they come. Not waited for longer than `until`.
+/// The whole body, of at most `longest` bytes, counted in `counted` as they come. Not waited for longer than `until`, nor for one
+/// that comes in drops.
 ///
 /// # Errors
-/// It is too long, too late, broken off, or there is no room for it.
+/// It is too long, too late, too slow, broken off, or there is no room for it.
 pub(in crate::api) async fn read(
     mut body: Body,
     longest: usize,
@@ -34,17 +35,19 @@ pub(in crate::api) async fn read(
     let mut first: Option<Bytes> = None;
     let mut whole = BytesMut::new();
     let mut length = 0;
+    let mut pace = Pace::new(PATIENCE);
     loop {
-        let frame = timeout_at(until, body.frame()).await.map_err(|_| {
-            let message = "the deadline passed before the whole body had arrived";
-            Error::new(Reason::DeadlineExceeded, message)
-        })?;
+        let enough = pace.wait();
+        let frame = timeout_at(until.min(enough), body.frame())
+            .await
+            .map_err(|_| if until <= enough { late() } else { too_slow() })?;
         let Some(frame) = frame else { break };
         let frame = frame.map_err(|error| {
             let message = format!("the body cannot be read: {}", cause(&error));
             Error::new(Reason::BadRequest, message)
         })?;
         let Ok(data) = frame.into_data() else { continue };
+        pace.moved(data.len());
         length += data.len();
         if length > longest {
             return Err(too_long());
@@ -114,6 +117,14 @@ mod tests {
         let began = Instant::now();
         let error = read(Body::from_stream(never), 100, None, soon()).await.unwrap_err();
         assert_eq!((error.reason(), began.elapsed().as_secs()), (Reason::DeadlineExceeded, 5));
+        let drops = futures::stream::repeat(()).then(async |()| {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Ok::<_, std::io::Error>(Bytes::from_static(b"a"))
+        });
+        let (began, much_later) = (Instant::now(), Instant::now() + Duration::from_secs(300));
+        let error = read(Body::from_stream(drops), 1000, None, much_later).await.unwrap_err();
+        assert_eq!((error.reason(), began.elapsed().as_secs()), (Reason::DeadlineExceeded, 10));
+        assert!(error.message().contains("too slowly"), "{error}");
         let broken = futures::stream::iter([Err::<Bytes, _>(std::io::Error::other("gone"))]);
         let error = read(Body::from_stream(broken), 100, None, soon()).await.unwrap_err();
         assert_eq!((error.reason(), error.message()), (Reason::BadRequest, "the body cannot be read: gone"));

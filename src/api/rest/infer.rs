@@ -29,10 +29,11 @@ use crate::{
             incoming::{Data, Incoming, Input},
             parameters::Value,
         },
+        stream::too_long,
     },
     call::{InferCall, InferReply},
     error::{Error, Reason, Result, shown},
-    layers::too_many,
+    layers::{AnswerBytes, too_many},
     telemetry::Door,
     tensor::{DType, byte_len},
 };
@@ -61,12 +62,22 @@ where
                 let message = "the server is stopping: try another replica";
                 return Err(Error::new(Reason::ShuttingDown, message));
             }
-            let counted = rest.limits.requests.enter().ok_or_else(too_many)?;
-            Ok((read(&rest, which, request).await?, counted))
+            if rest.limits.requests.is_full() {
+                return Err(too_many());
+            }
+            let whole = read(&rest, which, request).await?;
+            // Only now: one that never comes whole keeps nobody out.
+            Ok((whole, rest.limits.requests.enter().ok_or_else(too_many)?))
         };
         let read = read.await.inspect_err(|error| rest.door.refused(Door::Http, error));
-        let ((incoming, arrival, _bytes), _counted) = read?;
-        answer::write(rest.door.infer(incoming, &arrival).await?)
+        let ((incoming, arrival, bytes), _counted) = read?;
+        let mut response = answer::write(rest.door.infer(incoming, &arrival).await?)?;
+        let length = usize::try_from(answer::length(&response)).unwrap_or(usize::MAX);
+        if let Some(error) = too_long(length, rest.limits.longest) {
+            return Err(error);
+        }
+        response.extensions_mut().insert(AnswerBytes::of_whole(&bytes, length));
+        Ok(response)
     };
     answered.await.unwrap_or_else(|error| refusal(&error))
 }

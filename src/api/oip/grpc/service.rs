@@ -14,16 +14,15 @@ use super::{
     stream::{Errors, item},
 };
 use crate::{
-    admission::MessageBytes,
     api::{
         arrival::Arrival,
-        oip::{OpenInference, no_cuda, no_cuda_region, outgoing::Outgoing, settings::LogValue},
+        oip::{OpenInference, no_cuda, no_cuda_region, settings::LogValue},
         status,
         stream::{self, Order},
     },
     call::{InferCall, InferReply},
     error::{Error, Result},
-    layers::{Deadline, message_bytes, too_many_bytes},
+    layers::{AnswerBytes, Arrived, Deadline, message_bytes, too_many_bytes},
     proto::inference::{
         self as oip,
         grpc_inference_service_server::GrpcInferenceService,
@@ -52,7 +51,7 @@ impl<S> GrpcInference<S> {
 }
 
 /// What came with a request, its message, and where it came from.
-fn arrived<T>(request: Request<T>) -> (Arrival, T, Option<SocketAddr>) {
+fn call<T>(request: Request<T>) -> (Arrival, T, Option<SocketAddr>) {
     let from = request.remote_addr();
     let deadline = deadline(request.extensions());
     let (metadata, _, message) = request.into_parts();
@@ -63,33 +62,34 @@ fn deadline(extensions: &http::Extensions) -> Option<Instant> {
     extensions.get::<Deadline>().and_then(|deadline| deadline.0)
 }
 
-/// What was counted while a message was read is what was on the wire. One that came compressed counts for what it is now.
-fn counted_as_inflated(
-    counted: Option<MessageBytes>,
-    headers: &MetadataMap,
-    message: &impl Message,
-) -> Result<Option<MessageBytes>> {
+/// What was counted while a message was read is what was on the wire. One that came compressed counts for what it is now: so many
+/// bytes more.
+fn inflated(headers: &MetadataMap, message: &impl Message) -> usize {
     let is_compressed = headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity");
-    match &counted {
-        Some(counted) if is_compressed && !counted.add(message.encoded_len() as u64) => Err(too_many_bytes()),
-        _ => Ok(counted),
-    }
+    if is_compressed { message.encoded_len() } else { 0 }
 }
 
-/// Runs a request; its bytes count until it is answered.
+/// Runs a request, which counts until it is answered.
 async fn infer<S>(
     door: &OpenInference<S>,
-    counted: Option<MessageBytes>,
+    arrived: Result<Arrived>,
     message: oip::ModelInferRequest,
     arrival: &Arrival,
-) -> Result<Outgoing>
+) -> Result<(oip::ModelInferResponse, AnswerBytes)>
 where
     S: Service<InferCall, Response = InferReply, Error = Error> + Clone,
 {
-    let read = counted_as_inflated(counted, &arrival.headers, &message)
-        .and_then(|counted| Ok((decode::incoming(message)?, counted)));
-    let (incoming, _counted) = read.inspect_err(|error| door.refused(arrival.door, error))?;
-    door.infer(incoming, arrival).await
+    // Counted where it was refused.
+    let arrived = arrived?;
+    let read = if arrived.add(inflated(&arrival.headers, &message)) {
+        decode::incoming(message)
+    } else {
+        Err(too_many_bytes())
+    };
+    let incoming = read.inspect_err(|error| door.refused(arrival.door, error))?;
+    let response = encode::response(door.infer(incoming, arrival).await?);
+    let bytes = arrived.answered(response.encoded_len());
+    Ok((response, bytes))
 }
 
 fn answer<T>(result: Result<T>) -> Result<Response<T>, Status> {
@@ -137,7 +137,7 @@ where
         &self,
         request: Request<oip::ModelMetadataRequest>,
     ) -> Result<Response<oip::ModelMetadataResponse>, Status> {
-        let (arrival, oip::ModelMetadataRequest { name, version }, _) = arrived(request);
+        let (arrival, oip::ModelMetadataRequest { name, version }, _) = call(request);
         answer(self.door.model_metadata(&name, &version, arrival.deadline).await)
     }
 
@@ -145,10 +145,13 @@ where
         &self,
         request: Request<oip::ModelInferRequest>,
     ) -> Result<Response<oip::ModelInferResponse>, Status> {
-        let counted = message_bytes(request.extensions());
-        let (arrival, message, _) = arrived(request);
-        let outgoing = infer(&self.door, counted, message, &arrival);
-        answer(outgoing.await.map(encode::response))
+        let arrived = Arrived::new(request.extensions());
+        let (arrival, message, _) = call(request);
+        let (response, bytes) =
+            infer(&self.door, arrived, message, &arrival).await.map_err(|error| status(&error))?;
+        let mut response = Response::new(response);
+        response.extensions_mut().insert(bytes);
+        Ok(response)
     }
 
     type ModelStreamInferStream = BoxStream<'static, Result<oip::ModelStreamInferResponse, Status>>;
@@ -161,24 +164,31 @@ where
         let (metadata, extensions, requests) = request.into_parts();
         let (errors, metadata) = (Errors::wanted(&metadata), Arc::new(metadata));
         let (door, longest) = (self.door.clone(), self.longest);
+        let bytes = AnswerBytes::of_stream(&extensions);
         let answer = move |message: oip::ModelInferRequest| {
             let (door, arrival) = (door.clone(), Arrival::new(Door::Grpc, metadata.clone(), deadline));
-            let counted = message_bytes(&extensions);
+            let arrived = Arrived::new(&extensions);
             async move {
                 let of = (message.id.clone(), message.model_name.clone());
-                let outgoing = infer(&door, counted, message, &arrival);
-                item(of, outgoing.await.map(encode::response), longest, errors)
+                let (response, bytes) = match infer(&door, arrived, message, &arrival).await {
+                    Ok((response, bytes)) => (Ok(response), Some(bytes)),
+                    Err(error) => (Err(error), None),
+                };
+                (item(of, response, longest, errors), bytes)
             }
         };
         let shutdown = self.shutdown.clone();
-        Ok(Response::new(stream::serve(requests, answer, Order::OfRequests, shutdown, &self.streams)))
+        let mut response =
+            Response::new(stream::serve(requests, answer, Order::OfRequests, shutdown, &self.streams));
+        response.extensions_mut().insert(bytes);
+        Ok(response)
     }
 
     async fn model_config(
         &self,
         request: Request<oip::ModelConfigRequest>,
     ) -> Result<Response<oip::ModelConfigResponse>, Status> {
-        let (arrival, oip::ModelConfigRequest { name, version }, _) = arrived(request);
+        let (arrival, oip::ModelConfigRequest { name, version }, _) = call(request);
         let config = self.door.model_config(&name, &version, arrival.deadline).await;
         answer(config.map(|config| oip::ModelConfigResponse { config: Some(config) }))
     }
@@ -204,9 +214,12 @@ where
         request: Request<oip::RepositoryModelLoadRequest>,
     ) -> Result<Response<oip::RepositoryModelLoadResponse>, Status> {
         let counted = message_bytes(request.extensions());
-        let (arrival, message, from) = arrived(request);
+        let (arrival, message, from) = call(request);
         let loaded = async {
-            let counted = counted_as_inflated(counted, &arrival.headers, &message)?;
+            let more = inflated(&arrival.headers, &message) as u64;
+            if counted.as_ref().is_some_and(|counted| !counted.add(more)) {
+                return Err(too_many_bytes());
+            }
             let oip::RepositoryModelLoadRequest { repository_name, model_name, parameters } = message;
             let parameters = parameters.into_iter().map(|(key, value)| (key, decode::load(value))).collect();
             self.door.load(&repository_name, model_name, parameters, counted, (&arrival, from)).await
@@ -218,7 +231,7 @@ where
         &self,
         request: Request<oip::RepositoryModelUnloadRequest>,
     ) -> Result<Response<oip::RepositoryModelUnloadResponse>, Status> {
-        let (arrival, message, from) = arrived(request);
+        let (arrival, message, from) = call(request);
         let oip::RepositoryModelUnloadRequest { repository_name, model_name, .. } = message;
         let unloaded = self.door.unload(&repository_name, model_name, (&arrival, from));
         answer(unloaded.await.map(|()| oip::RepositoryModelUnloadResponse {}))
@@ -281,7 +294,7 @@ where
         &self,
         request: Request<oip::TraceSettingRequest>,
     ) -> Result<Response<oip::TraceSettingResponse>, Status> {
-        let (arrival, oip::TraceSettingRequest { settings, model_name }, from) = arrived(request);
+        let (arrival, oip::TraceSettingRequest { settings, model_name }, from) = call(request);
         let wanted: Vec<_> = settings.into_iter().map(|(key, wanted)| (key, wanted.value)).collect();
         let settings = self.door.trace_settings(&model_name, &wanted, (&arrival, from));
         answer(settings.map(|settings| {
@@ -296,7 +309,7 @@ where
         &self,
         request: Request<oip::LogSettingsRequest>,
     ) -> Result<Response<oip::LogSettingsResponse>, Status> {
-        let (arrival, oip::LogSettingsRequest { settings }, from) = arrived(request);
+        let (arrival, oip::LogSettingsRequest { settings }, from) = call(request);
         let wanted: Vec<_> = settings.into_iter().map(|(key, wanted)| (key, decode::log(wanted))).collect();
         let settings = self.door.log_settings(&wanted, (&arrival, from));
         answer(settings.map(|settings| {
