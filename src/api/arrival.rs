@@ -73,7 +73,7 @@ impl Arrival {
 pub(super) fn asker(headers: &MetadataMap, from: Option<SocketAddr>) -> Asker {
     let tenant = headers.get("x-tenant").and_then(|value| value.to_str().ok());
     let who = match (tenant, from) {
-        (Some(tenant), _) => shown(tenant, LOGGED).to_owned(),
+        (Some(tenant), _) => shown(tenant, LOGGED).into_owned(),
         (None, Some(address)) => address.to_string(),
         (None, None) => "unknown".to_owned(),
     };
@@ -93,7 +93,7 @@ pub(super) fn version(text: &str) -> Result<VersionWish> {
 pub(super) fn span(request_id: &str, model: &str) -> tracing::Span {
     tracing::info_span!(
         target: "torchlane::request", "infer",
-        request_id = shown(request_id, LOGGED), model = shown(model, LOGGED),
+        request_id = &*shown(request_id, LOGGED), model = &*shown(model, LOGGED),
         // Of those that are traced.
         trace_id = tracing::field::Empty
     )

@@ -4,6 +4,8 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use thiserror::Error;
 
+use crate::error::shown;
+
 /// A model's name: one path component, so that it can stand in URLs, metrics and directories alike.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ModelName(Arc<str>);
@@ -28,7 +30,7 @@ impl FromStr for ModelName {
         if (1..=128).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(allowed) {
             return Ok(Self(name.into()));
         }
-        Err(InvalidName(name.chars().take(64).collect()))
+        Err(InvalidName(shown(name, 64).into_owned()))
     }
 }
 
@@ -115,7 +117,7 @@ impl FromStr for Label {
         if begins && text.len() <= 32 && text.bytes().all(allowed) {
             return Ok(Self(text.into()));
         }
-        Err(InvalidLabel(text.chars().take(32).collect()))
+        Err(InvalidLabel(shown(text, 32).into_owned()))
     }
 }
 

@@ -112,7 +112,8 @@ impl Change {
     fn read(name: &str, body: &[u8]) -> Result<Self> {
         let text: &[u8] = if body.trim_ascii().is_empty() { b"{}" } else { body };
         let wish: Wish = serde_json::from_slice(text).map_err(|error| {
-            Error::new(Reason::BadRequest, format!("the JSON of the request cannot be read: {error}"))
+            let why = shown(&error.to_string(), 300).into_owned();
+            Error::new(Reason::BadRequest, format!("the JSON of the request cannot be read: {why}"))
         })?;
         let change = match name {
             "reload" => Self::Reload(wish.version()?),

@@ -76,7 +76,8 @@ async fn long_admin<S, T: for<'de> Deserialize<'de>>(
     let body = body::read(body, longest, counted, until).await?;
     let text = if body.trim_ascii().is_empty() { b"{}" } else { body.as_ref() };
     let message = serde_json::from_slice(text).map_err(|error| {
-        Error::new(Reason::BadRequest, format!("the JSON of the request cannot be read: {error}"))
+        let why = shown(&error.to_string(), 300).into_owned();
+        Error::new(Reason::BadRequest, format!("the JSON of the request cannot be read: {why}"))
     })?;
     let headers = Arc::new(MetadataMap::from_headers(parts.headers));
     Ok((message, Arrival::new(Door::Http, headers, deadline), from))
