@@ -8,7 +8,7 @@ use axum::{
     routing::get,
 };
 
-use super::health::Health;
+use super::{health::Health, rest::refusal::no_method};
 use crate::telemetry::Metrics;
 
 /// `/livez`, `/readyz` and `/metrics`.
@@ -30,7 +30,11 @@ pub fn router(health: Health, metrics: Arc<Metrics>) -> Router {
     };
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let scrape = move || async move { ([(header::CONTENT_TYPE, content_type)], metrics.encode()) };
-    Router::new().route("/livez", get(live)).route("/readyz", get(ready)).route("/metrics", get(scrape))
+    Router::new()
+        .route("/livez", get(live))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(scrape))
+        .method_not_allowed_fallback(no_method)
 }
 
 /// A line at `/` that says what there is, where there is no console.
@@ -40,5 +44,5 @@ pub fn hello() -> Router {
         env!("CARGO_PKG_VERSION"),
         ": /livez /readyz /metrics; /v2 (see /v2/docs, for programs /v2/openapi.json); gRPC is on its own port\n"
     );
-    Router::new().route("/", get(async move || here))
+    Router::new().route("/", get(async move || here)).method_not_allowed_fallback(no_method)
 }

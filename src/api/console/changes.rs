@@ -7,7 +7,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
-    extract::{Path, Request, State},
+    extract::{Request, State},
     http::{HeaderMap, header},
     response::Response,
 };
@@ -18,7 +18,10 @@ use tonic::transport::server::TcpConnectInfo;
 use super::{Console, answer, json};
 use crate::{
     admission::ControlPlace,
-    api::{origin, rest::body},
+    api::{
+        origin,
+        rest::{body, path::Path},
+    },
     error::{Error, Reason, Result, shown},
     lifecycle::{
         Asker, Manager, Patch, ReloadReport, ReloadRequest, RolloutChange, RolloutState, RolloutStatus,

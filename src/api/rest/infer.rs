@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    extract::{Path, Request, State},
+    extract::{Request, State},
     http::{HeaderMap, header},
     response::Response,
 };
@@ -17,6 +17,7 @@ use super::{
     Rest,
     answer::{self, JSON_LENGTH},
     body,
+    path::Path,
     refusal::refusal,
     request,
 };

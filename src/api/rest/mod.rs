@@ -9,6 +9,7 @@ mod docs;
 mod infer;
 mod numbers;
 pub(super) mod refusal;
+pub(super) mod path;
 mod request;
 mod routes;
 

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
-    extract::{Path, Request, State},
+    extract::{Request, State},
     http::{HeaderMap, Method, StatusCode},
     response::Response,
 };
@@ -18,6 +18,7 @@ use super::{
     answer::with_type,
     body,
     infer::{Which, deadline, known_encoding},
+    path::Path,
     refusal::refusal,
 };
 use crate::{
