@@ -530,7 +530,7 @@ async fn check(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
                 Some(files) => {
                     let problem = match repository.materialize(files.clone()).await {
                         // In the order of a server: what a model is said to be, then its files.
-                        Ok(files) => match unheeded(&files) {
+                        Ok(files) => match unheeded(&found.name, &files) {
                             Ok(told) => {
                                 warnings = told;
                                 let alone = Preparation::alone(&found.name, &files, &rules);

@@ -141,6 +141,7 @@ mod tests {
     use std::{collections::BTreeSet, future::Ready};
 
     use super::*;
+    use crate::model::ModelName;
 
     type Nobody = tower::util::ServiceFn<fn(InferCall) -> Ready<Result<InferReply, Error>>>;
 
@@ -150,5 +151,19 @@ mod tests {
         let described: BTreeSet<String> = described["paths"].as_object().unwrap().keys().cloned().collect();
         let routed = table::<Nobody>().into_iter().map(|(path, _)| path.trim_end_matches('/').to_owned());
         assert_eq!(described, routed.collect());
+    }
+
+    #[test]
+    fn a_model_is_told_of_a_route_that_has_its_name() {
+        let paths = table::<Nobody>().into_iter().map(|(path, _)| path);
+        let names: BTreeSet<String> = paths
+            .filter_map(|path| path.strip_prefix("/v2/models/")?.split('/').next().map(str::to_owned))
+            .filter(|name| !name.starts_with('{'))
+            .collect();
+        assert!(!names.is_empty());
+        for name in names {
+            let name: ModelName = name.parse().unwrap();
+            assert!(name.hidden_by_route().is_some(), "{name}");
+        }
     }
 }
