@@ -5,11 +5,12 @@
 
 pub(super) mod answer;
 pub(super) mod body;
+mod coding;
 mod docs;
 mod infer;
 mod numbers;
-pub(super) mod refusal;
 pub(super) mod path;
+pub(super) mod refusal;
 mod request;
 mod routes;
 
@@ -21,14 +22,13 @@ use axum::{
     routing::{MethodRouter, get, post},
 };
 use tokio_util::sync::CancellationToken;
-use tower::{Service, ServiceBuilder};
+use tower::Service;
 use tower_http::{
     catch_panic::CatchPanicLayer,
     compression::{
         CompressionLayer,
         predicate::{DefaultPredicate, Predicate as _},
     },
-    decompression::RequestDecompressionLayer,
 };
 
 use super::oip::OpenInference;
@@ -81,12 +81,7 @@ where
         .fallback(refusal::no_route)
         .method_not_allowed_fallback(refusal::no_method)
         .with_state(Rest { door, limits })
-        // What is inflated is counted and bounded where it is read.
-        .layer(
-            ServiceBuilder::new()
-                .layer(RequestDecompressionLayer::new().no_br().pass_through_unaccepted(true))
-                .layer(CatchPanicLayer::custom(refusal::panicked)),
-        )
+        .layer(CatchPanicLayer::custom(refusal::panicked))
 }
 
 /// Path and methods of each. `openapi.json` describes the same, and tests hold the two together.

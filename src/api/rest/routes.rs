@@ -17,7 +17,8 @@ use super::{
     Rest,
     answer::with_type,
     body,
-    infer::{Which, deadline, known_encoding},
+    coding::inflated,
+    infer::{Which, deadline},
     path::Path,
     refusal::refusal,
 };
@@ -70,7 +71,7 @@ async fn long_admin<S, T: for<'de> Deserialize<'de>>(
     let from = request.extensions().get::<TcpConnectInfo>().and_then(|info| info.remote_addr);
     let (parts, body) = request.into_parts();
     origin::own(&parts.headers)?;
-    known_encoding(&parts.headers)?;
+    let body = inflated(&parts.headers, body)?;
     let latest = rest.limits.max_deadline;
     let deadline = deadline(&parts.headers, latest)?;
     let until = deadline.unwrap_or_else(|| Instant::now() + latest);
