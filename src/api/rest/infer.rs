@@ -25,7 +25,7 @@ use super::{
 use crate::{
     admission::MessageBytes,
     api::{
-        arrival::Arrival,
+        arrival::{Arrival, once},
         oip::{
             OpenInference,
             incoming::{Data, Incoming, Input},
@@ -157,7 +157,7 @@ fn one_row(dtype: DType, mut shape: Vec<i64>, batched: bool, bytes: usize) -> Op
 
 /// `inference-header-content-length`. `None`: all of the body is JSON.
 fn json_length(headers: &HeaderMap) -> Result<Option<usize>> {
-    let Some(value) = headers.get(&JSON_LENGTH) else { return Ok(None) };
+    let Some(value) = once(headers, JSON_LENGTH.as_str())? else { return Ok(None) };
     let length = value.to_str().ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
     match length.and_then(|text| text.parse().ok()) {
         Some(length) => Ok(Some(length)),
@@ -170,7 +170,7 @@ fn json_length(headers: &HeaderMap) -> Result<Option<usize>> {
 
 /// `x-timeout-ms`, no further away than `longest`.
 pub(super) fn deadline(headers: &HeaderMap, longest: Duration) -> Result<Option<Instant>> {
-    let Some(value) = headers.get("x-timeout-ms") else { return Ok(None) };
+    let Some(value) = once(headers, "x-timeout-ms")? else { return Ok(None) };
     let millis = value.to_str().ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
     match millis.and_then(|text| text.parse().ok()).filter(|millis| *millis > 0) {
         Some(millis) => Ok(Some(Instant::now() + Duration::from_millis(millis).min(longest))),
@@ -212,6 +212,16 @@ mod tests {
         let longest = Duration::from_secs(300);
         for bad in ["", "0", "-1", "1s", "1.5"] {
             assert!(deadline(&headers("x-timeout-ms", bad), longest).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_number_is_there_once() {
+        for name in ["inference-header-content-length", "x-timeout-ms"] {
+            let mut two = headers(name, "5");
+            two.append(name, "6".parse().unwrap());
+            let read = json_length(&two).map(drop).and(deadline(&two, Duration::from_secs(1)).map(drop));
+            assert_eq!(read.unwrap_err().field(), Some(name));
         }
     }
 
