@@ -4,12 +4,21 @@ use std::sync::Arc;
 
 use axum::{
     Router,
-    http::{StatusCode, header},
+    extract::Request,
+    http::{StatusCode, Version, header},
+    middleware::{Next, from_fn},
+    response::Response,
     routing::get,
 };
 
-use super::{health::Health, rest::refusal::no_method};
-use crate::telemetry::Metrics;
+use super::{
+    health::Health,
+    rest::refusal::{no_method, refusal},
+};
+use crate::{
+    error::{Error, Reason},
+    telemetry::Metrics,
+};
 
 /// `/livez`, `/readyz` and `/metrics`.
 pub fn router(health: Health, metrics: Arc<Metrics>) -> Router {
@@ -45,4 +54,18 @@ pub fn hello() -> Router {
         ": /livez /readyz /metrics; /v2 (see /v2/docs, for programs /v2/openapi.json); gRPC is on its own port\n"
     );
     Router::new().route("/", get(async move || here)).method_not_allowed_fallback(no_method)
+}
+
+/// All routes of the port, for requests that name one host (RFC 9112, section 3.2): what stands in front may have gone by another
+/// than this server would. That lengths are told once and in one way is hyper's to see.
+pub fn for_one_host(router: Router) -> Router {
+    router.layer(from_fn(async |request: Request, next: Next| -> Response {
+        let hosts = request.headers().get_all(header::HOST).iter().count();
+        let may_lack = request.version() < Version::HTTP_11;
+        if hosts == 1 || hosts == 0 && may_lack {
+            return next.run(request).await;
+        }
+        let why = if hosts == 0 { "the header Host is missing" } else { "Host is there more than once" };
+        refusal(&Error::new(Reason::BadRequest, format!("{why}: HTTP/1.1 wants it once")).with_field("host"))
+    }))
 }

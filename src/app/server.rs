@@ -309,7 +309,8 @@ async fn run(
         max_deadline: settings.admission.max_deadline,
         closing: closing.clone(),
     };
-    let router = http::router(health.clone(), metrics.clone()).merge(front).merge(rest::router(door, limits));
+    let routes = http::router(health.clone(), metrics.clone()).merge(front).merge(rest::router(door, limits));
+    let router = http::for_one_host(routes);
     let cut = CancellationToken::new();
     let web = web::start(web_listener, router, killed.clone(), cut.clone())?;
     tracing::info!(
