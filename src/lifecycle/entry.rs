@@ -42,7 +42,7 @@ struct Newest {
     waiting: usize,
 }
 
-/// A change that somebody asked for, until it has its turn.
+/// A change that somebody asked for, until it has its turn; or an upload, until it is decided what becomes of it.
 #[derive(Debug)]
 pub(super) struct Waiting<'a> {
     entry: &'a Entry,
