@@ -188,6 +188,11 @@ impl Entry {
         self.newest.borrow().generation == generation
     }
 
+    /// Whether a change that somebody asked for waits, or an upload is on trial.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.newest.borrow().waiting > 0
+    }
+
     /// Waits for the change before to end. A newer one that comes in meanwhile ends the wait: nothing has been done yet.
     pub(super) async fn turn(&self, waiting: Waiting<'_>) -> Result<Turn<'_>> {
         let mut newest = self.newest.subscribe();

@@ -147,6 +147,10 @@ impl Manager {
         if entry.is_synced(&found, Instant::now()) {
             return entry.status().serves();
         }
+        // Somebody changes it, or what lies there is on trial: what is said of that would mislead. The next look tries again.
+        if entry.is_waited_for() {
+            return entry.status().serves();
+        }
         entry.set_versions(found.numbers());
         let outcome = self.bring_in_line(&entry, &found, &asker).await;
         match outcome {

@@ -358,19 +358,23 @@ async fn a_request_that_would_load_what_is_on_trial_waits() {
     drop(server);
     let server = start();
     server.ready().await;
-    let bad = [("2/model.pt", &b"load_delay_ms = 400\nload_error = 'broken'"[..])];
+    // What describes it is another file, so that the one before is not there meanwhile.
+    let bad = [
+        ("2/model.pt", &b"load_delay_ms = 400\nload_error = 'broken'"[..]),
+        ("model.toml", b"[[inputs]]\nname = 'x'\n[[outputs]]\nname = 'y'\n"),
+    ];
     let asked = async {
         on_trial(uploads.path()).await;
         serves(&server, "m").await
     };
-    let (uploaded, answer) = tokio::join!(load(&server, Door::Grpc, "m", Some(CONFIG), &bad), asked);
+    let (uploaded, answer) = tokio::join!(load(&server, Door::Grpc, "m", None, &bad), asked);
     assert_eq!(uploaded.unwrap_err().0, "LOAD_FAILED");
     assert_eq!(answer, is(2.0, "1"));
 
     drop(server);
     let server = start();
     server.ready().await;
-    assert_eq!(load(&server, Door::Grpc, "m", Some(CONFIG), &bad).await.unwrap_err().0, "LOAD_FAILED");
+    assert_eq!(load(&server, Door::Grpc, "m", None, &bad).await.unwrap_err().0, "LOAD_FAILED");
     assert_eq!(serves(&server, "m").await, is(2.0, "1"), "afterwards it is loaded as if nothing had come");
 }
 
