@@ -261,17 +261,56 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// The beginning of something that a caller wrote, for a message or a log line: at most `most` characters.
-pub fn shown(text: &str, most: usize) -> &str {
+/// The beginning of something that a caller wrote, for a message or a log line: at most `most` characters. What a terminal would
+/// obey, or nobody would see, is escaped; quotes and backslashes are not, so that what is shown twice stays as it is.
+pub fn shown(text: &str, most: usize) -> Cow<'_, str> {
+    let cut = beginning(text, most);
+    if cut.chars().all(is_seen) {
+        return cut.into();
+    }
+    let mut seen = String::with_capacity(cut.len());
+    let mut length = 0;
+    for letter in cut.chars() {
+        let letter = if is_seen(letter) { letter.to_string() } else { escaped(letter) };
+        length += letter.chars().count();
+        if length > most {
+            break;
+        }
+        seen += &letter;
+    }
+    seen.into()
+}
+
+/// The beginning of a text as it is, for where each line is escaped anyway: at most `most` characters.
+pub fn beginning(text: &str, most: usize) -> &str {
     text.char_indices().nth(most).and_then(|(end, _)| text.get(..end)).unwrap_or(text)
 }
 
-/// Cuts a message to what may go on the wire, at a character boundary, and to its first line.
+fn escaped(letter: char) -> String {
+    let std = letter.escape_debug();
+    // One of those that only we count as not seen.
+    if std.len() == 1 { letter.escape_unicode().to_string() } else { std.to_string() }
+}
+
+/// Whether a letter shows, and as itself.
+fn is_seen(letter: char) -> bool {
+    match letter {
+        ' '..='~' => true,
+        // Counted as printable, and blank: joiners, fillers, selectors of variations.
+        '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}' => false,
+        '\u{2800}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{ffa0}' | '\u{e0100}'..='\u{e01ef}' => false,
+        // An accent by itself would be escaped; after a letter it is not.
+        _ => letter.escape_debug().len() == 1 || format!("a{letter}").escape_debug().count() == 2,
+    }
+}
+
+/// Cuts a message to what may go on the wire, at a character boundary, and to its first line: libtorch's go on with a stack trace.
+/// What a caller wrote and may have lines goes through [`shown`] before. What is not seen is escaped here too.
 pub fn clip(message: Cow<'static, str>) -> Cow<'static, str> {
-    if message.len() <= MAX_MESSAGE_BYTES && !message.contains(['\n', '\r']) {
+    if message.len() <= MAX_MESSAGE_BYTES && message.chars().all(is_seen) {
         return message;
     }
-    let line = message.lines().next().unwrap_or_default();
+    let line = shown(message.lines().next().unwrap_or_default(), 2 * MAX_MESSAGE_BYTES);
     let mut end = line.len().min(MAX_MESSAGE_BYTES - "...".len());
     while !line.is_char_boundary(end) {
         end -= 1;
@@ -295,7 +334,41 @@ mod tests {
 
     #[test]
     fn what_is_shown_of_a_long_text_ends_at_a_character() {
-        assert_eq!((shown("éàü", 2), shown("éà", 2), shown("", 2)), ("éà", "éà", ""));
+        let parts = (shown("éàü", 2), shown("éà", 2), shown("", 2));
+        assert_eq!(parts, ("éà".into(), "éà".into(), "".into()));
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_or_nobody_would_see_is_escaped() {
+        for (text, seen) in [
+            ("a\nb\r\tc\0", r"a\nb\r\tc\0"),
+            ("\u{1b}[2J", r"\u{1b}[2J"),
+            ("\u{7f}\u{9b}", r"\u{7f}\u{9b}"),
+            ("abc\u{202e}fed\u{2066}\u{2069}", r"abc\u{202e}fed\u{2066}\u{2069}"),
+            (
+                "\u{200b}\u{200d}\u{feff}\u{ad}\u{fe0f}\u{e0041}",
+                r"\u{200b}\u{200d}\u{feff}\u{ad}\u{fe0f}\u{e0041}",
+            ),
+            ("\u{2028}\u{a0}\u{3164}", r"\u{2028}\u{a0}\u{3164}"),
+        ] {
+            assert_eq!(shown(text, 100), seen);
+        }
+        for as_it_is in ["it's \"x\" \\ `y`", "größe 模型 e\u{301} हिन्दी 🙂"] {
+            assert!(matches!(shown(as_it_is, 100), Cow::Borrowed(text) if text == as_it_is));
+        }
+        assert_eq!(shown("ab\ncd", 3), "ab", "half an escape says nothing");
+        assert_eq!(shown("ab\ncd", 4), r"ab\n");
+        let twice = shown("a\nb", 10).into_owned();
+        assert_eq!(shown(&twice, 10), twice);
+    }
+
+    #[test]
+    fn no_message_has_what_is_not_seen() {
+        let error = Error::new(Reason::BadRequest, "bad \u{1b}[1m\u{202e}name");
+        assert_eq!(error.message(), r"bad \u{1b}[1m\u{202e}name");
+        assert_eq!(error.within("step\t1").message(), r"step\t1: bad \u{1b}[1m\u{202e}name");
+        let long = Error::new(Reason::BadRequest, "\u{202e}".repeat(2000));
+        assert!(long.message().len() <= MAX_MESSAGE_BYTES && long.message().ends_with("..."));
     }
 
     #[test]

@@ -36,7 +36,21 @@ pub trait Residents: Send + Sync + fmt::Debug {
 /// The refusal of a model that is not there and that no request brings.
 pub(crate) fn not_ready(model: &ModelName) -> Error {
     let message = format!(
-        "model '{model}' has no version live: it is loading, failed or was unloaded (GetModel says which)"
+        "model '{model}' has no version live: it is loading, failed or was unloaded; the repository index says which \
+         (GetModel, RepositoryIndex, POST /v2/repository/index)"
     );
     Error::new(Reason::ModelNotReady, message).with_retry_after(std::time::Duration::from_secs(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_calls_is_told_where_to_look() {
+        let error = not_ready(&"m".parse().unwrap());
+        for door in ["GetModel", "RepositoryIndex", "/v2/repository/index"] {
+            assert!(error.message().contains(door), "{error}");
+        }
+    }
 }

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
@@ -50,7 +51,7 @@ impl Arrival {
 
     /// `x-priority`: a lane's name or number. 0 leaves it open.
     pub(super) fn lane(&self) -> Result<Option<Lane>> {
-        let Some(value) = self.headers.get("x-priority") else { return Ok(None) };
+        let Some(value) = once(self.headers.as_ref().as_ref(), "x-priority")? else { return Ok(None) };
         let text = value.to_str().unwrap_or("(not ASCII)");
         if text == "0" {
             return Ok(None);
@@ -62,7 +63,7 @@ impl Arrival {
 
     /// `x-tenant`; empty where it is not there.
     pub(super) fn tenant(&self) -> Result<Arc<str>> {
-        let Some(value) = self.headers.get("x-tenant") else { return Ok("".into()) };
+        let Some(value) = once(self.headers.as_ref().as_ref(), "x-tenant")? else { return Ok("".into()) };
         value.to_str().map(Arc::from).map_err(|_| {
             Error::new(Reason::BadRequest, "x-tenant is not printable ASCII").with_field("x-tenant")
         })
@@ -70,14 +71,31 @@ impl Arrival {
 }
 
 /// Who asks for a change: the tenant that the call names, else where it comes from.
-pub(super) fn asker(headers: &MetadataMap, from: Option<SocketAddr>) -> Asker {
-    let tenant = headers.get("x-tenant").and_then(|value| value.to_str().ok());
+///
+/// # Errors
+/// It names two.
+pub(super) fn asker(headers: &MetadataMap, from: Option<SocketAddr>) -> Result<Asker> {
+    let tenant = once(headers.as_ref(), "x-tenant")?.and_then(|value| value.to_str().ok());
     let who = match (tenant, from) {
-        (Some(tenant), _) => shown(tenant, LOGGED).to_owned(),
+        (Some(tenant), _) => shown(tenant, LOGGED).into_owned(),
         (None, Some(address)) => address.to_string(),
         (None, None) => "unknown".to_owned(),
     };
-    Asker::Caller(who.into())
+    Ok(Asker::Caller(who.into()))
+}
+
+/// The value of a header that means one thing. Of two, others on the way may have gone by the one and this server by the other.
+///
+/// # Errors
+/// It is there more than once.
+pub(super) fn once<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<&'a HeaderValue>> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next();
+    if values.next().is_some() {
+        let message = format!("{name} is there more than once: send it once");
+        return Err(Error::new(Reason::BadRequest, message).with_field(name));
+    }
+    Ok(value)
 }
 
 /// The version that a request wants.
@@ -93,7 +111,7 @@ pub(super) fn version(text: &str) -> Result<VersionWish> {
 pub(super) fn span(request_id: &str, model: &str) -> tracing::Span {
     tracing::info_span!(
         target: "torchlane::request", "infer",
-        request_id = shown(request_id, LOGGED), model = shown(model, LOGGED),
+        request_id = &*shown(request_id, LOGGED), model = &*shown(model, LOGGED),
         // Of those that are traced.
         trace_id = tracing::field::Empty
     )
@@ -117,6 +135,24 @@ mod tests {
     fn made_up_ids_differ() {
         let ids: std::collections::HashSet<_> = (0..1000).map(|_| fresh_id()).collect();
         assert_eq!(ids.len(), 1000);
+    }
+
+    #[test]
+    fn what_means_one_thing_may_be_there_once() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(once(&headers, "x-tenant"), Ok(None));
+        headers.append("x-tenant", "lab".parse().unwrap());
+        headers.append("x-priority", "1".parse().unwrap());
+        assert_eq!(once(&headers, "x-tenant").unwrap().unwrap(), "lab");
+        headers.append("x-tenant", "lab".parse().unwrap());
+        headers.append("x-priority", "".parse().unwrap());
+        let headers = Arc::new(MetadataMap::from_headers(headers));
+        let arrival = Arrival::new(Door::Grpc, headers.clone(), None);
+        let errors =
+            [arrival.tenant().unwrap_err(), arrival.lane().unwrap_err(), asker(&headers, None).unwrap_err()];
+        for (error, field) in errors.iter().zip(["x-tenant", "x-priority", "x-tenant"]) {
+            assert_eq!((error.reason(), error.field()), (Reason::BadRequest, Some(field)));
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,12 +4,21 @@ use std::sync::Arc;
 
 use axum::{
     Router,
-    http::{StatusCode, header},
+    extract::Request,
+    http::{StatusCode, Version, header},
+    middleware::{Next, from_fn},
+    response::Response,
     routing::get,
 };
 
-use super::health::Health;
-use crate::telemetry::Metrics;
+use super::{
+    health::Health,
+    rest::refusal::{no_method, refusal},
+};
+use crate::{
+    error::{Error, Reason},
+    telemetry::Metrics,
+};
 
 /// `/livez`, `/readyz` and `/metrics`.
 pub fn router(health: Health, metrics: Arc<Metrics>) -> Router {
@@ -30,7 +39,11 @@ pub fn router(health: Health, metrics: Arc<Metrics>) -> Router {
     };
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let scrape = move || async move { ([(header::CONTENT_TYPE, content_type)], metrics.encode()) };
-    Router::new().route("/livez", get(live)).route("/readyz", get(ready)).route("/metrics", get(scrape))
+    Router::new()
+        .route("/livez", get(live))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(scrape))
+        .method_not_allowed_fallback(no_method)
 }
 
 /// A line at `/` that says what there is, where there is no console.
@@ -40,5 +53,19 @@ pub fn hello() -> Router {
         env!("CARGO_PKG_VERSION"),
         ": /livez /readyz /metrics; /v2 (see /v2/docs, for programs /v2/openapi.json); gRPC is on its own port\n"
     );
-    Router::new().route("/", get(async move || here))
+    Router::new().route("/", get(async move || here)).method_not_allowed_fallback(no_method)
+}
+
+/// All routes of the port, for requests that name one host (RFC 9112, section 3.2): what stands in front may have gone by another
+/// than this server would. That lengths are told once and in one way is hyper's to see.
+pub fn for_one_host(router: Router) -> Router {
+    router.layer(from_fn(async |request: Request, next: Next| -> Response {
+        let hosts = request.headers().get_all(header::HOST).iter().count();
+        let may_lack = request.version() < Version::HTTP_11;
+        if hosts == 1 || hosts == 0 && may_lack {
+            return next.run(request).await;
+        }
+        let why = if hosts == 0 { "the header Host is missing" } else { "Host is there more than once" };
+        refusal(&Error::new(Reason::BadRequest, format!("{why}: HTTP/1.1 wants it once")).with_field("host"))
+    }))
 }

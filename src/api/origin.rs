@@ -6,14 +6,15 @@
 
 use axum::http::{HeaderMap, header};
 
+use super::arrival::once;
 use crate::error::{Error, Reason, Result, shown};
 
 /// The request comes from no page, or from one that this server sent.
 ///
 /// # Errors
-/// It comes from a page of another origin: the host and port in `origin` are not those in `host`.
+/// It names two origins, or comes from a page of another one: the host and port in `origin` are not those in `host`.
 pub(super) fn own(headers: &HeaderMap) -> Result<()> {
-    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+    let Some(origin) = once(headers, header::ORIGIN.as_str())? else { return Ok(()) };
     let origin = origin.to_str().unwrap_or("(not ASCII)");
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     // `null`, which sandboxed pages have, names no host.
@@ -63,6 +64,13 @@ mod tests {
         ] {
             assert!(!is_own(host, Some(origin)), "{host} {origin}");
         }
+        let mut two = HeaderMap::new();
+        for (name, value) in
+            [(header::HOST, "h:1"), (header::ORIGIN, "http://h:1"), (header::ORIGIN, "http://h:2")]
+        {
+            two.append(name, value.parse().unwrap());
+        }
+        assert_eq!(own(&two).unwrap_err().field(), Some("origin"));
         let mut alone = HeaderMap::new();
         alone.insert(header::ORIGIN, "http://x".parse().unwrap());
         assert_eq!(own(&alone).unwrap_err().reason(), Reason::Forbidden);

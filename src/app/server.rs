@@ -309,7 +309,8 @@ async fn run(
         max_deadline: settings.admission.max_deadline,
         closing: closing.clone(),
     };
-    let router = http::router(health.clone(), metrics.clone()).merge(front).merge(rest::router(door, limits));
+    let routes = http::router(health.clone(), metrics.clone()).merge(front).merge(rest::router(door, limits));
+    let router = http::for_one_host(routes);
     let cut = CancellationToken::new();
     let web = web::start(web_listener, router, killed.clone(), cut.clone(), metrics.untaken.clone())?;
     tracing::info!(
@@ -530,7 +531,7 @@ async fn check(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
                 Some(files) => {
                     let problem = match repository.materialize(files.clone()).await {
                         // In the order of a server: what a model is said to be, then its files.
-                        Ok(files) => match unheeded(&files) {
+                        Ok(files) => match unheeded(&found.name, &files) {
                             Ok(told) => {
                                 warnings = told;
                                 let alone = Preparation::alone(&found.name, &files, &rules);

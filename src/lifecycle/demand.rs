@@ -248,6 +248,8 @@ async fn load(
     demanded: Arc<Demanded>,
     turn: crate::residency::GateWait,
 ) {
+    // Not with the pass in hand: others would wait too.
+    manager.after_uploads(entry.name().as_str()).await;
     let pass = turn.pass().await;
     let _once = demanded.began.set(Instant::now());
     let outcome = manager.load_wanted(&entry).await;
@@ -267,6 +269,11 @@ impl Manager {
             None => self.find(entry.name().as_str()).await?,
         };
         loop {
+            // What is on trial may be taken back, and what was proven is live.
+            self.after_uploads(entry.name().as_str()).await;
+            if entry.live().is_some() {
+                return Ok(());
+            }
             let outcome = self.bring_in_line(entry, &found, &Asker::Request).await;
             match outcome {
                 // Somebody changes it: what comes of that counts, and only if it is nothing this is tried again.

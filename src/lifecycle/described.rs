@@ -115,10 +115,12 @@ impl By {
     }
 }
 
-/// What is said of the model that `files` are of and is not heeded, a line each.
+/// What is said of the model that `files` are of and is not heeded, and what its name keeps from it, a line each.
 ///
 /// # Errors
 /// It cannot be read, or what it says cannot be done.
-pub fn unheeded(files: &VersionFiles) -> Result<Vec<String>, LoadFailure> {
-    Ok(Described::read(files)?.warnings)
+pub fn unheeded(model: &ModelName, files: &VersionFiles) -> Result<Vec<String>, LoadFailure> {
+    let mut warnings = Described::read(files)?.warnings;
+    warnings.extend(model.hidden_by_route());
+    Ok(warnings)
 }

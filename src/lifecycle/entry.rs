@@ -42,7 +42,7 @@ struct Newest {
     waiting: usize,
 }
 
-/// A change that somebody asked for, until it has its turn.
+/// A change that somebody asked for, until it has its turn; or an upload, until it is decided what becomes of it.
 #[derive(Debug)]
 pub(super) struct Waiting<'a> {
     entry: &'a Entry,
@@ -186,6 +186,11 @@ impl Entry {
 
     pub(super) fn is_newest(&self, generation: Generation) -> bool {
         self.newest.borrow().generation == generation
+    }
+
+    /// Whether a change that somebody asked for waits, or an upload is on trial.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.newest.borrow().waiting > 0
     }
 
     /// Waits for the change before to end. A newer one that comes in meanwhile ends the wait: nothing has been done yet.

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::{Change, ModelEvent};
-use crate::{error::shown, threads};
+use crate::{error::beginning, threads};
 
 /// One change, as it ended. Numbers of bytes and seconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -194,7 +194,7 @@ impl Writer {
                             tracing::error!(%error, path = %path.display(), "cannot write the audit log: what follows is in this log alone");
                         }
                         failing = true;
-                        tracing::warn!(target: "torchlane::models", record = shown(line.trim_end(), 2048), "not in the audit log");
+                        tracing::warn!(target: "torchlane::models", record = beginning(line.trim_end(), 2048), "not in the audit log");
                     }
                 }
             }

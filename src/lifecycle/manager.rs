@@ -144,11 +144,22 @@ impl Manager {
     }
 
     /// Loads a version beside the live one, warms it up, swaps it in, and drops the old one once its last request has
-    /// ended.
+    /// ended. Waits for an upload that is on trial.
     ///
     /// # Errors
     /// Unknown model or version; the phase that failed and why; or a newer change came in.
     pub async fn reload(
+        &self,
+        request: ReloadRequest,
+        asker: Asker,
+        place: Option<ControlPlace>,
+    ) -> Result<ReloadReport> {
+        self.after_uploads(&request.model).await;
+        self.reload_what_is_there(request, asker, place).await
+    }
+
+    /// The same, be it proven or not.
+    pub(super) async fn reload_what_is_there(
         &self,
         request: ReloadRequest,
         asker: Asker,
@@ -192,6 +203,7 @@ impl Manager {
         asker: Asker,
         place: Option<ControlPlace>,
     ) -> Result<ReloadReport> {
+        self.after_uploads(model).await;
         let entry = self.known(model)?;
         let Past { files, expected } = entry.previous().ok_or_else(|| {
             Error::new(
@@ -369,6 +381,8 @@ impl Manager {
                 (report, old, side)
             }
             Err(error) => {
+                // Its files may be another's by now: what is the matter with them is for that to say.
+                let error = if entry.is_newest(generation) { error } else { entry.superseded() };
                 // Who gave way is no fault of the model.
                 let gave_way = matches!(error.reason(), Reason::Superseded | Reason::ShuttingDown);
                 if !gave_way {

@@ -108,6 +108,10 @@ impl Manager {
         asker: Asker,
         place: Option<ControlPlace>,
     ) -> Result<RolloutStatus> {
+        // An end need not wait.
+        if !matches!(change, RolloutChange::Abort) {
+            self.after_uploads(model).await;
+        }
         let found = self.find(model).await?;
         let entry = self.entry(&found.name);
         entry.set_versions(found.numbers());

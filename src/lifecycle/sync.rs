@@ -147,6 +147,10 @@ impl Manager {
         if entry.is_synced(&found, Instant::now()) {
             return entry.status().serves();
         }
+        // Somebody changes it, or what lies there is on trial: what is said of that would mislead. The next look tries again.
+        if entry.is_waited_for() {
+            return entry.status().serves();
+        }
         entry.set_versions(found.numbers());
         let outcome = self.bring_in_line(&entry, &found, &asker).await;
         match outcome {
@@ -258,16 +262,22 @@ impl Manager {
         self.manifest_of(found).await
     }
 
-    /// What the model's `model.toml` or `config.pbtxt` says. What of it is not heeded is logged, once for each change of it.
+    /// What the model's `model.toml` or `config.pbtxt` says. What of it is not heeded is logged, once for each change of it,
+    /// and what the model's name keeps from it.
     ///
     /// # Errors
     /// It cannot be read, or fetched.
     pub(super) async fn manifest_of(&self, found: &Found) -> Result<ModelManifest> {
+        let hidden = found.name.hidden_by_route();
         let Some(newest) = found.versions.last().filter(|files| files.manifest.is_some()) else {
+            if hidden.is_some() {
+                self.entry(&found.name).warn_once(hidden.as_slice(), 0);
+            }
             return Ok(ModelManifest::default());
         };
         let newest = self.materialize(newest.clone()).await?;
-        let described = Described::read(&newest)?;
+        let mut described = Described::read(&newest)?;
+        described.warnings.extend(hidden);
         self.entry(&found.name).warn_once(&described.warnings, newest.manifest_stamp);
         Ok(described.manifest)
     }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Asker, Manager, ReloadReport, ReloadRequest};
+use super::{Asker, Manager, ReloadReport, ReloadRequest, entry::Waiting};
 use crate::{
     admission::ControlPlace,
     error::{Error, Reason, Result},
@@ -40,17 +40,33 @@ impl Manager {
             blocking(move || uploads.put(&name, &upload)).await?
         };
         let request = ReloadRequest { model: name.to_string(), ..ReloadRequest::default() };
-        match self.reload(request, asker, place).await {
+        let entry = self.entry(&name);
+        // Nothing that nobody asks for takes up what may be gone again in a moment. Who asks waits for the turn.
+        let on_trial = entry.begin();
+        match self.reload_what_is_there(request, asker, place).await {
             Ok(report) => {
                 blocking(move || staged.prove()).await?;
                 Ok(report)
             }
             Err(error) => {
-                if let Err(kept) = self.take_back(&uploads, &name, staged).await {
+                if let Err(kept) = self.take_back(&uploads, &name, staged, on_trial).await {
                     tracing::error!(target: "torchlane::models", model = %name, error = %kept, "an upload cannot be undone");
                 }
-                Err(error)
+                Err(match error.reason() {
+                    Reason::Superseded => {
+                        let message = format!("{error}, and what came with it is not kept: send it again");
+                        Error::new(Reason::Superseded, message)
+                    }
+                    _ => error,
+                })
             }
+        }
+    }
+
+    /// Waits until no upload of the model is on trial: what lies there may be taken back.
+    pub(super) async fn after_uploads(&self, model: &str) {
+        if let (Some(uploads), Ok(name)) = (&self.config.uploads, model.parse()) {
+            drop(uploads.turn(&name).await);
         }
     }
 
@@ -87,7 +103,13 @@ impl Manager {
     }
 
     /// The load has failed. Where somebody else's has loaded these very files meanwhile, they stay all the same.
-    async fn take_back(&self, uploads: &Arc<Uploads>, name: &ModelName, staged: Staged) -> Result<()> {
+    async fn take_back(
+        &self,
+        uploads: &Arc<Uploads>,
+        name: &ModelName,
+        staged: Staged,
+        on_trial: Waiting<'_>,
+    ) -> Result<()> {
         let is_new = !staged.replaces();
         {
             let entry = self.entry(name);
@@ -102,6 +124,7 @@ impl Manager {
             })
             .await?;
         }
+        drop(on_trial);
         match self.find(name.as_str()).await {
             Ok(found) => self.entry(name).set_versions(found.numbers()),
             // It never was a model.

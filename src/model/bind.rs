@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use super::{ArgKind, KeySpec, NamedTensor, Padded, Signature, TensorSpec, signature::fits};
 use crate::{
-    error::{Error, Reason, Result},
+    error::{Error, Reason, Result, shown},
     tensor::{DType, show_shape},
 };
 
@@ -143,7 +143,7 @@ impl<'a> Binder<'a> {
         }
         for (i, input) in inputs.iter().enumerate() {
             if inputs.iter().take(i).any(|other| other.name == input.name) {
-                let message = format!("input '{}' is given twice", input.name);
+                let message = format!("input '{}' is given twice", shown(&input.name, 64));
                 return Err(Error::new(Reason::DuplicateInput, message).with_field(format!("inputs[{i}]")));
             }
         }
@@ -308,7 +308,8 @@ impl<'a> Binder<'a> {
     fn finish(&self) -> Result<()> {
         let stray = self.used.iter().position(|used| !used).and_then(|at| Some((at, self.inputs.get(at)?)));
         let Some((at, input)) = stray else { return Ok(()) };
-        let message = format!("the model has no input '{}': {}", input.name, known(self.signature));
+        let message =
+            format!("the model has no input '{}': {}", shown(&input.name, 64), known(self.signature));
         Err(Error::new(Reason::UnknownInput, message).with_field(format!("inputs[{at}].name")))
     }
 }
@@ -337,7 +338,7 @@ fn batch_terms(
             let message = format!(
                 "input '{}' has {have} rows, the inputs before it have {agreed}: the first dimension is the batch \
                  and must be the same in all",
-                input.name
+                shown(&input.name, 64)
             );
             return Err(Error::new(Reason::WrongShape, message).with_field("inputs"));
         }

@@ -4,13 +4,18 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use thiserror::Error;
 
+use crate::error::shown;
+
 /// A model's name: one path component, so that it can stand in URLs, metrics and directories alike.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ModelName(Arc<str>);
 
 /// A name that cannot be a model's.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("'{0}' cannot be a model name: use 1 to 128 of A-Z a-z 0-9 . _ - and do not begin with a dot")]
+#[error(
+    "'{0}' cannot be a model name: use 1 to 128 of A-Z a-z 0-9 . _ - and begin with neither a dot, as \
+     hidden files do, nor a dash, as options do"
+)]
 pub struct InvalidName(String);
 
 impl ModelName {
@@ -18,17 +23,30 @@ impl ModelName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// What is to be said of a name in whose place the HTTP port has a route of its own.
+    pub fn hidden_by_route(&self) -> Option<String> {
+        (self.as_str() == STATISTICS).then(|| {
+            format!(
+                "GET /v2/models/{STATISTICS} answers with the statistics of all models: this one's metadata is at \
+                 /v2/models/{STATISTICS}/versions/VERSION, or to be had by gRPC"
+            )
+        })
+    }
 }
+
+/// Names the statistics of all models in paths, where a model's name stands otherwise.
+const STATISTICS: &str = "stats";
 
 impl FromStr for ModelName {
     type Err = InvalidName;
 
     fn from_str(name: &str) -> Result<Self, InvalidName> {
         let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-        if (1..=128).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(allowed) {
+        if (1..=128).contains(&name.len()) && !name.starts_with(['.', '-']) && name.bytes().all(allowed) {
             return Ok(Self(name.into()));
         }
-        Err(InvalidName(name.chars().take(64).collect()))
+        Err(InvalidName(shown(name, 64).into_owned()))
     }
 }
 
@@ -115,7 +133,7 @@ impl FromStr for Label {
         if begins && text.len() <= 32 && text.bytes().all(allowed) {
             return Ok(Self(text.into()));
         }
-        Err(InvalidLabel(text.chars().take(32).collect()))
+        Err(InvalidLabel(shown(text, 32).into_owned()))
     }
 }
 
@@ -193,10 +211,10 @@ mod tests {
 
     #[test]
     fn names_are_single_path_components() {
-        for bad in ["", ".", "..", ".hidden", "a/b", "a b", "ä", &"x".repeat(129)] {
+        for bad in ["", ".", "..", ".hidden", "-rf", "-", "a/b", "a b", "ä", &"x".repeat(129)] {
             assert!(bad.parse::<ModelName>().is_err(), "{bad}");
         }
-        for good in ["digits", "resnet-18_v1.2", "7"] {
+        for good in ["digits", "resnet-18_v1.2", "7", "_"] {
             assert_eq!(good.parse::<ModelName>().unwrap().as_str(), good);
         }
     }

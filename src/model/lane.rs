@@ -5,6 +5,8 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::error::shown;
+
 /// A priority class. Ordered: the smaller goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
@@ -67,7 +69,7 @@ impl FromStr for Lane {
     fn from_str(text: &str) -> Result<Self, UnknownLane> {
         let by_name = Self::ALL.into_iter().find(|lane| text.eq_ignore_ascii_case(lane.as_str()));
         let by_number = || text.parse().ok().and_then(Self::from_number);
-        by_name.or_else(by_number).ok_or_else(|| UnknownLane(text.chars().take(32).collect()))
+        by_name.or_else(by_number).ok_or_else(|| UnknownLane(shown(text, 32).into_owned()))
     }
 }
 

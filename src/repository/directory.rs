@@ -33,7 +33,7 @@ use super::{
     stamp::{age, stamp},
 };
 use crate::{
-    error::Reason,
+    error::{Reason, shown},
     loader::seal::FILE as SEAL,
     model::{InvalidVersion, ModelName, Version},
 };
@@ -328,7 +328,8 @@ impl Directory {
         if is_hidden || is_told(&self.told.lock()) || !would_be(&path) {
             return;
         }
-        tracing::warn!(target: "torchlane::models", path = %path.display(), "not looked at: {rule}");
+        let named = path.display().to_string();
+        tracing::warn!(target: "torchlane::models", path = %shown(&named, 512), "not looked at: {rule}");
         self.told.lock().insert(path);
     }
 

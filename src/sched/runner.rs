@@ -17,7 +17,7 @@ use crate::{
     admission::{breaker_open, version_gone},
     backend::{BackendError, Pass, Servable},
     call::{InferReply, Timing},
-    error::{Error, LOGGED, Reason, Result, shown},
+    error::{Error, LOGGED, Reason, Result, beginning, shown},
     model::{Arg, Binding, NamedTensor, TensorSpec},
     registry::Lease,
     telemetry::{BatchSpan, Passing, Went},
@@ -340,8 +340,8 @@ fn select(outputs: Vec<NamedTensor>, wanted: &[String]) -> Result<Vec<NamedTenso
 
 fn forward_failed(error: &BackendError, model: &str, request_id: &str) -> Error {
     // The log line bears the same id as the answer, and has everything that libtorch said.
-    let full = shown(&error.full, 64 * 1024);
-    tracing::error!(target: "torchlane::forward", incident = shown(request_id, LOGGED), model, error = full, "forward failed");
+    let full = beginning(&error.full, 64 * 1024);
+    tracing::error!(target: "torchlane::forward", incident = &*shown(request_id, LOGGED), model, error = full, "forward failed");
     let (short, id) = (shown(&error.short, 300), shown(request_id, 64));
     Error::new(
         Reason::ForwardFailed,

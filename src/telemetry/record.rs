@@ -169,11 +169,11 @@ impl Drop for Entry {
             let timing = self.timing.unwrap_or_default();
             tracing::info!(
                 target: "torchlane::access",
-                request_id = shown(&self.request_id, LOGGED),
-                model = shown(&self.model, LOGGED),
+                request_id = &*shown(&self.request_id, LOGGED),
+                model = &*shown(&self.model, LOGGED),
                 version = self.version.map(|version| version.0),
                 lane = lane.as_str(),
-                tenant = shown(&self.tenant, LOGGED),
+                tenant = &*shown(&self.tenant, LOGGED),
                 outcome,
                 queue_us = micros(timing.queue),
                 batch_wait_us = micros(timing.batch_wait),

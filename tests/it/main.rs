@@ -39,3 +39,4 @@ mod trouble;
 mod uploads;
 mod watching;
 mod weights;
+mod wire;

@@ -85,11 +85,14 @@ struct Callers {
     took: Duration,
 }
 
-/// Four callers send requests until the rollout has ended, for at most 30 s.
+/// Each has one request under way at most.
+const CALLERS: u64 = 4;
+
+/// [`CALLERS`] send requests until the rollout has ended, for at most 30 s.
 async fn until_it_ends(client: &Client) -> (proto::Rollout, Callers) {
     let began = Instant::now();
     let stop = tokio_util::sync::CancellationToken::new();
-    let callers: Vec<_> = (0..4)
+    let callers: Vec<_> = (0..CALLERS)
         .map(|caller| {
             let (mut client, stop) = (client.clone(), stop.clone());
             tokio::spawn(async move {
@@ -198,10 +201,14 @@ async fn a_version_that_fails_now_and_then_is_rolled_back_and_no_caller_fails() 
     set(&mut client, plan(canary(30.0))).await;
     let ended = is_rolled_back(&mut client, "errors: ").await;
     let failed = ended.candidate.unwrap().failed;
-    assert!(failed >= 3 && ended.fallbacks == failed, "{ended:?}");
+    // At the verdict a caller's failure may be counted and its fallback not yet.
+    assert!(failed >= 3 && (failed.saturating_sub(CALLERS)..=failed).contains(&ended.fallbacks), "{ended:?}");
     let (_, metrics) = server.get("/metrics").await;
-    let line = format!("torchlane_rollout_fallbacks_total{{model=\"m\"}} {failed}");
-    assert!(metrics.contains(&line), "no {line}");
+    let line =
+        metrics.lines().find_map(|line| line.strip_prefix("torchlane_rollout_fallbacks_total{model=\"m\"} "));
+    let fallbacks: u64 = line.unwrap().parse().unwrap();
+    // What was under way then may have fallen back since.
+    assert!((failed..=failed + CALLERS).contains(&fallbacks), "{failed} failed, {fallbacks} fell back");
     assert!(metrics.contains("torchlane_rollout_state{model=\"m\",version=\"2\",state=\"rolled_back\"} 1"));
     let mut changes = Vec::new();
     while changes.last().is_none_or(|change| change != "dropped_beside") {

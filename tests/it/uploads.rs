@@ -4,19 +4,22 @@ use std::{fs, path::Path};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Map, Value, json};
-use torchlane::proto::{
-    ListChangesRequest,
-    inference::{
-        ModelRepositoryParameter, RepositoryModelLoadRequest, RepositoryModelUnloadRequest,
-        model_repository_parameter::ParameterChoice,
+use torchlane::{
+    model::LoadMode,
+    proto::{
+        ListChangesRequest, RollbackModelRequest, UnloadModelRequest,
+        inference::{
+            ModelRepositoryParameter, RepositoryModelLoadRequest, RepositoryModelUnloadRequest,
+            model_repository_parameter::ParameterChoice,
+        },
+        model_server_client::ModelServerClient,
     },
-    model_server_client::ModelServerClient,
 };
 
 use super::{
-    fake::{repository, version},
+    fake::{reload, repository, version},
     oip::{call, oip, post},
-    server::{Server, f32s, floats, reason, request},
+    server::{Server, f32s, floats, reason, request, until},
 };
 
 const CONFIG: &str = r#"{
@@ -271,6 +274,108 @@ async fn uploads_of_one_model_at_once_come_one_after_the_other() {
     let written = fs::read_to_string(uploads.path().join("m/1/model.pt")).unwrap();
     assert!(written.starts_with(&format!("scale = {scale}.0")), "{written} is what serves, not {scale}");
     assert_eq!(names(uploads.path()), ["m"]);
+}
+
+/// Waits until what came for `m` lies where it is looked for, and is not known to load.
+async fn on_trial(uploads: &Path) {
+    until(async || uploads.join("m/.unproven").exists()).await;
+}
+
+/// What the log of changes has of `m`, the oldest first.
+async fn told(server: &Server) -> Vec<String> {
+    let mut client = ModelServerClient::new(server.channel().await);
+    let changes = client.list_changes(ListChangesRequest::default()).await.unwrap().into_inner().changes;
+    changes
+        .into_iter()
+        .rev()
+        .filter(|change| change.model == "m")
+        .map(|change| format!("{change:?}"))
+        .collect()
+}
+
+#[tokio::test]
+async fn nobody_loads_what_is_on_trial() {
+    let (_own, uploads, server) = open_server();
+    load(&server, Door::Grpc, "m", Some(CONFIG), &[("1/model.pt", b"scale = 2.0")]).await.unwrap();
+    let bad = [("2/model.pt", &b"load_delay_ms = 400\nload_error = 'broken'"[..])];
+    for door in [Door::Grpc, Door::Rest] {
+        let others = async {
+            on_trial(uploads.path()).await;
+            let mut native = server.ready().await;
+            let mut second = server.ready().await;
+            tokio::join!(
+                load(&server, door, "m", None, &[]),
+                async { native.reload_model(reload("m", 1)).await.map(drop) },
+                async { second.rollback_model(RollbackModelRequest { model: "m".into() }).await.map(drop) },
+            )
+        };
+        let (uploaded, (loaded, reloaded, rolled_back)) =
+            tokio::join!(load(&server, door, "m", Some(CONFIG), &bad), others);
+        let (reason, message) = uploaded.unwrap_err();
+        assert_eq!(reason, "LOAD_FAILED", "{message}");
+        assert!(message.contains("broken"), "{message}");
+        // Of the three one is the newest: the others may have given way to it, and none has met a file that is gone.
+        let reasons =
+            [loaded.map_err(|(reason, _)| reason), reloaded.map_err(|status| super::server::reason(&status))];
+        for outcome in reasons {
+            assert!(outcome.is_ok() || outcome == Err("SUPERSEDED".to_owned()), "{outcome:?}");
+        }
+        assert_eq!(super::server::reason(&rolled_back.unwrap_err()), "NO_PREVIOUS_VERSION");
+        assert_eq!(serves(&server, "m").await, is(2.0, "1"));
+    }
+    assert!(told(&server).await.iter().all(|change| !change.contains("No such file")));
+}
+
+#[tokio::test]
+async fn an_upload_that_gives_way_is_to_be_sent_again() {
+    let (_own, uploads, server) = open_server();
+    load(&server, Door::Grpc, "m", Some(CONFIG), &[("1/model.pt", b"scale = 2.0")]).await.unwrap();
+    let slow = [("2/model.pt", &b"load_delay_ms = 1500"[..])];
+    let mut native = server.ready().await;
+    let unload = async {
+        on_trial(uploads.path()).await;
+        native.unload_model(UnloadModelRequest { model: "m".into() }).await.unwrap();
+    };
+    let (uploaded, ()) = tokio::join!(load(&server, Door::Rest, "m", Some(CONFIG), &slow), unload);
+    let (reason, message) = uploaded.unwrap_err();
+    assert_eq!(reason, "SUPERSEDED", "{message}");
+    assert!(message.contains("send it again"), "{message}");
+    assert_eq!(names(&uploads.path().join("m")), ["1", "config.pbtxt"], "what was there is there again");
+}
+
+#[tokio::test]
+async fn a_request_that_would_load_what_is_on_trial_waits() {
+    let own = repository(&[("own", "scale = 1.0")]);
+    let uploads = tempfile::tempdir().unwrap();
+    let start = || {
+        Server::fake(own.path(), |settings| {
+            settings.oip.uploads = Some(uploads.path().to_owned());
+            settings.memory.load = LoadMode::Lazy;
+        })
+    };
+    let server = start();
+    load(&server, Door::Grpc, "m", Some(CONFIG), &[("1/model.pt", b"scale = 2.0")]).await.unwrap();
+    drop(server);
+    let server = start();
+    server.ready().await;
+    // What describes it is another file, so that the one before is not there meanwhile.
+    let bad = [
+        ("2/model.pt", &b"load_delay_ms = 400\nload_error = 'broken'"[..]),
+        ("model.toml", b"[[inputs]]\nname = 'x'\n[[outputs]]\nname = 'y'\n"),
+    ];
+    let asked = async {
+        on_trial(uploads.path()).await;
+        serves(&server, "m").await
+    };
+    let (uploaded, answer) = tokio::join!(load(&server, Door::Grpc, "m", None, &bad), asked);
+    assert_eq!(uploaded.unwrap_err().0, "LOAD_FAILED");
+    assert_eq!(answer, is(2.0, "1"));
+
+    drop(server);
+    let server = start();
+    server.ready().await;
+    assert_eq!(load(&server, Door::Grpc, "m", None, &bad).await.unwrap_err().0, "LOAD_FAILED");
+    assert_eq!(serves(&server, "m").await, is(2.0, "1"), "afterwards it is loaded as if nothing had come");
 }
 
 #[tokio::test]

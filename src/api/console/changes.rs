@@ -7,7 +7,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
-    extract::{Path, Request, State},
+    extract::{Request, State},
     http::{HeaderMap, header},
     response::Response,
 };
@@ -18,7 +18,10 @@ use tonic::transport::server::TcpConnectInfo;
 use super::{Console, answer, json};
 use crate::{
     admission::ControlPlace,
-    api::{origin, rest::body},
+    api::{
+        origin,
+        rest::{body, path::Path},
+    },
     error::{Error, Reason, Result, shown},
     lifecycle::{
         Asker, Manager, Patch, ReloadReport, ReloadRequest, RolloutChange, RolloutState, RolloutStatus,
@@ -112,7 +115,8 @@ impl Change {
     fn read(name: &str, body: &[u8]) -> Result<Self> {
         let text: &[u8] = if body.trim_ascii().is_empty() { b"{}" } else { body };
         let wish: Wish = serde_json::from_slice(text).map_err(|error| {
-            Error::new(Reason::BadRequest, format!("the JSON of the request cannot be read: {error}"))
+            let why = shown(&error.to_string(), 300).into_owned();
+            Error::new(Reason::BadRequest, format!("the JSON of the request cannot be read: {why}"))
         })?;
         let change = match name {
             "reload" => Self::Reload(wish.version()?),

@@ -16,7 +16,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::{Path, State},
+    extract::State,
     http::{HeaderValue, header},
     middleware::map_response,
     response::Response,
@@ -32,7 +32,8 @@ use super::{
     health::Health,
     rest::{
         answer::with_type,
-        refusal::{panicked, refusal},
+        path::Path,
+        refusal::{no_method, panicked, refusal},
     },
 };
 use crate::{
@@ -85,6 +86,7 @@ pub fn router(with: Resources, rights: Rights) -> Router {
         .route("/console/state", get(state))
         .route("/console/models/{model}", get(model))
         .route("/console/models/{model}/{change}", post(changes::change))
+        .method_not_allowed_fallback(no_method)
         .with_state(console)
         .layer(map_response(guarded))
         .layer(CompressionLayer::new().no_br())

@@ -24,7 +24,7 @@ use crate::{
     call::{InferCall, InferReply},
     error::{Error, Reason, Result, shown},
     layers::{AnswerBytes, Arrived, Deadline},
-    lifecycle::{Expected, History, Manager, ReloadRequest},
+    lifecycle::{Asker, Expected, History, Manager, ReloadRequest},
     model::{InvalidVersion, Lane, VersionWish},
     proto::{self, model_server_server::ModelServer},
     telemetry::{Door, Refusals},
@@ -123,6 +123,12 @@ where
 const GOES_ON: &str = "the deadline passed; the change goes on: see GetModel or WatchModels";
 const VALIDATES: &str = "the deadline passed before the version was validated; nothing is changed";
 
+/// When a change must be made, and who asks for it.
+fn asked<T>(request: &Request<T>) -> Result<(Option<Instant>, Asker), Status> {
+    let asker = asker(request.metadata(), request.remote_addr()).map_err(|error| status(&error))?;
+    Ok((deadline(request), asker))
+}
+
 fn reload_request(request: proto::ReloadModelRequest) -> Result<ReloadRequest> {
     let version = match request.version.as_str() {
         "" => None,
@@ -210,7 +216,7 @@ where
         &self,
         request: Request<proto::ReloadModelRequest>,
     ) -> Result<Response<proto::ReloadModelResponse>, Status> {
-        let (deadline, asker) = (deadline(&request), asker(request.metadata(), request.remote_addr()));
+        let (deadline, asker) = asked(&request)?;
         let request = reload_request(request.into_inner()).map_err(|error| status(&error))?;
         let late = if request.validate_only { VALIDATES } else { GOES_ON };
         let report = self
@@ -255,7 +261,7 @@ where
         &self,
         request: Request<proto::UnloadModelRequest>,
     ) -> Result<Response<proto::UnloadModelResponse>, Status> {
-        let (deadline, asker) = (deadline(&request), asker(request.metadata(), request.remote_addr()));
+        let (deadline, asker) = asked(&request)?;
         let request = request.into_inner();
         let model = request.model.clone();
         let unload =
@@ -272,7 +278,7 @@ where
         &self,
         request: Request<proto::RollbackModelRequest>,
     ) -> Result<Response<proto::ReloadModelResponse>, Status> {
-        let (deadline, asker) = (deadline(&request), asker(request.metadata(), request.remote_addr()));
+        let (deadline, asker) = asked(&request)?;
         let request = request.into_inner();
         let rollback = async move |manager: Arc<Manager>, place| {
             manager.rollback(&request.model, asker, Some(place)).await
@@ -297,7 +303,7 @@ where
         &self,
         request: Request<proto::SetRolloutRequest>,
     ) -> Result<Response<proto::Rollout>, Status> {
-        let (deadline, asker) = (deadline(&request), asker(request.metadata(), request.remote_addr()));
+        let (deadline, asker) = asked(&request)?;
         let request = request.into_inner();
         let model = request.model.clone();
         let change = rollout::change(request).map_err(|error| status(&error))?;

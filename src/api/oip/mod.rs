@@ -113,7 +113,7 @@ impl<S> OpenInference<S> {
         T: Send + 'static,
         W: Future<Output = Result<T>> + Send + 'static,
     {
-        let late = "the deadline passed; the change goes on: see RepositoryIndex";
+        let late = "the deadline passed; the change goes on: see the repository index";
         let manager = self.with.manager.clone();
         self.with.control.run(deadline, late, |place| work(manager, place)).await
     }

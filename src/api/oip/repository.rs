@@ -44,7 +44,7 @@ impl<S> OpenInference<S> {
     ) -> Result<()> {
         one_repository(repository)?;
         let upload = uploads::read(parameters, self.takes_uploads())?;
-        let asker = asker(&arrival.headers, from);
+        let asker = asker(&arrival.headers, from)?;
         self.controlled(arrival.deadline, async move |manager, place| {
             let _counted = counted;
             let loaded = match upload {
@@ -70,7 +70,7 @@ impl<S> OpenInference<S> {
         (arrival, from): (&Arrival, Option<SocketAddr>),
     ) -> Result<()> {
         one_repository(repository)?;
-        let asker = asker(&arrival.headers, from);
+        let asker = asker(&arrival.headers, from)?;
         let unloaded = self.controlled(arrival.deadline, async move |manager, place| {
             manager.unload(&model, asker, Some(place)).await.map(drop)
         });

@@ -50,8 +50,8 @@ impl<S> OpenInference<S> {
             )
             .with_field("settings")
         })?;
+        let asker = asker(&arrival.headers, from)?;
         let say = |level: LevelFilter| {
-            let asker = asker(&arrival.headers, from);
             tracing::info!(target: "torchlane::settings", %asker, %level, "log settings changed");
         };
         let mut before = LevelFilter::OFF;
@@ -102,8 +102,8 @@ impl<S> OpenInference<S> {
         for wish in wanted.iter().filter(|wish| !is_so(wish)) {
             change_rate(&mut rate, sampling.begin(), wish)?;
         }
+        let asker = asker(&arrival.headers, from)?;
         sampling.set(rate);
-        let asker = asker(&arrival.headers, from);
         let TraceRate { on, share } = rate;
         tracing::info!(target: "torchlane::settings", %asker, on, share, "trace settings changed");
         Ok(trace_told(Some(rate)))

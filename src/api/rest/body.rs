@@ -11,8 +11,8 @@ use crate::{
     layers::{PATIENCE, Pace, late, too_many_bytes, too_slow},
 };
 
-/// The whole body, of at most `longest` bytes, counted in `counted` as they come. Not waited for longer than `until`, nor for one
-/// that comes in drops.
+/// The whole body, of at most `longest` bytes, counted in `counted` as they come: what is counted may be as long as the settings
+/// allow, what is not has a limit of its kind. Not waited for longer than `until`, nor for one that comes in drops.
 ///
 /// # Errors
 /// It is too long, too late, too slow, broken off, or there is no room for it.
@@ -23,9 +23,13 @@ pub(in crate::api) async fn read(
     until: Instant,
 ) -> Result<Bytes> {
     let too_long = || {
-        let message = format!(
-            "the body has more than {longest} bytes: send less at once, or raise server.max_message_bytes"
-        );
+        let message = if counted.is_some() {
+            format!(
+                "the body has more than {longest} bytes: send less at once, or raise server.max_message_bytes"
+            )
+        } else {
+            format!("the body has more than the {longest} bytes that a request of this kind may have")
+        };
         Error::new(Reason::MessageTooLarge, message)
     };
     // Where its length is told it need not come.
@@ -102,6 +106,18 @@ mod tests {
         assert_eq!(read(pieces(["ab", "", "cd", "e"]), 5, None, soon()).await.unwrap(), "abcde");
         let error = read(pieces(["ab", "cd", "e"]), 4, None, soon()).await.unwrap_err();
         assert_eq!(error.reason(), Reason::MessageTooLarge);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_limit_that_can_be_raised_is_said_to_be() {
+        let counted = MessageBytes::new(InFlightBytes::new(100));
+        for (counted, says) in [
+            (Some(&counted), "raise server.max_message_bytes"),
+            (None, "the 4 bytes that a request of this kind"),
+        ] {
+            let error = read(pieces(["abcde"]), 4, counted, soon()).await.unwrap_err();
+            assert!(error.message().contains(says), "{error}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

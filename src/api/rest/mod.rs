@@ -5,9 +5,11 @@
 
 pub(super) mod answer;
 pub(super) mod body;
+mod coding;
 mod docs;
 mod infer;
 mod numbers;
+pub(super) mod path;
 pub(super) mod refusal;
 mod request;
 mod routes;
@@ -20,14 +22,13 @@ use axum::{
     routing::{MethodRouter, get, post},
 };
 use tokio_util::sync::CancellationToken;
-use tower::{Service, ServiceBuilder};
+use tower::Service;
 use tower_http::{
     catch_panic::CatchPanicLayer,
     compression::{
         CompressionLayer,
         predicate::{DefaultPredicate, Predicate as _},
     },
-    decompression::RequestDecompressionLayer,
 };
 
 use super::oip::OpenInference;
@@ -80,12 +81,7 @@ where
         .fallback(refusal::no_route)
         .method_not_allowed_fallback(refusal::no_method)
         .with_state(Rest { door, limits })
-        // What is inflated is counted and bounded where it is read.
-        .layer(
-            ServiceBuilder::new()
-                .layer(RequestDecompressionLayer::new().no_br().pass_through_unaccepted(true))
-                .layer(CatchPanicLayer::custom(refusal::panicked)),
-        )
+        .layer(CatchPanicLayer::custom(refusal::panicked))
 }
 
 /// Path and methods of each. `openapi.json` describes the same, and tests hold the two together.
@@ -140,6 +136,7 @@ mod tests {
     use std::{collections::BTreeSet, future::Ready};
 
     use super::*;
+    use crate::model::ModelName;
 
     type Nobody = tower::util::ServiceFn<fn(InferCall) -> Ready<Result<InferReply, Error>>>;
 
@@ -149,5 +146,19 @@ mod tests {
         let described: BTreeSet<String> = described["paths"].as_object().unwrap().keys().cloned().collect();
         let routed = table::<Nobody>().into_iter().map(|(path, _)| path.trim_end_matches('/').to_owned());
         assert_eq!(described, routed.collect());
+    }
+
+    #[test]
+    fn a_model_is_told_of_a_route_that_has_its_name() {
+        let paths = table::<Nobody>().into_iter().map(|(path, _)| path);
+        let names: BTreeSet<String> = paths
+            .filter_map(|path| path.strip_prefix("/v2/models/")?.split('/').next().map(str::to_owned))
+            .filter(|name| !name.starts_with('{'))
+            .collect();
+        assert!(!names.is_empty());
+        for name in names {
+            let name: ModelName = name.parse().unwrap();
+            assert!(name.hidden_by_route().is_some(), "{name}");
+        }
     }
 }

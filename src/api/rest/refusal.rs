@@ -38,7 +38,7 @@ pub(super) async fn no_route(uri: Uri) -> Response {
 }
 
 /// A route, but not with this method.
-pub(super) async fn no_method(uri: Uri) -> Response {
+pub(in crate::api) async fn no_method(uri: Uri) -> Response {
     let path = shown(uri.path(), 128);
     let message = format!("'{path}' has another method: see /v2/docs, for programs /v2/openapi.json");
     misrouted(message, StatusCode::METHOD_NOT_ALLOWED)

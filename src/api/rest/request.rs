@@ -116,7 +116,8 @@ pub(super) fn read(model: String, version: String, body: &Bytes, json: Option<us
     let text = body.slice(..length);
     let mut tail = body.slice(length..);
     let Body { id, parameters, inputs, outputs } = serde_json::from_slice(&text).map_err(|error| {
-        Error::new(Reason::BadRequest, format!("the JSON of the request cannot be read: {error}"))
+        let why = shown(&error.to_string(), 300).into_owned();
+        Error::new(Reason::BadRequest, format!("the JSON of the request cannot be read: {why}"))
     })?;
     let inputs = inputs.into_iter().enumerate();
     let inputs = inputs.map(|(index, tensor)| input(index, tensor, &mut tail)).collect::<Result<Vec<_>>>()?;

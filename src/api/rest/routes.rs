@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
-    extract::{Path, Request, State},
+    extract::{Request, State},
     http::{HeaderMap, Method, StatusCode},
     response::Response,
 };
@@ -17,7 +17,9 @@ use super::{
     Rest,
     answer::with_type,
     body,
-    infer::{Which, deadline, known_encoding},
+    coding::inflated,
+    infer::{Which, deadline},
+    path::Path,
     refusal::refusal,
 };
 use crate::{
@@ -69,14 +71,15 @@ async fn long_admin<S, T: for<'de> Deserialize<'de>>(
     let from = request.extensions().get::<TcpConnectInfo>().and_then(|info| info.remote_addr);
     let (parts, body) = request.into_parts();
     origin::own(&parts.headers)?;
-    known_encoding(&parts.headers)?;
+    let body = inflated(&parts.headers, body)?;
     let latest = rest.limits.max_deadline;
     let deadline = deadline(&parts.headers, latest)?;
     let until = deadline.unwrap_or_else(|| Instant::now() + latest);
     let body = body::read(body, longest, counted, until).await?;
     let text = if body.trim_ascii().is_empty() { b"{}" } else { body.as_ref() };
     let message = serde_json::from_slice(text).map_err(|error| {
-        Error::new(Reason::BadRequest, format!("the JSON of the request cannot be read: {error}"))
+        let why = shown(&error.to_string(), 300).into_owned();
+        Error::new(Reason::BadRequest, format!("the JSON of the request cannot be read: {why}"))
     })?;
     let headers = Arc::new(MetadataMap::from_headers(parts.headers));
     Ok((message, Arrival::new(Door::Http, headers, deadline), from))

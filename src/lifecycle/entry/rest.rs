@@ -299,8 +299,10 @@ impl Entry {
         self.begin_quietly().map(|generation| (turn, generation))
     }
 
-    /// Waits until no change is under way.
+    /// Waits until no change is under way, and none that somebody asked for waits.
     pub(in crate::lifecycle) async fn changed(&self) {
+        let mut newest = self.newest.subscribe();
+        drop(newest.wait_for(|newest| newest.waiting == 0).await);
         drop(self.turn.lock().await);
     }
 

@@ -95,5 +95,5 @@ impl Violation {
 
 /// A word from a file, fit for a message: short, and without anything that is not seen.
 pub(super) fn quoted(text: &str) -> String {
-    format!("'{}'", shown(text, 64).escape_debug())
+    format!("'{}'", shown(text, 64))
 }

@@ -101,7 +101,7 @@ fn tidy(text: &str) -> String {
         })
         .collect();
     let line: String = words.join(" ").chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-    shown(&line, CAUSE).to_owned()
+    shown(&line, CAUSE).into_owned()
 }
 
 #[cfg(test)]

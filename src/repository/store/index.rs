@@ -55,7 +55,7 @@ pub(super) fn parse(text: &[u8]) -> Result<Vec<Listed>, String> {
 }
 
 fn shown(path: &str) -> String {
-    crate::error::shown(path, 64).escape_debug().to_string()
+    crate::error::shown(path, 64).into_owned()
 }
 
 #[cfg(test)]

@@ -109,7 +109,10 @@ impl Uploads {
         let begin = || {
             let staged = Staged::new(root, name).map_err(|error| failed(root, &error))?;
             staged.ok_or_else(|| {
-                Error::new(Reason::Superseded, format!("another process uploads model '{name}' just now"))
+                Error::new(
+                    Reason::Superseded,
+                    format!("another process uploads model '{name}' just now: send it again"),
+                )
             })
         };
         let mut staged = begin()?;

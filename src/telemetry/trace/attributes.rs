@@ -6,7 +6,7 @@ use crate::error::{LOGGED, shown};
 
 /// What a caller wrote may be long: the beginning of it.
 pub(super) fn text(key: &'static str, value: &str) -> KeyValue {
-    KeyValue::new(key, shown(value, LOGGED).to_owned())
+    KeyValue::new(key, shown(value, LOGGED).into_owned())
 }
 
 pub(super) fn number(key: &'static str, value: u64) -> KeyValue {
