@@ -72,6 +72,19 @@ async fn steps_run_in_the_order_of_their_tensors() {
 }
 
 #[tokio::test]
+async fn it_is_ready_while_its_steps_are() {
+    let dir = pair();
+    let server = Server::fake(dir.path(), |_| {});
+    let mut client = server.ready().await;
+    let is_ready = async || server.get("/v2/models/pair/ready").await.0 == 200;
+    assert!(is_ready().await);
+    client.unload_model(proto::UnloadModelRequest { model: "add".into() }).await.unwrap();
+    assert!(!is_ready().await);
+    client.reload_model(reload("add", 1)).await.unwrap();
+    assert!(is_ready().await);
+}
+
+#[tokio::test]
 async fn lane_and_deadline_are_those_of_the_whole() {
     let dir = pair();
     version(dir.path(), "double", 1, "delay_ms = 300");

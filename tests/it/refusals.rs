@@ -14,7 +14,7 @@ use torchlane::proto::{self, inference as oip};
 
 use super::{
     edges,
-    fake::repository,
+    fake::{repository, version},
     oip::call,
     server::{Client, Server, f32s, reason, request, until},
 };
@@ -151,7 +151,10 @@ async fn what_the_grpc_port_refuses_is_counted_by_its_reason() {
 
 #[tokio::test]
 async fn what_would_be_one_too_many_is_counted_at_both_doors() {
-    let dir = repository(&[("m", ""), ("slow", "delay_ms = 3000")]);
+    let dir = repository(&[("m", "")]);
+    let gate = dir.path().join("gate");
+    std::fs::write(&gate, "").unwrap();
+    version(dir.path(), "slow", 1, &format!("hang_while = '{}'", gate.display()));
     let server = Server::fake(dir.path(), |settings| settings.server.max_requests = 1);
     let mut client = server.ready().await;
     // A stream holds a place while it has a request, and no longer.
@@ -175,6 +178,7 @@ async fn what_would_be_one_too_many_is_counted_at_both_doors() {
     assert_eq!(refused(&server, "grpc", "OVERLOADED").await, 3.0);
     assert_eq!(refused(&server, "http", "OVERLOADED").await, 1.0);
     assert_eq!(totals(&server).await.1, 2.0, "the slow one is not answered yet");
+    std::fs::remove_file(gate).unwrap();
     both.next().await.unwrap().unwrap();
     client.infer(one()).await.unwrap();
     drop((open, hang_up));

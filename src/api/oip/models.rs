@@ -54,6 +54,17 @@ impl<S> OpenInference<S> {
     /// # Errors
     /// There is no such model or version.
     pub(in crate::api) fn model_ready(&self, name: &str, wanted: &str) -> Result<bool> {
+        if !self.serves(name, wanted)? {
+            return Ok(false);
+        }
+        let plan = self.lease(name, wanted).ok().and_then(|lease| lease.ensemble.clone());
+        let steps = plan.iter().flat_map(|plan| plan.steps());
+        let mut each = steps.map(|step| self.serves(&step.model, &step.version).unwrap_or(false));
+        Ok(each.all(|serves| serves))
+    }
+
+    /// Whether a model has that version live, or a request would bring it there.
+    fn serves(&self, name: &str, wanted: &str) -> Result<bool> {
         let (status, _) = self.with.manager.get(name)?;
         match version(wanted)? {
             VersionWish::Any => Ok(status.serves()),
