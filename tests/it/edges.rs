@@ -30,6 +30,19 @@ pub async fn call(
         .map(|r| r.into_inner())
 }
 
+/// A call with one message, whose answer is not read yet.
+pub async fn begin(
+    channel: Channel,
+    path: &'static str,
+    message: proto::InferRequest,
+) -> Result<tonic::Streaming<proto::InferResponse>, Status> {
+    let mut grpc = Grpc::new(channel);
+    grpc.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::default();
+    let begun = grpc.server_streaming(Request::new(message), PathAndQuery::from_static(path), codec);
+    begun.await.map(|r| r.into_inner())
+}
+
 pub const INFER: &str = "/torchlane.v1.ModelServer/Infer";
 
 #[tokio::test]

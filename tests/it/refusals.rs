@@ -189,12 +189,17 @@ async fn requests_that_never_come_whole_keep_nobody_out() {
     let dir = repository(&[("m", "")]);
     let server = Server::fake(dir.path(), |settings| settings.server.max_requests = 1);
     let mut client = server.ready().await;
-    let mut silent = Vec::new();
+    let mut slow = Vec::new();
     for _ in 0..3 {
         let mut stream = TcpStream::connect(server.http).await.unwrap();
-        let head = "POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{";
+        let head = "POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 50000000\r\n\r\n{";
         stream.write_all(head.as_bytes()).await.unwrap();
-        silent.push(stream);
+        // Just enough not to be given up.
+        slow.push(tokio::spawn(async move {
+            while stream.write_all(&[b' '; 4096]).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }));
     }
     let mut unsent = Vec::new();
     for _ in 0..3 {
@@ -202,13 +207,14 @@ async fn requests_that_never_come_whole_keep_nobody_out() {
         unsent.push(tokio::spawn(edges::call(channel, edges::INFER, stream::pending())));
     }
     // They have arrived.
-    until(async || metric(&server, "torchlane_in_flight_bytes").await >= 3.0).await;
+    until(async || metric(&server, "torchlane_in_flight_bytes").await >= 3.0 * 4096.0).await;
     for _ in 0..20 {
         client.infer(one()).await.unwrap();
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert!(unsent.iter().all(|call| !call.is_finished()), "they wait still");
+    assert!(slow.iter().all(|slow| !slow.is_finished()), "they send on");
     unsent.iter().for_each(|call| call.abort());
+    slow.iter().for_each(|slow| slow.abort());
 }
 
 #[tokio::test]
@@ -229,26 +235,25 @@ async fn answers_that_nobody_reads_count_until_they_are_gone() {
         json.len(),
         json.len() + bytes
     );
-    let mut unread = Vec::new();
-    for _ in 0..2 {
-        let mut stream = TcpStream::connect(server.http).await.unwrap();
-        stream.write_all(head.as_bytes()).await.unwrap();
-        stream.write_all(&vec![0; bytes]).await.unwrap();
-        let mut first = [0; 12];
-        stream.read_exact(&mut first).await.unwrap();
-        assert_eq!(&first, b"HTTP/1.1 200");
-        unread.push(stream);
-    }
+    let mut unread = TcpStream::connect(server.http).await.unwrap();
+    unread.write_all(head.as_bytes()).await.unwrap();
+    unread.write_all(&vec![0; bytes]).await.unwrap();
+    let mut first = [0; 12];
+    unread.read_exact(&mut first).await.unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200");
     let large = || request("m", vec![f32s("x", &[rows], &vec![1.0; rows as usize])]);
     let answer_bytes = || async { metric(&server, "torchlane_in_flight_bytes").await };
-    assert!(answer_bytes().await >= 2.0 * bytes as f64);
-    // By gRPC they come in the windows of a stream that nobody reads.
-    let stream = client.infer_stream(stream::iter([large()]).chain(stream::pending()));
-    let stream = stream.await.unwrap();
+    assert!(answer_bytes().await >= bytes as f64);
+    // By gRPC no more is sent than a window.
+    let (hang_up, hung_up) = tokio::sync::oneshot::channel::<()>();
+    let messages = stream::iter([large()]).chain(stream::pending()).take_until(hung_up);
+    let stream = client.infer_stream(messages).await.unwrap();
+    until(async || answer_bytes().await >= 2.0 * bytes as f64).await;
+    let one_answer = edges::begin(server.channel().await, edges::INFER, large()).await.unwrap();
     until(async || answer_bytes().await >= 3.0 * bytes as f64).await;
     assert_eq!(reason(&client.infer(large()).await.unwrap_err()), "OVERLOADED");
     client.infer(one()).await.unwrap();
-    drop((unread, stream));
+    drop((unread, one_answer, stream, hang_up));
     until(async || answer_bytes().await == 0.0).await;
     client.infer(large()).await.unwrap();
 }
