@@ -35,6 +35,8 @@ pub struct Plan {
     pub seconds: f64,
     /// Windows with reloads for each without.
     pub busy: usize,
+    /// Most of a scenario.
+    pub minutes: Option<f64>,
     /// Part of capacity that is sent.
     pub load: f64,
     pub only: Vec<String>,
@@ -180,7 +182,9 @@ async fn reloaded(
     let (mut windows, mut took, mut resident) = (Vec::new(), Vec::new(), Vec::new());
     let length = Duration::from_secs_f64(plan.seconds);
     let group = 1 + plan.busy;
-    while took.len() < plan.reloads || windows.len() % group != 0 {
+    let began = Instant::now();
+    let in_time = || plan.minutes.is_none_or(|minutes| began.elapsed().as_secs_f64() < minutes * 60.0);
+    while took.len() < plan.reloads && in_time() || windows.len() % group != 0 {
         // The place of the one without changes: what drifts is in both.
         let (nth, place) = (windows.len() / group, windows.len() % group);
         let busy = place != nth % group;

@@ -123,6 +123,9 @@ enum What {
         /// Windows with reloads for each without
         #[arg(long, default_value_t = 3)]
         busy: usize,
+        /// End after so many minutes in each scenario, with fewer reloads
+        #[arg(long)]
+        minutes: Option<f64>,
         /// Only these scenarios: same, other
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
@@ -210,8 +213,8 @@ fn main() -> Result<()> {
             isolation::run(&isolation::Plan { repository, rounds, seconds, only, json, svg })
         }
         What::Reload { reloads, callers, json } => reload::run(reloads, callers, &json),
-        What::Fenced { repository, reloads, seconds, busy, load, only, json, svg } => {
-            fenced::run(&fenced::Plan { repository, reloads, seconds, busy, load, only, json, svg })
+        What::Fenced { repository, reloads, seconds, busy, minutes, load, only, json, svg } => {
+            fenced::run(&fenced::Plan { repository, reloads, seconds, busy, minutes, load, only, json, svg })
         }
         What::Canary { repository, rounds, rate, only, json, svg } => {
             canary::run(&canary::Plan { repository, rounds, rate, only, json, svg })
