@@ -82,7 +82,11 @@ export function drawer(closed) {
     });
   });
   byId('drawer-close').addEventListener('click', () => dialog.close());
-  dialog.addEventListener('close', closed);
+  dialog.addEventListener('close', () => {
+    // It is told a moment later: another model may have been asked for, or be open already.
+    const [, , named] = location.hash.split('/');
+    if (!dialog.open && named === encodeURIComponent(model)) closed();
+  });
   dialog.addEventListener('pointerdown', (event) => {
     const box = dialog.getBoundingClientRect();
     // What lies beside it belongs to it too, as its backdrop.
