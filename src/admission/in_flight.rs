@@ -9,27 +9,42 @@ use std::sync::{
 /// come slowly cannot keep small urgent ones out.
 const SMALL: u64 = 64 << 10;
 
-/// The count, shared by all connections and I/O threads. Requests never go over its limit; answers may.
+/// The counts, shared by all connections and I/O threads: of requests and of answers, each with the same limit. So answers that
+/// nobody takes keep no requests out.
 #[derive(Debug)]
 pub struct InFlightBytes {
-    now: AtomicU64,
+    requests: AtomicU64,
+    answers: AtomicU64,
     limit: u64,
 }
 
 impl InFlightBytes {
-    /// At most `limit` bytes at once.
+    /// At most `limit` bytes of requests at once, and as many of answers.
     pub fn new(limit: u64) -> Arc<Self> {
-        Arc::new(Self { now: AtomicU64::new(0), limit: limit.max(1) })
+        Arc::new(Self { requests: AtomicU64::new(0), answers: AtomicU64::new(0), limit: limit.max(1) })
     }
 
-    /// Bytes now.
+    /// Bytes now, of both.
     pub fn now(&self) -> u64 {
-        self.now.load(Ordering::Relaxed)
+        self.requests.load(Ordering::Relaxed) + self.answers.load(Ordering::Relaxed)
     }
 
-    /// What they are of the limit, 0 to 1.
+    /// What they are of the limit, 0 to 1; of those that are nearer to it.
     pub fn ratio(&self) -> f64 {
-        self.now() as f64 / self.limit as f64
+        self.requests.load(Ordering::Relaxed).max(self.answers.load(Ordering::Relaxed)) as f64
+            / self.limit as f64
+    }
+
+    /// Answers are over half of what they may be: who does not take one is not waited for as long as otherwise.
+    pub fn is_short(&self) -> bool {
+        self.answers.load(Ordering::Relaxed) > self.limit / 2
+    }
+
+    /// Whether `bytes` more were counted in `count`; `whole`: of a message that has so many.
+    fn add(&self, count: &AtomicU64, bytes: u64, whole: u64) -> bool {
+        let limit = if whole <= SMALL { self.limit } else { self.limit - self.limit / 8 };
+        let within = |now: u64| now.checked_add(bytes).filter(|sum| *sum <= limit);
+        count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within).is_ok()
     }
 }
 
@@ -49,21 +64,24 @@ impl MessageBytes {
     /// Counts `bytes` more. False, and nothing is counted, if that would be over the limit.
     #[must_use]
     pub fn add(&self, bytes: u64) -> bool {
-        let small = self.bytes.load(Ordering::Relaxed).saturating_add(bytes) <= SMALL;
-        let limit = if small { self.of.limit } else { self.of.limit - self.of.limit / 8 };
-        let within = |now: u64| now.checked_add(bytes).filter(|sum| *sum <= limit);
-        let counted = self.of.now.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within).is_ok();
+        let whole = self.bytes.load(Ordering::Relaxed).saturating_add(bytes);
+        let counted = self.of.add(&self.of.requests, bytes, whole);
         if counted {
             self.bytes.fetch_add(bytes, Ordering::Relaxed);
         }
         counted
     }
 
-    /// Counts an answer: it is there, so it is counted even where that is over the limit, and keeps requests out.
-    #[must_use]
-    pub fn of_answer(&self, bytes: u64) -> Self {
-        self.of.now.fetch_add(bytes, Ordering::Relaxed);
-        Self { of: self.of.clone(), bytes: AtomicU64::new(bytes) }
+    /// Counts the answer to it. `None`: that would be over the limit.
+    pub fn answer(&self, bytes: u64) -> Option<HeldAnswer> {
+        let counted = self.of.add(&self.of.answers, bytes, bytes);
+        counted.then(|| HeldAnswer { of: self.of.clone(), bytes })
+    }
+
+    /// Counts a part of an answer that is sent already, even where it is over the limit.
+    pub fn part_of_answer(&self, bytes: u64) -> HeldAnswer {
+        self.of.answers.fetch_add(bytes, Ordering::Relaxed);
+        HeldAnswer { of: self.of.clone(), bytes }
     }
 
     /// Hands over what has been counted: to a message that is there as a whole, while the next one of its stream is read.
@@ -75,7 +93,20 @@ impl MessageBytes {
 
 impl Drop for MessageBytes {
     fn drop(&mut self) {
-        self.of.now.fetch_sub(*self.bytes.get_mut(), Ordering::Relaxed);
+        self.of.requests.fetch_sub(*self.bytes.get_mut(), Ordering::Relaxed);
+    }
+}
+
+/// Bytes of an answer; freed when dropped.
+#[derive(Debug)]
+pub struct HeldAnswer {
+    of: Arc<InFlightBytes>,
+    bytes: u64,
+}
+
+impl Drop for HeldAnswer {
+    fn drop(&mut self) {
+        self.of.answers.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -99,13 +130,18 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_keeps_requests_out() {
-        let all = InFlightBytes::new(100);
+    fn answers_have_an_account_of_their_own() {
+        let all = InFlightBytes::new(80 * SMALL);
         let request = MessageBytes::new(all.clone());
-        let answer = request.of_answer(150);
-        assert!(all.now() == 150 && !request.add(1));
-        drop(answer);
-        assert!(request.add(1));
+        let large: Vec<_> = (0..70).map_while(|_| request.answer(2 * SMALL)).collect();
+        assert_eq!((large.len(), all.now(), all.is_short()), (35, 70 * SMALL, true));
+        assert!(request.answer(SMALL).is_some(), "the last eighth is for small ones");
+        assert!(request.add(SMALL), "requests are let in");
+        assert_eq!(all.ratio(), 70.0 / 80.0);
+        let part = request.part_of_answer(100 * SMALL);
+        assert!(request.answer(1).is_none());
+        drop((part, large));
+        assert!(!all.is_short() && all.now() == SMALL);
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub use breaker::{Breaker, Trial};
 pub use control::{ControlLane, ControlPlace};
 pub use deadline::{Deadline, DeadlineLayer};
 pub use forecast::{Ahead, Deadlines, Forecast, ForecastLayer, Forecaster, Underway};
-pub use in_flight::{InFlightBytes, MessageBytes};
+pub use in_flight::{HeldAnswer, InFlightBytes, MessageBytes};
 pub use limit::{Headroom, LimitConfig, LimitSnapshot, Limiter, PriorityLimit, PriorityLimitLayer, Ticket};
 pub use pressure::{Pressure, PressureSettings, Resource};
 pub(crate) use residents::not_ready;

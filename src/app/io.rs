@@ -18,9 +18,9 @@ use tower::util::MapRequest;
 
 use super::{
     activity::{Activity, Lively},
-    taking::{InPieces, Streams},
+    taking::{InPieces, Outward, Streams},
 };
-use crate::{sched, telemetry::Untaken};
+use crate::sched;
 
 /// Connections that an I/O thread may have been dealt and not yet taken up.
 const DEALT: usize = 1024;
@@ -59,7 +59,7 @@ impl IoThreads {
         activity: &Arc<Activity>,
         stop: &CancellationToken,
         kill: &CancellationToken,
-        untaken: &Untaken,
+        outward: &Outward,
     ) -> std::io::Result<Self>
     where
         S: tower::Service<http::Request<hyper::body::Incoming>, Response = http::Response<tonic::body::Body>>
@@ -73,7 +73,7 @@ impl IoThreads {
         for index in 0..limits.threads.max(1) {
             let (deal, mut dealt) = mpsc::channel::<std::net::TcpStream>(DEALT);
             let (service, stop, kill, enter) = (service.clone(), stop.clone(), kill.clone(), enter.clone());
-            let (activity, untaken) = (activity.clone(), untaken.clone());
+            let (activity, outward) = (activity.clone(), outward.clone());
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .on_thread_unpark(sched::wire_woke)
@@ -92,7 +92,7 @@ impl IoThreads {
                             activity,
                             stop.clone(),
                             kill.clone(),
-                            untaken.clone(),
+                            outward.clone(),
                         ));
                     }
                     connections.close();
@@ -160,7 +160,7 @@ async fn connection<S>(
     activity: Arc<Activity>,
     stop: CancellationToken,
     kill: CancellationToken,
-    untaken: Untaken,
+    outward: Outward,
 ) where
     S: tower::Service<http::Request<hyper::body::Incoming>, Response = http::Response<tonic::body::Body>>
         + Clone
@@ -169,7 +169,7 @@ async fn connection<S>(
     S::Future: Send,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let mut builder = hyper::server::conn::http2::Builder::new(Streams(untaken));
+    let mut builder = hyper::server::conn::http2::Builder::new(Streams(outward));
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams)

@@ -10,10 +10,10 @@ use std::{
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::taking::PATIENCE;
+use super::taking::{Outward, PATIENCE};
 use crate::{
-    layers::{Alarm, Pace},
-    telemetry::{Door, Untaken},
+    layers::{Alarm, Pace, given_up},
+    telemetry::Door,
 };
 
 pin_project! {
@@ -23,14 +23,14 @@ pin_project! {
         inner: T,
         pace: Pace,
         alarm: Alarm,
-        untaken: Untaken,
+        outward: Outward,
     }
 }
 
 impl<T> Paced<T> {
-    /// Of HTTP. One that is closed is counted in `untaken`.
-    pub(super) fn new(inner: T, untaken: Untaken) -> Self {
-        Self { inner, pace: Pace::new(PATIENCE), alarm: Alarm::default(), untaken }
+    /// Of HTTP.
+    pub(super) fn new(inner: T, outward: Outward) -> Self {
+        Self { inner, pace: Pace::new(PATIENCE), alarm: Alarm::default(), outward }
     }
 }
 
@@ -46,10 +46,9 @@ impl<T: AsyncWrite> Paced<T> {
             this.pace.moved(*written.as_ref().unwrap_or(&0));
             return Poll::Ready(written);
         }
-        let until = this.pace.wait();
-        match this.alarm.poll(until, cx) {
+        match given_up(this.pace, this.alarm, &this.outward.room, cx) {
             Poll::Ready(()) => {
-                this.untaken.count(Door::Http);
+                this.outward.untaken.count(Door::Http);
                 Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer does not take its answer")))
             }
             Poll::Pending => Poll::Pending,
@@ -97,13 +96,15 @@ mod tests {
     };
 
     use super::*;
+    use crate::{admission::InFlightBytes, telemetry::Untaken};
 
     #[tokio::test(start_paused = true)]
     async fn who_takes_nothing_is_given_up_and_who_takes_little_is_not() {
-        let untaken = Untaken::default();
+        let (untaken, room) = (Untaken::default(), InFlightBytes::new(1));
+        let outward = Outward { untaken: untaken.clone(), room };
         let (near, far) = tokio::io::duplex(1024);
         let began = Instant::now();
-        let error = Paced::new(near, untaken.clone()).write_all(&[0; 4096]).await.unwrap_err();
+        let error = Paced::new(near, outward.clone()).write_all(&[0; 4096]).await.unwrap_err();
         assert_eq!((error.kind(), began.elapsed()), (io::ErrorKind::TimedOut, PATIENCE));
         assert_eq!(untaken.get(Door::Http), 1);
         drop(far);
@@ -116,7 +117,7 @@ mod tests {
                 far.read_exact(&mut taken).await.unwrap();
             }
         };
-        let mut paced = Paced::new(near, untaken.clone());
+        let mut paced = Paced::new(near, outward.clone());
         let all = vec![0; 200 * (16 << 10)];
         tokio::join!(async { paced.write_all(&all).await.unwrap() }, taking);
         assert_eq!(untaken.get(Door::Http), 1);

@@ -11,7 +11,10 @@ use tonic::{codec::CompressionEncoding, service::Routes};
 use super::{
     activity::Activity,
     cpu::{CpuPlan, cpu_quota},
-    drain, idle, io, repositories, resources, rollouts, stack, watchdog, web,
+    drain::{Doors, LAST_WORDS, Signals},
+    idle, io, repositories, resources, rollouts, stack,
+    taking::Outward,
+    watchdog, web,
 };
 use crate::{
     admission::{ControlLane, Forecaster, InFlightBytes, LimitSnapshot, Pressure, ResolveLayer, Tenants},
@@ -101,9 +104,14 @@ pub fn serve_until(
     stop: CancellationToken,
     started: impl FnOnce(SocketAddr, SocketAddr),
 ) -> Result<(), StartError> {
-    let backend = backend(settings.backend)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().thread_name("main").build()?;
-    runtime.block_on(run(settings, backend, stop, started))
+    // Before anything that takes time: a signal that nobody listens for ends the process at once.
+    let signals = {
+        let _within = runtime.enter();
+        Signals::listen()
+    };
+    let backend = backend(settings.backend)?;
+    runtime.block_on(run(settings, backend, signals, stop, started))
 }
 
 /// Loads give way to what the scheduler runs.
@@ -129,6 +137,7 @@ fn backend(kind: BackendKind) -> Result<Arc<dyn Backend>, StartError> {
 async fn run(
     settings: Settings,
     backend: Arc<dyn Backend>,
+    mut signals: Signals,
     stop: CancellationToken,
     started: impl FnOnce(SocketAddr, SocketAddr),
 ) -> Result<(), StartError> {
@@ -298,10 +307,12 @@ async fn run(
         .with_uploads(manager.takes_uploads());
     let service = Guard::new(Shed::new(counted, cap.clone(), refusals()), refusals());
     let enter = move || backend.enter_thread(ThreadRole::Executor { intra_op: 1 });
-    let activity = Activity::new();
+    let outward = Outward { untaken: metrics.untaken.clone(), room: bytes.clone() };
+    let grpc_moves = Activity::new();
     let limits = io::Limits { threads: plan.io, streams: settings.server.max_streams };
-    let io = io::IoThreads::start(service, enter, limits, &activity, &closing, &killed, &metrics.untaken)?;
+    let io = io::IoThreads::start(service, enter, limits, &grpc_moves, &closing, &killed, &outward)?;
     let accepting = tasks.spawn(io.accept(grpc, closing.clone()));
+    let http_moves = Activity::new();
     let limits = rest::Limits {
         requests: cap.clone(),
         bytes,
@@ -312,7 +323,9 @@ async fn run(
     let routes = http::router(health.clone(), metrics.clone()).merge(front).merge(rest::router(door, limits));
     let router = http::for_one_host(routes);
     let cut = CancellationToken::new();
-    let web = web::start(web_listener, router, killed.clone(), cut.clone(), metrics.untaken.clone())?;
+    let wire = (outward, http_moves.clone());
+    let web = web::start(web_listener, router, killed.clone(), cut.clone(), wire)?;
+    let doors = Doors { accepting, cap: cap.clone(), killed, web, cut, grpc_moves, http_moves };
     tracing::info!(
         grpc = %grpc_addr, http = %http_addr, cpus = plan.quota, executors = plan.executors, intra_op = plan.intra_op,
         io_threads = plan.io, version = env!("CARGO_PKG_VERSION"), "listening"
@@ -358,7 +371,7 @@ async fn run(
     ));
     let sampling = tasks.spawn(resources::sample(pressure));
     let why = tokio::select! {
-        signal = drain::signal() => signal,
+        signal = signals.next() => signal,
         () = stop.cancelled() => "asked to",
     };
 
@@ -370,37 +383,17 @@ async fn run(
     watching.abort();
     let _aborted = (giving_back.await, watching.await);
     tracing::info!(why, drain_delay = ?settings.server.drain_delay, grace = ?settings.server.grace, "stopping: no longer ready");
-    tokio::time::sleep(settings.server.drain_delay).await;
+    tokio::select! {
+        () = tokio::time::sleep(settings.server.drain_delay) => {}
+        again = signals.next() => tracing::warn!(again, "not waiting any longer for others to notice"),
+    }
     closing.cancel();
     let grace_ends = Instant::now() + settings.server.grace;
-    let ended = async {
-        let Ok(io) = accepting.await else { return };
-        let _panicked = tokio::task::spawn_blocking(move || io.join()).await;
-        // Those by HTTP.
-        becomes(|| cap.is_idle()).await;
-    };
-    tokio::pin!(ended);
     let nothing_runs =
         || cap.is_idle() && control.is_idle() && limiter.snapshot() == LimitSnapshot::default();
-    tokio::select! {
-        () = ended.as_mut() => {}
-        // What is left are peers that do not answer. An answer that is still being taken moves something now and then.
-        () = becomes(|| nothing_runs() && activity.rest() >= DEAF) => {
-            killed.cancel();
-            ended.await;
-        }
-        () = tokio::time::sleep_until(grace_ends) => {
-            tracing::warn!("requests were still running when the grace time ended: they are cut off");
-            killed.cancel();
-            ended.await;
-        }
-    }
-    killed.cancel();
+    doors.close(nothing_runs, grace_ends, &mut signals).await;
     sampling.abort();
     metrics.detach();
-    // Half a request may be open there for ever.
-    let _in_time = tokio::time::timeout(LAST_WORDS, web).await;
-    cut.cancel();
     // Changes that were begun end in one state or the other; a load that takes longer is left behind.
     let last_changes = async {
         manager.stop().await;
@@ -421,19 +414,6 @@ const LAST_CHANGES: Duration = Duration::from_secs(5);
 
 /// Time for the last spans to be taken by the collector.
 const LAST_SPANS: Duration = Duration::from_secs(5);
-
-/// Time for the last answers on the HTTP port to be written.
-const LAST_WORDS: Duration = Duration::from_millis(500);
-
-/// A peer on whose connection nothing moves for so long does not listen any more.
-const DEAF: Duration = Duration::from_secs(3);
-
-/// Waits until it is so.
-async fn becomes(so: impl Fn() -> bool) {
-    while !so() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
 
 /// What is at `/` on the HTTP port.
 fn front(settings: config::Console, with: console::Resources, patience: Duration) -> Router {

@@ -18,11 +18,11 @@ use hyper::{
 use hyper_util::rt::TokioExecutor;
 use parking_lot::Mutex;
 use pin_project_lite::pin_project;
-use tokio::time::Instant;
 use tower::Service;
 
 use crate::{
-    layers::{Alarm, AnswerBytes, Pace},
+    admission::InFlightBytes,
+    layers::{Alarm, AnswerBytes, Pace, given_up},
     telemetry::{Door, Untaken},
 };
 
@@ -67,15 +67,27 @@ impl Taking {
         }
     }
 
-    /// Until when it is waited for.
-    fn until(&self) -> Option<Instant> {
+    /// Ready once it is not waited for any more.
+    fn given_up(&self, alarm: &mut Alarm, room: &InFlightBytes, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.0.lock();
-        state.piece.is_some().then(|| state.pace.wait())
+        if state.piece.is_none() {
+            return Poll::Pending;
+        }
+        given_up(&mut state.pace, alarm, room, cx)
     }
 }
 
+/// What is to be known of answers on their way.
+#[derive(Debug, Clone)]
+pub(super) struct Outward {
+    /// Counts those that are given up.
+    pub(super) untaken: Untaken,
+    /// How much room there is for them.
+    pub(super) room: Arc<InFlightBytes>,
+}
+
 /// Runs what answers one call, pieces included. `None`: the peer did not take the answer.
-async fn watched<F: Future>(answering: F) -> Option<F::Output> {
+async fn watched<F: Future>(answering: F, room: &InFlightBytes) -> Option<F::Output> {
     let taking = Arc::new(Taking::new());
     let mut answering = pin!(TAKING.scope(taking.clone(), answering));
     let mut alarm = Alarm::default();
@@ -83,24 +95,23 @@ async fn watched<F: Future>(answering: F) -> Option<F::Output> {
         if let Poll::Ready(output) = answering.as_mut().poll(cx) {
             return Poll::Ready(Some(output));
         }
-        let Some(until) = taking.until() else { return Poll::Pending };
-        alarm.poll(until, cx).map(|()| None)
+        taking.given_up(&mut alarm, room, cx).map(|()| None)
     })
     .await
 }
 
 /// Runs the calls of HTTP/2 connections.
 #[derive(Debug, Clone)]
-pub(super) struct Streams(pub(super) Untaken);
+pub(super) struct Streams(pub(super) Outward);
 
 impl<F> Executor<F> for Streams
 where
     F: Future<Output: Send> + Send + 'static,
 {
     fn execute(&self, answering: F) {
-        let untaken = self.0.clone();
+        let Outward { untaken, room } = self.0.clone();
         TokioExecutor::new().execute(async move {
-            if watched(answering).await.is_none() {
+            if watched(answering, &room).await.is_none() {
                 untaken.count(Door::Grpc);
             }
         });
@@ -174,7 +185,7 @@ impl<B: Body<Data = Bytes>> Body for Pieces<B> {
         }
         if this.rest.is_empty() {
             if let Some(bytes) = this.bytes {
-                bytes.frame(0);
+                bytes.part(0);
             }
             let frame = match ready!(this.inner.poll_frame(cx)) {
                 Some(Ok(frame)) => frame,
@@ -185,7 +196,7 @@ impl<B: Body<Data = Bytes>> Body for Pieces<B> {
                 Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
             }
             if let Some(bytes) = this.bytes {
-                bytes.frame(this.rest.len());
+                bytes.part(this.rest.len());
             }
         }
         let piece = this.rest.copy_to_bytes(this.rest.len().min(PIECE));
@@ -212,7 +223,9 @@ impl<B: Body<Data = Bytes>> Body for Pieces<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admission::MessageBytes;
     use http_body_util::{BodyExt as _, Full};
+    use tokio::time::Instant;
 
     fn answer(bytes: usize) -> Response<Full<Bytes>> {
         Response::new(Full::new(Bytes::from(vec![1; bytes])))
@@ -233,14 +246,15 @@ mod tests {
     /// What becomes of an answer whose pieces are taken so often.
     async fn taken(pieces: usize, every: Duration) -> Option<Duration> {
         let began = Instant::now();
-        let done = watched(async {
+        let room = InFlightBytes::new(1);
+        let answering = async {
             let mut body = Pieces::of(answer(pieces * PIECE)).into_body();
             for _ in 0..pieces {
                 tokio::time::sleep(every).await;
                 body.frame().await.unwrap().unwrap();
             }
-        });
-        done.await.map(|()| began.elapsed())
+        };
+        watched(answering, &room).await.map(|()| began.elapsed())
     }
 
     #[tokio::test(start_paused = true)]
@@ -255,7 +269,30 @@ mod tests {
             drop(Pieces::of(answer(10)));
             tokio::time::sleep(1000 * second).await;
         };
-        assert!(watched(work).await.is_some());
+        assert!(watched(work, &InFlightBytes::new(1)).await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_room_is_short_nobody_is_waited_for_long() {
+        let room = InFlightBytes::new(100);
+        let request = MessageBytes::new(room.clone());
+        let began = Instant::now();
+        let answering = async {
+            let mut body = Pieces::of(answer(2 * PIECE)).into_body();
+            body.frame().await.unwrap().unwrap();
+            tokio::time::sleep(Duration::from_secs(30)).await;
+        };
+        // It becomes short while one is not taken.
+        let others = async {
+            tokio::time::sleep(Duration::from_secs(18)).await;
+            let _most = request.answer(60).unwrap();
+            tokio::time::sleep(Duration::from_secs(100)).await;
+        };
+        let given_up = tokio::select! {
+            done = watched(answering, &room) => done.is_none(),
+            () = others => false,
+        };
+        assert_eq!((given_up, began.elapsed().as_secs()), (true, 20));
     }
 
     #[tokio::test(start_paused = true)]
@@ -265,7 +302,7 @@ mod tests {
             (count < 3).then(|| (Ok::<_, std::io::Error>(Frame::data(Bytes::from_static(b"x"))), count + 1))
         });
         let body = http_body_util::StreamBody::new(Box::pin(frames));
-        let all = watched(async { Pieces::of(Response::new(body)).into_body().collect().await });
-        assert_eq!(all.await.unwrap().unwrap().to_bytes(), "xxx");
+        let all = async { Pieces::of(Response::new(body)).into_body().collect().await };
+        assert_eq!(watched(all, &InFlightBytes::new(1)).await.unwrap().unwrap().to_bytes(), "xxx");
     }
 }

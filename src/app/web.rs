@@ -1,6 +1,8 @@
 //! The HTTP port: probes, metrics, REST. It has a thread of its own: what is parsed there keeps neither the gRPC wire nor what
 //! looks after the server waiting.
 
+use std::sync::Arc;
+
 use axum::Router;
 use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::{
@@ -12,8 +14,15 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::server::TcpConnectInfo;
 use tower::util::MapRequest;
 
-use super::{io::HELLO, paced::Paced, taking::InPieces};
-use crate::telemetry::Untaken;
+use super::{
+    activity::{Activity, Lively},
+    io::HELLO,
+    paced::Paced,
+    taking::{InPieces, Outward},
+};
+
+/// What is to be known of answers, and who notes that something moves.
+type Wire = (Outward, Arc<Activity>);
 
 /// Starts the thread. It answers until `stop`, then ends what is open; until `cut` at the latest. The result is there when it
 /// has ended.
@@ -22,7 +31,7 @@ pub(super) fn start(
     router: Router,
     stop: CancellationToken,
     cut: CancellationToken,
-    untaken: Untaken,
+    wire: Wire,
 ) -> std::io::Result<oneshot::Receiver<()>> {
     let listener = listener.into_std()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -32,7 +41,7 @@ pub(super) fn start(
         runtime.block_on(async {
             match TcpListener::from_std(listener) {
                 Ok(listener) => {
-                    let _cut = cut.run_until_cancelled(serve(listener, router, stop, untaken)).await;
+                    let _cut = cut.run_until_cancelled(serve(listener, router, stop, wire)).await;
                 }
                 Err(error) => tracing::error!(%error, "cannot listen for HTTP"),
             }
@@ -42,7 +51,7 @@ pub(super) fn start(
 }
 
 /// Answers until `stop`, then ends what is open: at once where nobody waits for an answer.
-async fn serve(listener: TcpListener, router: Router, stop: CancellationToken, untaken: Untaken) {
+async fn serve(listener: TcpListener, router: Router, stop: CancellationToken, (outward, activity): Wire) {
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -62,7 +71,7 @@ async fn serve(listener: TcpListener, router: Router, stop: CancellationToken, u
             request
         });
         let (router, stop) = (TowerToHyperService::new(InPieces(router)), stop.clone());
-        let stream = Paced::new(stream, untaken.clone());
+        let stream = Paced::new(Lively { inner: stream, activity: activity.clone() }, outward.clone());
         connections.spawn(async move {
             let mut builder = http1::Builder::new();
             // Half a request does not stay open for ever, nor does a connection that says nothing.
@@ -88,14 +97,16 @@ mod tests {
     };
 
     use super::*;
+    use crate::{admission::InFlightBytes, telemetry::Untaken};
 
     #[tokio::test(start_paused = true)]
     async fn half_a_request_is_not_waited_for() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut half = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let stop = CancellationToken::new();
+        let outward = Outward { untaken: Untaken::default(), room: InFlightBytes::new(1) };
         let server = TaskTracker::new();
-        server.spawn(serve(listener, Router::new(), stop.clone(), Untaken::default()));
+        server.spawn(serve(listener, Router::new(), stop.clone(), (outward, Activity::new())));
         half.write_all(b"GET / HT").await.unwrap();
         let began = tokio::time::Instant::now();
         let mut answer = Vec::new();

@@ -1,12 +1,15 @@
 //! A request whose message is there as a whole. From here on it counts as one of `server.max_requests`: calls that only begin
 //! hold no place, so that they cannot shut others out.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use http::Extensions;
 
 use super::shed::{Counted, Places};
-use crate::{admission::MessageBytes, error::Result};
+use crate::{
+    admission::{HeldAnswer, MessageBytes},
+    error::{Error, Reason, Result},
+};
 
 /// Holds a request's place and counts its bytes, until it is answered.
 #[derive(Debug)]
@@ -36,9 +39,13 @@ impl Arrived {
     }
 
     /// The request is answered. Its place is free, and the `bytes` of the answer count instead of its own.
-    pub fn answered(self, bytes: usize) -> AnswerBytes {
-        let counted = self.bytes.map(|request| Arc::new(request.of_answer(bytes as u64)));
-        AnswerBytes { counted, by_frame: false }
+    ///
+    /// # Errors
+    /// There is no room for it: too many are there that their callers do not take.
+    pub fn answered(self, bytes: usize) -> Result<AnswerBytes> {
+        self.bytes
+            .as_ref()
+            .map_or(Ok(AnswerBytes::Uncounted), |request| AnswerBytes::of_whole(request, bytes))
     }
 }
 
@@ -49,28 +56,47 @@ pub fn message_bytes(extensions: &Extensions) -> Option<MessageBytes> {
 
 /// The bytes of an answer; they count until the last clone is dropped. In a response's extensions they go with its body.
 #[derive(Debug, Clone)]
-pub struct AnswerBytes {
-    counted: Option<Arc<MessageBytes>>,
-    /// Of one that comes piece by piece, only the piece that is there counts.
-    by_frame: bool,
+pub enum AnswerBytes {
+    /// All of it is there.
+    Whole(#[doc(hidden)] Arc<HeldAnswer>),
+    /// It comes part by part, and only the part that is there counts.
+    InParts {
+        /// Says where to count.
+        call: Arc<MessageBytes>,
+        /// The part.
+        part: Option<Arc<HeldAnswer>>,
+    },
+    /// Nothing counts.
+    Uncounted,
 }
 
 impl AnswerBytes {
-    /// None yet: a stream of answers begins, of a call with these extensions.
+    /// A stream of answers begins, of a call with these extensions.
     pub fn of_stream(extensions: &Extensions) -> Self {
-        let counted = extensions.get::<Arc<MessageBytes>>();
-        Self { counted: counted.map(|counted| Arc::new(counted.of_answer(0))), by_frame: true }
+        let call = extensions.get::<Arc<MessageBytes>>().cloned();
+        call.map_or(Self::Uncounted, |call| Self::InParts { call, part: None })
     }
 
-    /// Of a whole answer. A request's own bytes tell where to count.
-    pub fn of_whole(request: &MessageBytes, bytes: usize) -> Self {
-        Self { counted: Some(Arc::new(request.of_answer(bytes as u64))), by_frame: false }
+    /// Of a whole answer to `request`.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub fn of_whole(request: &MessageBytes, bytes: usize) -> Result<Self> {
+        let held = request.answer(bytes as u64).ok_or_else(too_many_answers)?;
+        Ok(Self::Whole(Arc::new(held)))
     }
 
-    /// So many are there now, of those that come piece by piece.
-    pub fn frame(&mut self, bytes: usize) {
-        if let Some(counted) = self.counted.as_mut().filter(|_| self.by_frame) {
-            *counted = Arc::new(counted.of_answer(bytes as u64));
+    /// So many are there now, of what comes in parts.
+    pub fn part(&mut self, bytes: usize) {
+        if let Self::InParts { call, part } = self {
+            *part = (bytes > 0).then(|| Arc::new(call.part_of_answer(bytes as u64)));
         }
     }
+}
+
+/// The refusal of an answer for which there is no room.
+fn too_many_answers() -> Error {
+    let message = "the server holds as many bytes of answers that their callers do not take as it may \
+                   (server.max_in_flight_bytes): take answers sooner, or ask for less at once";
+    Error::new(Reason::Overloaded, message).with_retry_after(Duration::from_secs(1))
 }

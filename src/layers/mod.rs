@@ -26,7 +26,7 @@ pub(crate) use bytes::too_many_bytes;
 pub use deadline::{Deadline, ReadDeadline};
 pub use ending::End;
 pub use guard::Guard;
-pub(crate) use pace::{Alarm, Pace};
+pub(crate) use pace::{Alarm, Pace, given_up};
 pub(crate) use shed::too_many;
 pub use shed::{Counted, RequestCap, Shed};
 pub(crate) use timely::{PATIENCE, late, too_slow};

@@ -2,11 +2,13 @@
 
 use std::{
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::admission::InFlightBytes;
 
 /// Bytes a second at which a peer is waited for as long as it likes.
 const ENOUGH: u32 = 16 << 10;
@@ -39,6 +41,12 @@ impl Pace {
     }
 }
 
+/// Time that a peer may let pass at once where what it does not take is short.
+const HURRY: Duration = Duration::from_secs(10);
+
+/// From then on that is looked at so often.
+const LOOK: Duration = Duration::from_secs(5);
+
 /// Wakes who waits for a peer when it has waited long enough. Made when there is something to wait for: mostly there is not.
 #[derive(Debug, Default)]
 pub(crate) struct Alarm(Option<Pin<Box<Sleep>>>);
@@ -51,6 +59,27 @@ impl Alarm {
             sleep.as_mut().reset(until);
         }
         sleep.as_mut().poll(cx)
+    }
+}
+
+/// Ready once a peer is not waited for any more: its time is over, or it lets others wait who have no room for their answers.
+pub(crate) fn given_up(
+    pace: &mut Pace,
+    alarm: &mut Alarm,
+    room: &InFlightBytes,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
+    loop {
+        let until = pace.wait();
+        let now = Instant::now();
+        let hurried = pace.waiting.unwrap_or(now) + HURRY;
+        if now >= until || now >= hurried && room.is_short() {
+            return Poll::Ready(());
+        }
+        // Whether there is room is looked at every few seconds from there on.
+        let looks = now.checked_duration_since(hurried).map_or(0, |over| 1 + over.as_secs() / LOOK.as_secs());
+        let look = hurried + LOOK * u32::try_from(looks).unwrap_or(u32::MAX);
+        ready!(alarm.poll(until.min(look), cx));
     }
 }
 

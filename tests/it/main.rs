@@ -16,6 +16,7 @@ mod client;
 mod console;
 mod docs;
 mod edges;
+mod ending;
 mod ensemble;
 mod fake;
 mod history;

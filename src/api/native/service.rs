@@ -174,7 +174,7 @@ where
         let to = (self.infer.clone(), self.refusals.clone());
         let answer = Self::answer(to, message, Arc::new(metadata), deadline).await;
         let answer = answer.map_err(|error| status(&error))?;
-        let bytes = arrived.answered(answer.encoded_len());
+        let bytes = arrived.answered(answer.encoded_len()).map_err(|error| status(&error))?;
         let mut response = Response::new(answer);
         response.extensions_mut().insert(bytes);
         Ok(response)
@@ -196,13 +196,17 @@ where
             let arrived = Arrived::new(&extensions);
             async move {
                 let request_id = message.request_id.clone();
-                let (answer, arrived) = match arrived {
-                    Ok(arrived) => (Self::answer(to, message, metadata, deadline).await, Some(arrived)),
+                let answered = async {
+                    let arrived = arrived?;
+                    let answer = Self::answer(to, message, metadata, deadline).await?;
+                    let bytes = arrived.answered(answer.encoded_len())?;
+                    Ok((answer, bytes))
+                };
+                let (answer, bytes) = match answered.await {
+                    Ok((answer, bytes)) => (Ok(answer), Some(bytes)),
                     Err(error) => (Err(error), None),
                 };
-                let item = item(request_id, answer, longest);
-                let bytes = arrived.map(|arrived| arrived.answered(item.encoded_len()));
-                (Ok(item), bytes)
+                (Ok(item(request_id, answer, longest)), bytes)
             }
         };
         let shutdown = self.shutdown.clone();

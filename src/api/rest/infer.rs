@@ -78,7 +78,7 @@ where
         if let Some(error) = too_long(length, rest.limits.longest) {
             return Err(error);
         }
-        response.extensions_mut().insert(AnswerBytes::of_whole(&bytes, length));
+        response.extensions_mut().insert(AnswerBytes::of_whole(&bytes, length)?);
         Ok(response)
     };
     answered.await.unwrap_or_else(|error| refusal(&error))

@@ -88,7 +88,7 @@ where
     };
     let incoming = read.inspect_err(|error| door.refused(arrival.door, error))?;
     let response = encode::response(door.infer(incoming, arrival).await?);
-    let bytes = arrived.answered(response.encoded_len());
+    let bytes = arrived.answered(response.encoded_len())?;
     Ok((response, bytes))
 }
 
