@@ -289,6 +289,7 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(100)).await;
         };
         let given_up = tokio::select! {
+            biased;
             done = watched(answering, &room) => done.is_none(),
             () = others => false,
         };
