@@ -220,3 +220,36 @@ async fn a_model_called_as_a_route_is_serves_and_no_name_looks_like_an_option() 
     assert_eq!(warned[0], ("m".to_owned(), String::new()));
     assert!(warned[1].0 == "stats" && warned[1].1.contains("/v2/models/stats/versions/"), "{warned:?}");
 }
+
+#[tokio::test]
+async fn a_list_is_no_object_whatever_it_holds() {
+    let dir = repository(&[("m", "")]);
+    let server = Server::fake(dir.path(), |_| {});
+    server.ready().await;
+    let change = |what: &str| format!("/v2/repository/models/m/{what}");
+    for (path, body) in [
+        (
+            "/v2/models/m/infer",
+            json!(["own", {}, [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}], []]),
+        ),
+        ("/v2/models/m/infer", json!({"inputs": [["x", [1], "FP32", {}, [1.0]]]})),
+        ("/v2/models/m/infer", json!([])),
+        ("/v2/repository/index", json!([true])),
+        (&change("load"), json!([])),
+        (&change("unload"), json!([])),
+        (&change("unload"), json!([{}])),
+        (&change("unload"), json!({"parameters": []})),
+        ("/v2/logging", json!([])),
+        ("/v2/systemsharedmemory/region/r/register", json!(["/r", 0, 8])),
+    ] {
+        let answer = call(&server, "POST", path, &[], body.to_string().as_bytes()).await;
+        assert_eq!(answer.error(), (400, "BAD_REQUEST".to_owned()), "{path} {body}");
+        let message = answer.json()["error"].to_string();
+        assert!(message.contains("expected an object") && !message.contains("struct"), "{path}: {message}");
+    }
+    assert_eq!(
+        call(&server, "GET", "/v2/models/m/ready", &[], b"").await.status,
+        200,
+        "and none was carried out"
+    );
+}
