@@ -173,9 +173,9 @@ fn input(index: usize, tensor: Tensor<'_>, tail: &mut Bytes) -> Result<Input> {
                 .map_err(|error| wrong(Reason::BadTensor, "data", format!("data: {error}")))?;
             let elements = bytes.len() / dtype.size();
             let fits = |wanted: usize| wanted / dtype.size();
-            if let Some(wanted) =
-                crate::tensor::byte_len(dtype, &shape).ok().map(fits).filter(|wanted| *wanted != elements)
-            {
+            let wanted = crate::tensor::byte_len(dtype, &shape).map(fits);
+            let wanted = wanted.map_err(|error| wrong(Reason::BadTensor, "shape", error.to_string()))?;
+            if wanted != elements {
                 let why = format!("shape {shape:?} needs {wanted} elements, data has {elements}");
                 return Err(wrong(Reason::BadTensor, "data", why));
             }
@@ -310,6 +310,12 @@ mod tests {
             assert!(message(body).contains(expected), "{body}: {}", message(body));
         }
         assert!(decode(input(r#""datatype": "INT8", "data": [1, 2], "new": {}"#).as_bytes(), None).is_ok());
+        for data in ["[1, 2, 3]", "[[1], [2], [3]]", "[]"] {
+            let negative = format!(
+                r#"{{"inputs": [{{"name": "x", "shape": [-3], "datatype": "FP32", "data": {data}}}]}}"#
+            );
+            assert_eq!(message(&negative), "input 'x': shape [-3] has a negative dimension");
+        }
         let otherwise = r#"{"inputs": [{"name": "x", "shape": [2, 3], "datatype": "INT8", "data": [[1, 2], [3, 4], [5, 6]]}]}"#;
         assert!(message(otherwise).contains("data is nested as [3, 2], its shape is [2, 3]"));
         let nothing = br#"{"id": null, "parameters": null, "inputs": [], "outputs": null}"#;
