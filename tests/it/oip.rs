@@ -505,7 +505,9 @@ async fn what_is_compressed_counts_for_what_it_inflates_to() {
     assert_eq!(answer.raw_output_contents[0], bytes(&[2.0, 4.0]));
     // Two megabytes of zeros, two kilobytes on the wire.
     let bomb = infer(1 << 18, &vec![0.0; 1 << 19]);
-    assert!(zipped.model_infer(bomb).await.is_err());
+    let refused = zipped.model_infer(bomb).await.unwrap_err();
+    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"));
+    assert!(refused.message().contains("inflates to more than 1048576 bytes"), "{refused}");
     assert!(metric(&server, "torchlane_in_flight_bytes", &[]).await < 1e6);
 }
 

@@ -253,3 +253,26 @@ async fn a_list_is_no_object_whatever_it_holds() {
         "and none was carried out"
     );
 }
+
+#[tokio::test]
+async fn what_does_not_inflate_is_refused_with_a_reason_by_grpc() {
+    use tower::Service as _;
+
+    let dir = repository(&[("m", "")]);
+    let server = Server::fake(dir.path(), |_| {});
+    server.ready().await;
+    // Said to be compressed, and four bytes long.
+    let message = bytes::Bytes::from_static(b"\x01\0\0\0\x04junk");
+    let sent = http::Request::post("http://x/inference.GRPCInferenceService/ModelInfer")
+        .header("content-type", "application/grpc")
+        .header("grpc-encoding", "gzip")
+        .header("te", "trailers")
+        .body(tonic::body::Body::new(http_body_util::Full::new(message)))
+        .unwrap();
+    let mut channel = server.channel().await;
+    std::future::poll_fn(|context| channel.poll_ready(context)).await.unwrap();
+    let answer = channel.call(sent).await.unwrap();
+    let status = tonic::Status::from_header_map(answer.headers()).unwrap();
+    assert_eq!(reason(&status), "BAD_REQUEST", "{status}");
+    assert!(status.message().contains("does not inflate"), "{status}");
+}
