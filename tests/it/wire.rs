@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use torchlane::proto;
 
 use super::{
-    fake::repository,
+    fake::{reload, repository},
     oip::{call, oip},
     server::{Server, f32s, reason, request},
 };
@@ -252,6 +252,32 @@ async fn a_list_is_no_object_whatever_it_holds() {
         200,
         "and none was carried out"
     );
+}
+
+#[tokio::test]
+async fn a_model_that_is_not_there_is_told_with_those_that_are() {
+    let dir = repository(&[("m", ""), ("n", "")]);
+    let server = Server::fake(dir.path(), |_| {});
+    let mut client = server.ready().await;
+    let expected = "no model 'nope': this server has m, n";
+    for (method, path) in [
+        ("GET", "/v2/models/nope"),
+        ("GET", "/v2/models/nope/ready"),
+        ("GET", "/v2/models/nope/config"),
+        ("GET", "/v2/models/nope/stats"),
+        ("POST", "/v2/repository/models/nope/load"),
+        ("POST", "/v2/repository/models/nope/unload"),
+        ("GET", "/console/models/nope"),
+    ] {
+        let answer = call(&server, method, path, &[], b"").await;
+        assert_eq!((answer.status, &answer.json()["error"]), (404, &json!(expected)), "{path}");
+    }
+    let infer = client.infer(request("nope", vec![f32s("x", &[1], &[1.0])])).await.unwrap_err();
+    let get = client.get_model(proto::GetModelRequest { model: "nope".into() }).await.unwrap_err();
+    let reload = client.reload_model(reload("nope", 1)).await.unwrap_err();
+    for status in [infer, get, reload] {
+        assert_eq!((reason(&status).as_str(), status.message()), ("UNKNOWN_MODEL", expected));
+    }
 }
 
 #[tokio::test]
