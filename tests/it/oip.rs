@@ -482,7 +482,10 @@ async fn http_refuses_what_it_cannot_take() {
     assert_eq!(answer(vec![("Content-Encoding", "gzip")], vec![1]).await, of(400, "BAD_REQUEST"));
     assert_eq!(answer(vec![("x-timeout-ms", "5")], good.clone().into()).await, of(504, "DEADLINE_EXCEEDED"));
     assert_eq!(answer(vec![("x-timeout-ms", "soon")], good.clone().into()).await, of(400, "BAD_REQUEST"));
-    assert_eq!(answer(vec![("x-priority", "urgent")], good.into()).await, of(400, "BAD_REQUEST"));
+    for priority in ["urgent", "5", "7", "-1"] {
+        let refused = answer(vec![("x-priority", priority)], good.clone().into()).await;
+        assert_eq!(refused, of(400, "BAD_REQUEST"), "{priority}");
+    }
     let length = ("Inference-Header-Content-Length", "9");
     assert_eq!(answer(vec![length], b"{}".to_vec()).await, of(400, "BAD_REQUEST"));
     assert_eq!(answer(vec![], br#"{"inputs": []}"#.to_vec()).await, of(400, "MISSING_INPUT"));
