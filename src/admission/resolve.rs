@@ -253,6 +253,7 @@ pub(crate) fn breaker_open(model: &str, version: Version) -> Error {
 pub(crate) fn unknown_model(name: &str, registry: &Registry) -> Error {
     let (names, more) = registry.some_names(8);
     let known = names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
+    let known = if known.is_empty() { "none" } else { &known };
     let more = if more { ", ..." } else { "" };
     let shown = shown(name, 64);
     Error::new(Reason::UnknownModel, format!("no model '{shown}': this server has {known}{more}"))

@@ -77,14 +77,14 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
                     or_dash(model.sha256.get(..12).unwrap_or_default()),
                     show_bytes(model.bytes),
                     resident(model),
-                    or_dash(&model.live_since.map(|at| at.to_string()).unwrap_or_default()),
+                    or_dash(&model.live_since.map(since).unwrap_or_default()),
                     or_dash(&model.versions.join(", ")),
                     model.last_error.clone(),
                 ]
             })
             .collect();
         print_table(
-            &["MODEL", "STATE", "LIVE", "SHA256", "SIZE", "MEMORY", "SINCE", "ON DISK", "LAST ERROR"],
+            &["MODEL", "STATE", "LIVE", "SHA256", "SIZE", "MEMORY", "SINCE (UTC)", "ON DISK", "LAST ERROR"],
             &rows,
         );
         Ok(())
@@ -114,8 +114,7 @@ fn show_history(changes: &[proto::ModelChange]) {
                 format!("{}: {}", change.reason, change.error)
             };
             vec![
-                // Seconds are enough for people.
-                change.at.split('.').next().unwrap_or_default().replace('T', " "),
+                to_seconds(&change.at),
                 change.model.clone(),
                 change.change.clone(),
                 format!("{from}{}", or_dash(&change.version)),
@@ -161,6 +160,15 @@ fn show_profile(model: &proto::Model) {
         })
         .collect();
     print_table(&["ROW", "ROWS", "PASS", "", "PASSES", "ROWS/S", ""], &rows);
+}
+
+fn since(at: prost_types::Timestamp) -> String {
+    to_seconds(&at.to_string())
+}
+
+/// A time as people read it, of which RFC 3339 is the beginning.
+fn to_seconds(at: &str) -> String {
+    at.split(['.', 'Z']).next().unwrap_or_default().replace('T', " ")
 }
 
 fn or_dash(text: &str) -> String {
@@ -226,4 +234,16 @@ fn show(model: &proto::Model) {
     let mut all = rows(&signature.inputs, "input");
     all.extend(rows(&signature.outputs, "output"));
     print_table(&["", "NAME", "DATATYPE", "SHAPE", "TYPE"], &all);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_end_with_their_seconds() {
+        let at = prost_types::Timestamp { seconds: 1_700_000_000, nanos: 123_456_789 };
+        assert_eq!(since(at), "2023-11-14 22:13:20");
+        assert_eq!(since(prost_types::Timestamp { nanos: 0, ..at }), "2023-11-14 22:13:20");
+    }
 }

@@ -24,7 +24,7 @@ pub(super) struct ConfigArgs {
     /// Address of the gRPC server [default: 127.0.0.1:50051]
     #[arg(long, value_name = "ADDR")]
     grpc_addr: Option<String>,
-    /// Address of /metrics, /livez and /readyz [default: 127.0.0.1:8080]
+    /// Address of the REST routes (/v2), the console (/), /metrics, /livez and /readyz [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
     http_addr: Option<String>,
     /// pretty or json

@@ -67,6 +67,9 @@ fn sign(args: &Args, on_disk: &OnDisk, key: Option<&PrivateKey>) -> Result<(), F
     let directory = on_disk.path.as_path();
     let wrong =
         |problem: &dyn std::fmt::Display| Failure::Failed(format!("{}: {problem}", directory.display()));
+    if on_disk.files.is_ensemble() {
+        return Err(wrong(&"an ensemble has no files of its own to sign: name the models of its steps"));
+    }
     if !directory.is_dir() {
         let name = on_disk.place.model.as_ref().map_or("MODEL", ModelName::as_str);
         return Err(wrong(&format_args!(

@@ -18,9 +18,9 @@ use super::{
     entry::{Entry, Hold, Holding, Loading, Past, Turn},
 };
 use crate::{
-    admission::ControlPlace,
+    admission::{ControlPlace, unknown_model},
     backend::{Backend, Servable},
-    error::{Error, Reason, Result, shown},
+    error::{Error, Reason, Result},
     loader::{LoaderPool, Urgency},
     model::{Generation, LoadMode, ModelManifest, ModelName, Version},
     registry::{ModelSlot, Registry},
@@ -319,7 +319,7 @@ impl Manager {
     }
 
     pub(super) fn known(&self, model: &str) -> Result<Arc<Entry>> {
-        self.entries.lock().get(model).cloned().ok_or_else(|| unknown(model))
+        self.entries.lock().get(model).cloned().ok_or_else(|| unknown_model(model, &self.registry))
     }
 
     /// What is live from now on is what somebody chose.
@@ -328,7 +328,7 @@ impl Manager {
     }
 
     pub(super) async fn find(&self, model: &str) -> Result<Found> {
-        let name: ModelName = model.parse().map_err(|_| unknown(model))?;
+        let name: ModelName = model.parse().map_err(|_| unknown_model(model, &self.registry))?;
         for repository in &self.config.repositories {
             match repository.find(&name).await {
                 Ok(Some(found)) => return Ok(found),
@@ -336,7 +336,7 @@ impl Manager {
                 Err(error) => return Err(Error::new(error.reason(), error.to_string())),
             }
         }
-        Err(unknown(model))
+        Err(unknown_model(model, &self.registry))
     }
 
     /// A change that somebody asked for: newer than all before it, and it waits for its turn.
@@ -571,11 +571,6 @@ impl Manager {
         (self.observer)(&event);
         let _nobody_watches = self.events.send(event);
     }
-}
-
-fn unknown(model: &str) -> Error {
-    let shown = shown(model, 64);
-    Error::new(Reason::UnknownModel, format!("no model '{shown}' in the repositories")).with_field("model")
 }
 
 pub(super) fn choose(found: &Found, wanted: Option<Version>) -> Result<VersionFiles> {

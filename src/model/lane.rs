@@ -68,7 +68,8 @@ impl FromStr for Lane {
 
     fn from_str(text: &str) -> Result<Self, UnknownLane> {
         let by_name = Self::ALL.into_iter().find(|lane| text.eq_ignore_ascii_case(lane.as_str()));
-        let by_number = || text.parse().ok().and_then(Self::from_number);
+        // As people count them. Above 4 are the protocol's numbers alone, whose levels a server may have fewer of.
+        let by_number = || text.parse().ok().filter(|number| *number <= 4).and_then(Self::from_number);
         by_name.or_else(by_number).ok_or_else(|| UnknownLane(shown(text, 32).into_owned()))
     }
 }
@@ -81,7 +82,10 @@ mod tests {
     fn names_and_numbers_both_work() {
         assert_eq!("critical".parse(), Ok(Lane::Critical));
         assert_eq!("4".parse(), Ok(Lane::Low));
-        assert_eq!("9".parse(), Ok(Lane::Low));
+        assert_eq!(Lane::from_number(9), Some(Lane::Low), "as the protocol has it");
+        for text in ["5", "7", "18446744073709551615", "-1"] {
+            assert!(text.parse::<Lane>().is_err(), "{text}");
+        }
         assert!("0".parse::<Lane>().is_err());
         assert!("urgent".parse::<Lane>().is_err());
     }

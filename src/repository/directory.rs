@@ -116,6 +116,11 @@ impl VersionFiles {
         files.stamped(stamp([None]))
     }
 
+    /// Whether what describes the model stands for its archive: an ensemble has none.
+    pub fn is_ensemble(&self) -> bool {
+        self.manifest.as_ref() == Some(&self.archive)
+    }
+
     fn stamped(mut self, manifest_stamp: u64) -> Self {
         self.stamp = stamp(self.files());
         self.manifest_stamp = manifest_stamp;

@@ -290,6 +290,9 @@ async fn an_admin_changes_models_and_a_foreign_page_does_not() {
     for origin in ["http://y", "http://x:81", "null"] {
         assert_eq!(refused(&[JSON, OWN, ("Origin", origin)]).await, forbidden, "{origin}");
     }
+    let list = change(&server, "unload", &[JSON, OWN], &json!([])).await;
+    assert!(list.json()["error"].as_str().unwrap().contains("expected an object"));
+    assert_eq!(list.error(), (400, "BAD_REQUEST".to_owned()));
     assert_eq!(state(&server).await["models"][0]["live_version"], "1", "nothing of that was done");
 
     let same = [JSON, OWN, ("Origin", "http://x")];

@@ -245,3 +245,20 @@ fn a_server_does_not_start_with_keys_that_are_none() {
     let error = torchlane::app::serve_until(settings, Default::default(), |_, _| {}).unwrap_err().to_string();
     assert!(error.contains("integrity.trusted_keys: key no/such/key.pub"), "{error}");
 }
+
+#[tokio::test]
+async fn an_ensemble_has_nothing_to_sign_and_says_so() {
+    let keys = Keys::new();
+    let dir = repository(&[("m", "")]);
+    sign(dir.path(), 1, Some(&keys.trusted));
+    fs::create_dir(dir.path().join("pair")).unwrap();
+    let described = "[[inputs]]\nname = 'in'\ndtype = 'FP32'\nshape = [-1]\n[[outputs]]\nname = 'out'\n\
+                     [[steps]]\nmodel = 'm'\ninputs = { x = 'in' }\noutputs = { output_0 = 'out' }\n";
+    fs::write(dir.path().join("pair/model.toml"), described).unwrap();
+    let server = Server::fake(dir.path(), keys.demand(Policy::Signed));
+    let mut client = server.ready().await;
+    let refused = client.reload_model(reload("pair", 1)).await.unwrap_err();
+    assert_eq!(reason(&refused), "NOT_SIGNED", "{refused}");
+    assert!(refused.message().contains("describes an ensemble"), "{refused}");
+    assert_eq!(answer(&mut client).await, 3.0, "its step serves by itself");
+}

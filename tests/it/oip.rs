@@ -482,7 +482,10 @@ async fn http_refuses_what_it_cannot_take() {
     assert_eq!(answer(vec![("Content-Encoding", "gzip")], vec![1]).await, of(400, "BAD_REQUEST"));
     assert_eq!(answer(vec![("x-timeout-ms", "5")], good.clone().into()).await, of(504, "DEADLINE_EXCEEDED"));
     assert_eq!(answer(vec![("x-timeout-ms", "soon")], good.clone().into()).await, of(400, "BAD_REQUEST"));
-    assert_eq!(answer(vec![("x-priority", "urgent")], good.into()).await, of(400, "BAD_REQUEST"));
+    for priority in ["urgent", "5", "7", "-1"] {
+        let refused = answer(vec![("x-priority", priority)], good.clone().into()).await;
+        assert_eq!(refused, of(400, "BAD_REQUEST"), "{priority}");
+    }
     let length = ("Inference-Header-Content-Length", "9");
     assert_eq!(answer(vec![length], b"{}".to_vec()).await, of(400, "BAD_REQUEST"));
     assert_eq!(answer(vec![], br#"{"inputs": []}"#.to_vec()).await, of(400, "MISSING_INPUT"));
@@ -505,7 +508,9 @@ async fn what_is_compressed_counts_for_what_it_inflates_to() {
     assert_eq!(answer.raw_output_contents[0], bytes(&[2.0, 4.0]));
     // Two megabytes of zeros, two kilobytes on the wire.
     let bomb = infer(1 << 18, &vec![0.0; 1 << 19]);
-    assert!(zipped.model_infer(bomb).await.is_err());
+    let refused = zipped.model_infer(bomb).await.unwrap_err();
+    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"));
+    assert!(refused.message().contains("inflates to more than 1048576 bytes"), "{refused}");
     assert!(metric(&server, "torchlane_in_flight_bytes", &[]).await < 1e6);
 }
 

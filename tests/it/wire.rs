@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use torchlane::proto;
 
 use super::{
-    fake::repository,
+    fake::{reload, repository},
     oip::{call, oip},
     server::{Server, f32s, reason, request},
 };
@@ -219,4 +219,86 @@ async fn a_model_called_as_a_route_is_serves_and_no_name_looks_like_an_option() 
         checks.await.unwrap().into_iter().map(|check| (check.name, check.warnings.concat())).collect();
     assert_eq!(warned[0], ("m".to_owned(), String::new()));
     assert!(warned[1].0 == "stats" && warned[1].1.contains("/v2/models/stats/versions/"), "{warned:?}");
+}
+
+#[tokio::test]
+async fn a_list_is_no_object_whatever_it_holds() {
+    let dir = repository(&[("m", "")]);
+    let server = Server::fake(dir.path(), |_| {});
+    server.ready().await;
+    let change = |what: &str| format!("/v2/repository/models/m/{what}");
+    for (path, body) in [
+        (
+            "/v2/models/m/infer",
+            json!(["own", {}, [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}], []]),
+        ),
+        ("/v2/models/m/infer", json!({"inputs": [["x", [1], "FP32", {}, [1.0]]]})),
+        ("/v2/models/m/infer", json!([])),
+        ("/v2/repository/index", json!([true])),
+        (&change("load"), json!([])),
+        (&change("unload"), json!([])),
+        (&change("unload"), json!([{}])),
+        (&change("unload"), json!({"parameters": []})),
+        ("/v2/logging", json!([])),
+        ("/v2/systemsharedmemory/region/r/register", json!(["/r", 0, 8])),
+    ] {
+        let answer = call(&server, "POST", path, &[], body.to_string().as_bytes()).await;
+        assert_eq!(answer.error(), (400, "BAD_REQUEST".to_owned()), "{path} {body}");
+        let message = answer.json()["error"].to_string();
+        assert!(message.contains("expected an object") && !message.contains("struct"), "{path}: {message}");
+    }
+    assert_eq!(
+        call(&server, "GET", "/v2/models/m/ready", &[], b"").await.status,
+        200,
+        "and none was carried out"
+    );
+}
+
+#[tokio::test]
+async fn a_model_that_is_not_there_is_told_with_those_that_are() {
+    let dir = repository(&[("m", ""), ("n", "")]);
+    let server = Server::fake(dir.path(), |_| {});
+    let mut client = server.ready().await;
+    let expected = "no model 'nope': this server has m, n";
+    for (method, path) in [
+        ("GET", "/v2/models/nope"),
+        ("GET", "/v2/models/nope/ready"),
+        ("GET", "/v2/models/nope/config"),
+        ("GET", "/v2/models/nope/stats"),
+        ("POST", "/v2/repository/models/nope/load"),
+        ("POST", "/v2/repository/models/nope/unload"),
+        ("GET", "/console/models/nope"),
+    ] {
+        let answer = call(&server, method, path, &[], b"").await;
+        assert_eq!((answer.status, &answer.json()["error"]), (404, &json!(expected)), "{path}");
+    }
+    let infer = client.infer(request("nope", vec![f32s("x", &[1], &[1.0])])).await.unwrap_err();
+    let get = client.get_model(proto::GetModelRequest { model: "nope".into() }).await.unwrap_err();
+    let reload = client.reload_model(reload("nope", 1)).await.unwrap_err();
+    for status in [infer, get, reload] {
+        assert_eq!((reason(&status).as_str(), status.message()), ("UNKNOWN_MODEL", expected));
+    }
+}
+
+#[tokio::test]
+async fn what_does_not_inflate_is_refused_with_a_reason_by_grpc() {
+    use tower::Service as _;
+
+    let dir = repository(&[("m", "")]);
+    let server = Server::fake(dir.path(), |_| {});
+    server.ready().await;
+    // Said to be compressed, and four bytes long.
+    let message = bytes::Bytes::from_static(b"\x01\0\0\0\x04junk");
+    let sent = http::Request::post("http://x/inference.GRPCInferenceService/ModelInfer")
+        .header("content-type", "application/grpc")
+        .header("grpc-encoding", "gzip")
+        .header("te", "trailers")
+        .body(tonic::body::Body::new(http_body_util::Full::new(message)))
+        .unwrap();
+    let mut channel = server.channel().await;
+    std::future::poll_fn(|context| channel.poll_ready(context)).await.unwrap();
+    let answer = channel.call(sent).await.unwrap();
+    let status = tonic::Status::from_header_map(answer.headers()).unwrap();
+    assert_eq!(reason(&status), "BAD_REQUEST", "{status}");
+    assert!(status.message().contains("does not inflate"), "{status}");
 }

@@ -20,7 +20,7 @@ use crate::{
     admission::ControlPlace,
     api::{
         origin,
-        rest::{body, path::Path},
+        rest::{body, json::read, path::Path},
     },
     error::{Error, Reason, Result, shown},
     lifecycle::{
@@ -114,10 +114,7 @@ fn asker(from: Option<SocketAddr>) -> Asker {
 impl Change {
     fn read(name: &str, body: &[u8]) -> Result<Self> {
         let text: &[u8] = if body.trim_ascii().is_empty() { b"{}" } else { body };
-        let wish: Wish = serde_json::from_slice(text).map_err(|error| {
-            let why = shown(&error.to_string(), 300).into_owned();
-            Error::new(Reason::BadRequest, format!("the JSON of the request cannot be read: {why}"))
-        })?;
+        let wish: Wish = read(text)?;
         let change = match name {
             "reload" => Self::Reload(wish.version()?),
             "rollback" => Self::Rollback,

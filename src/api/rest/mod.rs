@@ -8,6 +8,7 @@ pub(super) mod body;
 mod coding;
 mod docs;
 mod infer;
+pub(super) mod json;
 mod numbers;
 pub(super) mod path;
 pub(super) mod refusal;

@@ -7,13 +7,14 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use crate::tensor::DType;
+use crate::{error::shown, tensor::DType};
 
 /// Reads elements, nested or flat, row-major, into little-endian bytes. With them the length of the lists at each depth: one
 /// number for a flat list.
 ///
 /// # Errors
-/// One line with a position: something else than elements of `dtype`, one that it cannot hold, or lists of unlike lengths.
+/// One line with a position: something else than elements of `dtype`, one that it cannot hold, as it was sent, or lists of unlike
+/// lengths.
 pub(super) fn read(json: &RawValue, dtype: DType) -> Result<(Bytes, Vec<usize>), String> {
     // Two characters are the shortest element.
     let elements = json.get().len() / 2 + 1;
@@ -22,8 +23,23 @@ pub(super) fn read(json: &RawValue, dtype: DType) -> Result<(Bytes, Vec<usize>),
     let mut deserializer = serde_json::Deserializer::from_str(json.get());
     Elements { dtype, bytes: &mut bytes, depth: 0, nesting: &mut nesting }
         .deserialize(&mut deserializer)
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| match number_before(json.get(), &error).filter(|_| nesting.is_number_wrong) {
+            Some(number) => format!("{} {error}", shown(number, LONGEST)),
+            None => error.to_string(),
+        })?;
     Ok((bytes.into(), nesting.lengths.into_iter().flatten().collect()))
+}
+
+/// Most characters of a number in a message.
+const LONGEST: usize = 32;
+
+/// The number that ends where an error is. What a visitor is given is no longer as it was sent: `1.0` is 1, and 20 digits are a float.
+fn number_before<'a>(json: &'a str, error: &serde_json::Error) -> Option<&'a str> {
+    let line = json.split('\n').nth(error.line().checked_sub(1)?)?;
+    let until = line.get(..error.column())?;
+    let is_other = |c: char| !matches!(c, '0'..='9' | '+' | '-' | '.' | 'e' | 'E');
+    let number = until.rsplit(is_other).next()?;
+    (!number.is_empty()).then_some(number)
 }
 
 /// How deep elements lie in lists, and how long those are: the same everywhere.
@@ -33,6 +49,8 @@ struct Nesting {
     lengths: Vec<Option<usize>>,
     /// An element has been seen: nothing lies deeper.
     is_known: bool,
+    /// The error is of a number, which its words leave out.
+    is_number_wrong: bool,
 }
 
 impl Nesting {
@@ -89,28 +107,34 @@ impl<'de> DeserializeSeed<'de> for Elements<'_> {
 impl Elements<'_> {
     fn whole<E: serde::de::Error>(&mut self, value: i128) -> Result<(), E> {
         self.nesting.element(self.depth)?;
-        let too_large = || E::custom(format_args!("{value} does not fit {}", self.dtype));
+        let dtype = self.dtype;
+        let is_wrong = &mut self.nesting.is_number_wrong;
+        let too_large = |_| {
+            *is_wrong = true;
+            E::custom(format_args!("does not fit {dtype}"))
+        };
         match self.dtype {
-            DType::U8 => self.bytes.push(u8::try_from(value).map_err(|_| too_large())?),
+            DType::U8 => self.bytes.push(u8::try_from(value).map_err(too_large)?),
             DType::I8 => {
-                let value = i8::try_from(value).map_err(|_| too_large())?;
+                let value = i8::try_from(value).map_err(too_large)?;
                 self.bytes.extend_from_slice(&value.to_le_bytes());
             }
             DType::I16 => {
-                let value = i16::try_from(value).map_err(|_| too_large())?;
+                let value = i16::try_from(value).map_err(too_large)?;
                 self.bytes.extend_from_slice(&value.to_le_bytes());
             }
             DType::I32 => {
-                let value = i32::try_from(value).map_err(|_| too_large())?;
+                let value = i32::try_from(value).map_err(too_large)?;
                 self.bytes.extend_from_slice(&value.to_le_bytes());
             }
             DType::I64 => {
-                let value = i64::try_from(value).map_err(|_| too_large())?;
+                let value = i64::try_from(value).map_err(too_large)?;
                 self.bytes.extend_from_slice(&value.to_le_bytes());
             }
             DType::F32 | DType::F64 => return self.float(value as f64),
             DType::Bool | DType::F16 | DType::BF16 => {
-                return Err(E::custom(format_args!("a number is no element of {}", self.dtype)));
+                *is_wrong = true;
+                return Err(E::custom(format_args!("is no element of {dtype}")));
             }
         }
         Ok(())
@@ -122,11 +146,15 @@ impl Elements<'_> {
             DType::F32 => {
                 let narrow = value as f32;
                 if !narrow.is_finite() {
-                    return Err(E::custom(format_args!("{value} does not fit FP32")));
+                    self.nesting.is_number_wrong = true;
+                    return Err(E::custom("does not fit FP32"));
                 }
                 self.bytes.extend_from_slice(&narrow.to_le_bytes());
             }
-            dtype => return Err(E::custom(format_args!("{value} is no element of {dtype}"))),
+            dtype => {
+                self.nesting.is_number_wrong = true;
+                return Err(E::custom(format_args!("is no element of {dtype}")));
+            }
         }
         Ok(())
     }
@@ -267,6 +295,31 @@ mod tests {
             let error = read(&raw(json), dtype).unwrap_err();
             assert!(!error.contains('\n') && error.contains("line 1 column"), "{json}: {error}");
         }
+    }
+
+    #[test]
+    fn a_number_is_shown_as_it_was_sent() {
+        let long = "1".repeat(100);
+        for (json, dtype, says) in [
+            ("[1.0]", DType::I64, "1.0 is no element of INT64 at line 1 column 4"),
+            ("[1, [\n 2]]", DType::I64, "a list where the others are elements at line 2"),
+            (
+                "[3,\n  18446744073709551616 ]",
+                DType::I64,
+                "18446744073709551616 is no element of INT64 at line 2",
+            ),
+            ("[1e300]", DType::F32, "1e300 does not fit FP32"),
+            ("[-1E+300]", DType::F32, "-1E+300 does not fit FP32"),
+            ("[ 256,1]", DType::U8, "256 does not fit UINT8"),
+            ("[-0]", DType::I8, "-0 is no element of INT8"),
+            ("[1]", DType::Bool, "1 is no element of BOOL"),
+            ("[0.5]", DType::F16, "0.5 is no element of FP16"),
+        ] {
+            let error = read(&raw(json), dtype).unwrap_err();
+            assert!(error.starts_with(says), "{json}: {error}");
+        }
+        let error = read(&raw(&format!("[{long}]")), DType::I32).unwrap_err();
+        assert!(error.starts_with(&"1".repeat(32)) && error.len() < 100, "{error}");
     }
 
     proptest! {

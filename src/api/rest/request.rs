@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer, de::Visitor};
 use serde_json::value::RawValue;
 
-use super::numbers;
+use super::{json, json::Object, numbers};
 use crate::{
     api::oip::{
         incoming::{Data, Incoming, Input},
@@ -23,8 +23,8 @@ struct Body<'a> {
     #[serde(default)]
     parameters: Named,
     #[serde(borrow)]
-    inputs: Vec<Tensor<'a>>,
-    outputs: Option<Vec<Output>>,
+    inputs: Vec<Object<Tensor<'a>>>,
+    outputs: Option<Vec<Object<Output>>>,
 }
 
 #[derive(Deserialize)]
@@ -51,8 +51,8 @@ struct Named(Parameters);
 
 impl<'de> Deserialize<'de> for Named {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let named = Option::<BTreeMap<String, Value>>::deserialize(deserializer)?;
-        Ok(Self(named.unwrap_or_default().into_iter().collect()))
+        let named = Option::<Object<BTreeMap<String, Value>>>::deserialize(deserializer)?;
+        Ok(Self(named.map(|Object(named)| named.into_iter().collect()).unwrap_or_default()))
     }
 }
 
@@ -99,13 +99,13 @@ impl<'de> Deserialize<'de> for Value {
 /// No parameter needs more.
 const LONGEST: usize = 64 << 10;
 
-/// Reads a body whose first `json` bytes are JSON; behind them lie the tensors that have a `binary_data_size`, in their order.
-/// Without `json` all of it is JSON.
+/// Reads a body whose JSON ends after `ends` bytes; behind them lie the tensors that have a `binary_data_size`, in their order.
+/// Without `ends` all of it is JSON.
 ///
 /// # Errors
 /// It is not what it should be: one line, with a position in the JSON where there is one.
-pub(super) fn read(model: String, version: String, body: &Bytes, json: Option<usize>) -> Result<Incoming> {
-    let length = json.unwrap_or(body.len());
+pub(super) fn read(model: String, version: String, body: &Bytes, ends: Option<usize>) -> Result<Incoming> {
+    let length = ends.unwrap_or(body.len());
     if length > body.len() {
         let message = format!(
             "inference-header-content-length says {length} bytes of JSON, the body has {}",
@@ -115,12 +115,10 @@ pub(super) fn read(model: String, version: String, body: &Bytes, json: Option<us
     }
     let text = body.slice(..length);
     let mut tail = body.slice(length..);
-    let Body { id, parameters, inputs, outputs } = serde_json::from_slice(&text).map_err(|error| {
-        let why = shown(&error.to_string(), 300).into_owned();
-        Error::new(Reason::BadRequest, format!("the JSON of the request cannot be read: {why}"))
-    })?;
+    let Body { id, parameters, inputs, outputs } = json::read(&text)?;
     let inputs = inputs.into_iter().enumerate();
-    let inputs = inputs.map(|(index, tensor)| input(index, tensor, &mut tail)).collect::<Result<Vec<_>>>()?;
+    let inputs =
+        inputs.map(|(index, Object(tensor))| input(index, tensor, &mut tail)).collect::<Result<Vec<_>>>()?;
     if !tail.is_empty() {
         let message = format!("{} bytes behind the JSON are of no input (binary_data_size)", tail.len());
         return Err(Error::new(Reason::BadTensor, message));
@@ -134,7 +132,7 @@ pub(super) fn read(model: String, version: String, body: &Bytes, json: Option<us
         outputs: outputs
             .unwrap_or_default()
             .into_iter()
-            .map(|output| (output.name, output.parameters.0))
+            .map(|Object(output)| (output.name, output.parameters.0))
             .collect(),
     })
 }
@@ -162,7 +160,7 @@ fn input(index: usize, tensor: Tensor<'_>, tail: &mut Bytes) -> Result<Input> {
             let why = "its data is given twice: in the JSON, and elsewhere by its parameters";
             return Err(wrong(Reason::BadTensor, "data", why.to_owned()));
         }
-        (Some(json), None, None) => {
+        (Some(elements), None, None) => {
             let dtype: DType = datatype
                 .parse()
                 .map_err(|error| wrong(Reason::WrongDatatype, "datatype", format!("{error}")))?;
@@ -171,13 +169,13 @@ fn input(index: usize, tensor: Tensor<'_>, tail: &mut Bytes) -> Result<Input> {
                     format!("{dtype} cannot be sent in JSON: send its bytes behind it (binary_data_size)");
                 return Err(wrong(Reason::BadTensor, "data", why));
             }
-            let (bytes, nesting) = numbers::read(json, dtype)
+            let (bytes, nesting) = numbers::read(elements, dtype)
                 .map_err(|error| wrong(Reason::BadTensor, "data", format!("data: {error}")))?;
             let elements = bytes.len() / dtype.size();
             let fits = |wanted: usize| wanted / dtype.size();
-            if let Some(wanted) =
-                crate::tensor::byte_len(dtype, &shape).ok().map(fits).filter(|wanted| *wanted != elements)
-            {
+            let wanted = crate::tensor::byte_len(dtype, &shape).map(fits);
+            let wanted = wanted.map_err(|error| wrong(Reason::BadTensor, "shape", error.to_string()))?;
+            if wanted != elements {
                 let why = format!("shape {shape:?} needs {wanted} elements, data has {elements}");
                 return Err(wrong(Reason::BadTensor, "data", why));
             }
@@ -290,8 +288,13 @@ mod tests {
         for (body, expected) in [
             ("", "cannot be read: EOF"),
             ("{", "line 1 column"),
-            ("[]", "cannot be read"),
-            (r#"{"inputs": 3}"#, "cannot be read"),
+            ("[]", "invalid type: list, expected an object"),
+            (r#"["own", {}, [], []]"#, "invalid type: list, expected an object"),
+            (r#"{"inputs": 3}"#, "expected a list"),
+            (r#"{"inputs": [["x", [1], "INT8", {}, [1]]]}"#, "invalid type: list, expected an object"),
+            (r#"{"inputs": [], "parameters": []}"#, "invalid type: list, expected an object"),
+            (r#"{"inputs": [], "outputs": [["y"]]}"#, "invalid type: list, expected an object"),
+            (r#"{"inputs": [{"name": "x", "shape": [1.5]}]}"#, "expected a whole number (int64)"),
             (&input(r#""datatype": "FP32", "data": [1]"#), "shape [2] needs 2 elements, data has 1"),
             (&input(r#""datatype": "FP32", "data": [1, "a"]"#), "data: invalid type: string"),
             (&input(r#""datatype": "FP32", "data": [[1], 2]"#), "an element where the others are lists"),
@@ -307,6 +310,12 @@ mod tests {
             assert!(message(body).contains(expected), "{body}: {}", message(body));
         }
         assert!(decode(input(r#""datatype": "INT8", "data": [1, 2], "new": {}"#).as_bytes(), None).is_ok());
+        for data in ["[1, 2, 3]", "[[1], [2], [3]]", "[]"] {
+            let negative = format!(
+                r#"{{"inputs": [{{"name": "x", "shape": [-3], "datatype": "FP32", "data": {data}}}]}}"#
+            );
+            assert_eq!(message(&negative), "input 'x': shape [-3] has a negative dimension");
+        }
         let otherwise = r#"{"inputs": [{"name": "x", "shape": [2, 3], "datatype": "INT8", "data": [[1, 2], [3, 4], [5, 6]]}]}"#;
         assert!(message(otherwise).contains("data is nested as [3, 2], its shape is [2, 3]"));
         let nothing = br#"{"id": null, "parameters": null, "inputs": [], "outputs": null}"#;

@@ -19,6 +19,7 @@ use super::{
     body,
     coding::inflated,
     infer::{Which, deadline},
+    json::{self, Object},
     path::Path,
     refusal::refusal,
 };
@@ -77,10 +78,7 @@ async fn long_admin<S, T: for<'de> Deserialize<'de>>(
     let until = deadline.unwrap_or_else(|| Instant::now() + latest);
     let body = body::read(body, longest, counted, until).await?;
     let text = if body.trim_ascii().is_empty() { b"{}" } else { body.as_ref() };
-    let message = serde_json::from_slice(text).map_err(|error| {
-        let why = shown(&error.to_string(), 300).into_owned();
-        Error::new(Reason::BadRequest, format!("the JSON of the request cannot be read: {why}"))
-    })?;
+    let message = json::read(text)?;
     let headers = Arc::new(MetadataMap::from_headers(parts.headers));
     Ok((message, Arrival::new(Door::Http, headers, deadline), from))
 }
@@ -186,8 +184,7 @@ pub(super) async fn index<S>(
 
 #[derive(Debug, Default, Deserialize)]
 struct ChangeRequest {
-    #[serde(default)]
-    parameters: Map<String, Value>,
+    parameters: Option<Object<Map<String, Value>>>,
 }
 
 pub(super) async fn load<S>(
@@ -201,6 +198,7 @@ pub(super) async fn load<S>(
         let longest = if counted.is_some() { rest.limits.longest } else { LONGEST };
         let (ChangeRequest { parameters }, arrival, from) =
             long_admin(&rest, request, longest, counted.as_ref()).await?;
+        let parameters = parameters.map(|Object(parameters)| parameters).unwrap_or_default();
         let parameters = parameters.into_iter().map(|(key, value)| {
             let value = load_parameter(&key, value)?;
             Ok((key, value))

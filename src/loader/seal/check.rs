@@ -93,6 +93,7 @@ pub fn examine<B>(
     let Some(path) = &files.seal else {
         let without = match integrity.policy {
             Policy::Off => Ok("none, and none is asked for".to_owned()),
+            policy if files.is_ensemble() => Err(Violation::Ensemble(files.archive.clone(), policy)),
             policy => Err(Violation::Unsealed(files.archive.clone(), policy)),
         };
         tell(FILE, without)?;

@@ -16,6 +16,12 @@ pub enum Violation {
         policy = .1.as_str()
     )]
     Unsealed(PathBuf, Policy),
+    /// The policy asks for a seal, and there is nothing to seal.
+    #[error(
+        "{0} describes an ensemble, which has no files of its own to sign, and integrity.policy is {policy}: ensembles are served with the policy off alone",
+        policy = .1.as_str()
+    )]
+    Ensemble(PathBuf, Policy),
     /// The policy asks for a signature.
     #[error(
         "manifest.json has no signature and integrity.policy is signed: run torchlane sign --key FILE on its directory"
@@ -80,7 +86,7 @@ impl Violation {
     /// The reason that callers are given.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::Unsealed(..) | Self::Unsigned => Reason::NotSigned,
+            Self::Unsealed(..) | Self::Ensemble(..) | Self::Unsigned => Reason::NotSigned,
             Self::Untrusted(_) | Self::Forged(_) => Reason::SignatureInvalid,
             Self::Unreadable(_) => Reason::LoadFailed,
             Self::Elsewhere(..)
