@@ -88,7 +88,7 @@ pub(super) fn asker(headers: &MetadataMap, from: Option<SocketAddr>) -> Result<A
 ///
 /// # Errors
 /// It is there more than once.
-pub(super) fn once<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<&'a HeaderValue>> {
+pub(crate) fn once<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<&'a HeaderValue>> {
     let mut values = headers.get_all(name).iter();
     let value = values.next();
     if values.next().is_some() {

@@ -14,4 +14,5 @@ pub mod rest;
 mod status;
 mod stream;
 
+pub(crate) use arrival::once;
 pub use status::status;

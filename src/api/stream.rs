@@ -9,7 +9,7 @@ use tonic::{Status, Streaming};
 
 use crate::{
     api::status,
-    error::{Error, Reason},
+    error::{Error, Reason, Result},
     layers::AnswerBytes,
 };
 
@@ -120,6 +120,14 @@ fn messages<M: Send + 'static>(
             Err(end) => Some((Err(end), None)),
         }
     })
+}
+
+/// What a request of a stream came to, and the bytes that its item holds.
+pub(super) fn parted<T>(answered: Result<(T, AnswerBytes)>) -> (Result<T>, Option<AnswerBytes>) {
+    match answered {
+        Ok((answer, bytes)) => (Ok(answer), Some(bytes)),
+        Err(error) => (Err(error), None),
+    }
 }
 
 /// What is wrong with an answer of `bytes` where `longest` is allowed. In a stream that is an error of its own: it must not

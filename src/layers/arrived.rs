@@ -86,6 +86,13 @@ impl AnswerBytes {
         Ok(Self::Whole(Arc::new(held)))
     }
 
+    /// The answer of a call, with which they go.
+    pub fn on<T>(self, answer: T) -> tonic::Response<T> {
+        let mut response = tonic::Response::new(answer);
+        response.extensions_mut().insert(self);
+        response
+    }
+
     /// So many are there now, of what comes in parts.
     pub fn part(&mut self, bytes: usize) {
         if let Self::InParts { call, part } = self {

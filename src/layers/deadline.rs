@@ -76,12 +76,7 @@ where
 
 /// `grpc-timeout` is one to eight digits and a unit.
 fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
-    let mut values = headers.get_all("grpc-timeout").iter();
-    let Some(value) = values.next() else { return Ok(None) };
-    if values.next().is_some() {
-        let message = "grpc-timeout is there more than once: send it once";
-        return Err(Error::new(Reason::BadRequest, message).with_field("grpc-timeout"));
-    }
+    let Some(value) = api::once(headers, "grpc-timeout")? else { return Ok(None) };
     let bad = || {
         let message = format!("grpc-timeout {value:?} is not one to eight digits and one of H M S m u n");
         Error::new(Reason::BadRequest, message).with_field("grpc-timeout")

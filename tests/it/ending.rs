@@ -14,8 +14,8 @@ use super::{
     server::{Server, until},
 };
 
-/// A request for 16 MiB, by HTTP; its answer is as long.
-async fn ask(server: &Server, model: &str) -> TcpStream {
+/// A request of 16 MiB, by HTTP; its answer is as long.
+pub async fn ask(server: &Server, model: &str) -> TcpStream {
     let (rows, bytes) = (4 << 20, 16 << 20);
     let inputs = json!({"name": "x", "datatype": "FP32", "shape": [rows],
         "parameters": {"binary_data_size": bytes}});

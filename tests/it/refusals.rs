@@ -13,7 +13,7 @@ use tonic::{Request, transport::Channel};
 use torchlane::proto::{self, inference as oip};
 
 use super::{
-    edges,
+    edges, ending,
     fake::{repository, version},
     oip::call,
     server::{Client, Server, f32s, reason, request, until},
@@ -227,17 +227,7 @@ async fn answers_that_nobody_reads_count_until_they_are_gone() {
     let mut client = server.ready().await;
     // More than the buffers of the connection take.
     let (rows, bytes) = (4 << 20, 16 << 20);
-    let inputs = json!({"name": "x", "datatype": "FP32", "shape": [rows],
-        "parameters": {"binary_data_size": bytes}});
-    let json = json!({"inputs": [inputs], "parameters": {"binary_data_output": true}}).to_string();
-    let head = format!(
-        "POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nInference-Header-Content-Length: {}\r\nContent-Length: {}\r\n\r\n{json}",
-        json.len(),
-        json.len() + bytes
-    );
-    let mut unread = TcpStream::connect(server.http).await.unwrap();
-    unread.write_all(head.as_bytes()).await.unwrap();
-    unread.write_all(&vec![0; bytes]).await.unwrap();
+    let mut unread = ending::ask(&server, "m").await;
     let mut first = [0; 12];
     unread.read_exact(&mut first).await.unwrap();
     assert_eq!(&first, b"HTTP/1.1 200");

@@ -175,9 +175,7 @@ where
         let answer = Self::answer(to, message, Arc::new(metadata), deadline).await;
         let answer = answer.map_err(|error| status(&error))?;
         let bytes = arrived.answered(answer.encoded_len()).map_err(|error| status(&error))?;
-        let mut response = Response::new(answer);
-        response.extensions_mut().insert(bytes);
-        Ok(response)
+        Ok(bytes.on(answer))
     }
 
     type InferStreamStream = Answers;
@@ -202,18 +200,12 @@ where
                     let bytes = arrived.answered(answer.encoded_len())?;
                     Ok((answer, bytes))
                 };
-                let (answer, bytes) = match answered.await {
-                    Ok((answer, bytes)) => (Ok(answer), Some(bytes)),
-                    Err(error) => (Err(error), None),
-                };
+                let (answer, bytes) = stream::parted(answered.await);
                 (Ok(item(request_id, answer, longest)), bytes)
             }
         };
         let shutdown = self.shutdown.clone();
-        let mut response =
-            Response::new(stream::serve(requests, answer, Order::AsTheyCome, shutdown, &self.streams));
-        response.extensions_mut().insert(bytes);
-        Ok(response)
+        Ok(bytes.on(stream::serve(requests, answer, Order::AsTheyCome, shutdown, &self.streams)))
     }
 
     async fn reload_model(

@@ -149,9 +149,7 @@ where
         let (arrival, message, _) = call(request);
         let (response, bytes) =
             infer(&self.door, arrived, message, &arrival).await.map_err(|error| status(&error))?;
-        let mut response = Response::new(response);
-        response.extensions_mut().insert(bytes);
-        Ok(response)
+        Ok(bytes.on(response))
     }
 
     type ModelStreamInferStream = BoxStream<'static, Result<oip::ModelStreamInferResponse, Status>>;
@@ -170,18 +168,12 @@ where
             let arrived = Arrived::new(&extensions);
             async move {
                 let of = (message.id.clone(), message.model_name.clone());
-                let (response, bytes) = match infer(&door, arrived, message, &arrival).await {
-                    Ok((response, bytes)) => (Ok(response), Some(bytes)),
-                    Err(error) => (Err(error), None),
-                };
+                let (response, bytes) = stream::parted(infer(&door, arrived, message, &arrival).await);
                 (item(of, response, longest, errors), bytes)
             }
         };
         let shutdown = self.shutdown.clone();
-        let mut response =
-            Response::new(stream::serve(requests, answer, Order::OfRequests, shutdown, &self.streams));
-        response.extensions_mut().insert(bytes);
-        Ok(response)
+        Ok(bytes.on(stream::serve(requests, answer, Order::OfRequests, shutdown, &self.streams)))
     }
 
     async fn model_config(
