@@ -96,12 +96,12 @@ fn send(
         runtime.block_on(async {
             let caller = Caller::connect(to).await?;
             let seen = Arc::new(Mutex::new(Vec::new()));
-            let mut arrivals = None;
+            let mut arrivals: Option<fastrand::Rng> = None;
             let mut due = Instant::now();
             let mut tasks = tokio::task::JoinSet::new();
             loop {
                 if let Some(random) = &mut arrivals {
-                    due += Duration::from_secs_f64(-(1.0 - fastrand::Rng::f64(random)).ln() / rate);
+                    due += Duration::from_secs_f64(-(1.0 - random.f64()).ln() / rate);
                 }
                 tokio::select! {
                     () = tokio::time::sleep_until(due.into()), if arrivals.is_some() => {}
