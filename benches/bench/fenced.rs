@@ -242,8 +242,7 @@ async fn reloaded(
     let mean = |all: &[Duration]| all.iter().sum::<Duration>().as_secs_f64() * 1e3 / all.len().max(1) as f64;
     let failed = seen.iter().filter(|one| !one.well).count();
     took.sort_unstable();
-    let after_ten = after_ten.unwrap_or(at_the_end);
-    let memory = at_the_end as f64 / after_ten as f64;
+    let memory = after_ten.map(|ten| at_the_end as f64 / ten as f64);
     let ms = |sorted: &[Duration], part| percentile(sorted, part) / 1e3;
     let ratio = ms(&busy, 0.99) / ms(&quiet, 0.99);
     let by_window = busy_rounds.median() / quiet_rounds.median();
@@ -270,12 +269,17 @@ async fn reloaded(
         ms(&took, 1.0),
         took.len()
     );
-    println!(
-        "  resident   {} KiB at rest after ten, {} KiB at the end: {memory:.3} times ({MEMORY_AIM} at most: {})",
-        after_ten / 1024,
-        at_the_end / 1024,
-        verdict(memory <= MEMORY_AIM)
-    );
+    match after_ten.zip(memory) {
+        Some((ten, memory)) => println!(
+            "  resident   {} KiB at rest after ten, {} KiB at the end: {memory:.3} times ({MEMORY_AIM} at most: {})",
+            ten / 1024,
+            at_the_end / 1024,
+            verdict(memory <= MEMORY_AIM)
+        ),
+        None => {
+            println!("  resident   {} KiB at rest at the end; too few reloads to compare", at_the_end / 1024)
+        }
+    }
     for (name, sorted) in [("without reloads", &quiet), ("beside reloads", &busy)] {
         curves.push(curve(&format!("{scenario}: {name}"), sorted));
     }
