@@ -9,7 +9,7 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    admission::{Ahead, Tenant, TenantPlace, Ticket, Trial},
+    admission::{Ahead, Scope, Tenant, TenantPlace, Ticket, Trial},
     model::{Binding, Lane, NamedTensor, Version, VersionSelector, VersionWish},
     registry::InUse,
     sched::RowClass,
@@ -129,6 +129,13 @@ pub struct BoundCall {
     pub trial: Option<Trial>,
     /// Counts its work among what is ahead of others until it has ended.
     pub ahead: Option<Ahead>,
+}
+
+impl BoundCall {
+    /// Whose it is, and what it sends.
+    pub fn scope(&self) -> Scope {
+        Scope::of(self.tenant.id(), &self.call.inputs)
+    }
 }
 
 /// Something that waits its turn in a lane.

@@ -83,7 +83,7 @@ impl Forecaster {
     /// Counts the call among what is ahead of others, or refuses it. `None`: its model has not run.
     fn enter(self: &Arc<Self>, call: &BoundCall) -> Result<Option<(Ahead, Estimate)>, Error> {
         let rows = call.binding.rows.max(1);
-        let max_batch = call.slot.lease().map_or(1, |lease| lease.max_batch);
+        let max_batch = call.slot.lease().map_or(1, |lease| lease.max_batch());
         let Some(cost) = call.slot.profile().cost(call.class, rows, max_batch, self.max_block) else {
             return Ok(None);
         };

@@ -15,7 +15,7 @@ mod residents;
 mod resolve;
 mod tenants;
 
-pub use breaker::{Breaker, Trial};
+pub use breaker::{Asked, Breaker, Scope, Trial};
 pub use control::{ControlLane, ControlPlace};
 pub use deadline::{Deadline, DeadlineLayer};
 pub use forecast::{Ahead, Deadlines, Forecast, ForecastLayer, Forecaster, Underway};

@@ -12,7 +12,7 @@ use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tower::{Layer, Service};
 
-use super::{Pressure, Residents, Tenant, TenantPlace, Tenants, Wanted, not_ready};
+use super::{Pressure, Residents, Scope, Tenant, TenantPlace, Tenants, Wanted, not_ready};
 use crate::{
     call::{BoundCall, InferCall},
     error::{Error, Reason, Result, shown},
@@ -207,7 +207,7 @@ fn bind(to: &ResolveLayer, entered: Entered, look: Look) -> Result<BoundCall, St
     call.decided.set(lane);
     let now = Instant::now();
     to.pressure.admit(lane, now)?;
-    let binding = Binding::new(&lease.signature, &call.inputs, lease.max_batch)?;
+    let binding = Binding::new(&lease.signature, &call.inputs, lease.max_batch())?;
     if let Some(trace) = &call.trace {
         trace.bound(binding.rows);
     }
@@ -215,7 +215,7 @@ fn bind(to: &ResolveLayer, entered: Entered, look: Look) -> Result<BoundCall, St
     // Last: what is refused for another reason is no trial.
     let trial = lease
         .breaker
-        .admit(now)
+        .admit(now, || Scope::of(tenant.id(), &call.inputs))
         .map_err(|wait| breaker_open(slot.name().as_str(), lease.version).with_retry_after(wait))?;
     drop(lease);
     let class = RowClass::of(binding.padded_bytes(&call.inputs), binding.rows);

@@ -133,6 +133,7 @@ impl Backend for FakeBackend {
                     name: name.as_str().into(),
                     kind: ArgKind::Tensor,
                     has_default: false,
+                    skips: 0,
                 })
                 .collect(),
             outputs: script.inputs.iter().enumerate().map(|(i, _)| format!("output_{i}")).collect(),

@@ -1,5 +1,5 @@
 //! What runs models. [`Backend`] loads an archive into a [`Module`]; a [`Servable`] is a module with everything
-//! that serving it needs to know. Only `torch.rs` names libtorch.
+//! that serving it needs to know. Only `torch.rs` and what is below it name libtorch.
 
 mod fake;
 #[cfg(feature = "torch")]
@@ -12,6 +12,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use bytes::Bytes;
 use thiserror::Error;
 
 pub use fake::FakeBackend;
@@ -27,8 +28,8 @@ use crate::{
     },
     model::{Arg, Argument, ModelManifest, NamedTensor, Signature, Version},
     residency::Reservation,
-    sched::{Quick, Statistics},
-    tensor::Joined,
+    sched::{Quick, Rows, Statistics},
+    tensor::{HostTensor, Joined},
 };
 
 /// Ends the process while threads may still be in the middle of a pass or a load.
@@ -153,6 +154,11 @@ pub trait Module: Send + Sync {
         None
     }
 
+    /// A device other than the CPU that its code names: it fails where that is not there.
+    fn names_device(&self) -> Option<&str> {
+        None
+    }
+
     /// One forward pass: results in order, each with the name that follows from where it stood: `output_0`, a
     /// dict's key, `output_0.1` for nested ones.
     ///
@@ -179,9 +185,13 @@ pub struct Servable {
     pub quick: Arc<Quick>,
     /// Refuses requests while it only fails.
     pub breaker: Arc<Breaker>,
-    /// Most rows in one pass: the manifest's, or 1 where warm-up showed that results do not follow the batch or
-    /// the model keeps state.
+    /// Most rows in one pass: the manifest's, or 1 where the model keeps state. What counts is
+    /// [`Servable::max_batch`].
     pub max_batch: usize,
+    /// How results go with the rows of a pass.
+    pub rows: Rows,
+    /// Inputs that it has answered well.
+    pub good: OnceLock<Vec<NamedTensor>>,
     /// sha256 of the archive, hexadecimal.
     pub sha256: String,
     /// sha256 of the weights that were laid over it, where there were any.
@@ -202,7 +212,37 @@ pub struct Servable {
     pub memory: OnceLock<Reservation>,
 }
 
+/// Larger inputs are not kept as [`Servable::good`].
+const GOOD_BYTES: usize = 1 << 20;
+
 impl Servable {
+    /// Most rows in one pass: 1 once it was seen that requests must run alone.
+    pub fn max_batch(&self) -> usize {
+        if self.rows.is_alone() { 1 } else { self.max_batch }
+    }
+
+    /// Inputs that it has answered well: what fails with these fails with anything.
+    pub fn good_inputs(&self) -> Option<&[NamedTensor]> {
+        self.good.get().map(Vec::as_slice)
+    }
+
+    /// Keeps the first such inputs, in memory of their own.
+    pub fn remember_good(&self, inputs: &[NamedTensor]) {
+        if self.good.get().is_some()
+            || inputs.iter().map(|input| input.tensor.data().len()).sum::<usize>() > GOOD_BYTES
+        {
+            return;
+        }
+        let copy = |NamedTensor { name, tensor }: &NamedTensor| {
+            let data = Bytes::copy_from_slice(tensor.data());
+            let tensor = HostTensor::from_backend(tensor.dtype(), tensor.shape().clone(), data).ok()?;
+            Some(NamedTensor { name: name.clone(), tensor })
+        };
+        if let Some(copies) = inputs.iter().map(copy).collect() {
+            let _first = self.good.set(copies);
+        }
+    }
+
     /// Executors that may run it at once; 0 is all.
     pub fn max_concurrency(&self) -> usize {
         match self.manifest.scheduling.max_concurrency {

@@ -1,4 +1,4 @@
-//! TorchScript through libtorch: the only file that names `tch`, and the only one that may hold `unsafe`.
+//! TorchScript through libtorch: only this file and those below it name `tch` and may hold `unsafe`.
 //!
 //! Memory crosses twice. In: a batch of one request is read where HTTP/2 put it if that is aligned and the model
 //! writes to nothing; everything else is copied once, into the batch's own tensor. Out: results are read where
@@ -9,16 +9,19 @@
     reason = "tensors are made from, and read as, plain memory; each block says why it is sound"
 )]
 
+mod ffi;
+
 use std::{any::Any, os::fd::AsRawFd, path::Path};
 
 use bytes::Bytes;
-use tch::{CModule, Device, IValue, Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
+use self::ffi::{Model, Returned};
 use super::{ArchiveSummary, Backend, BackendError, Module, Pass, ThreadRole};
 use crate::{
     loader::{summary, weights::Overlay},
-    model::{Arg, NamedTensor},
-    tensor::{DType, HostTensor, Joined, Shape},
+    model::NamedTensor,
+    tensor::{DType, HostTensor, Joined},
 };
 
 /// Below this a copy costs less than deciding.
@@ -38,6 +41,7 @@ impl TorchBackend {
             // Operators inside one forward are not spread over threads: executors run requests side by side instead.
             tch::set_num_interop_threads(1);
             tch::set_num_threads(1);
+            ffi::begin();
         });
         Self
     }
@@ -73,12 +77,11 @@ impl Backend for TorchBackend {
     }
 
     fn load(&self, archive: &Path, overlay: Option<&Overlay<'_>>) -> Result<Box<dyn Module>, BackendError> {
-        let mut module = match overlay {
-            None => CModule::load_on_device(archive, Device::Cpu).map_err(said)?,
+        let model = match overlay {
+            None => Model::load(archive)?,
             Some(overlay) => with_weights(archive, overlay)?,
         };
-        module.f_set_eval().map_err(said)?;
-        Ok(Box::new(TorchModule { module }))
+        Ok(Box::new(TorchModule { model }))
     }
 
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -119,13 +122,13 @@ impl Backend for TorchBackend {
 
 /// Loads a copy of the archive with other weights in it. The copy is a file in memory: libtorch would copy a string three
 /// times before it reads it.
-fn with_weights(archive: &Path, overlay: &Overlay<'_>) -> Result<CModule, BackendError> {
+fn with_weights(archive: &Path, overlay: &Overlay<'_>) -> Result<Model, BackendError> {
     let failed =
         |error: std::io::Error| BackendError::new(format!("cannot lay the weights over a copy: {error}"));
     let mut copy = memory_file().map_err(failed)?;
     std::fs::File::open(archive).and_then(|mut from| std::io::copy(&mut from, &mut copy)).map_err(failed)?;
     overlay.write_into(&mut copy).map_err(|error| BackendError::new(error.to_string()))?;
-    CModule::load_on_device(format!("/proc/self/fd/{}", copy.as_raw_fd()), Device::Cpu).map_err(said)
+    Ok(Model::load(Path::new(&format!("/proc/self/fd/{}", copy.as_raw_fd())))?)
 }
 
 /// A file that is nowhere but in memory, and gone once it is closed.
@@ -135,28 +138,35 @@ fn memory_file() -> std::io::Result<std::fs::File> {
 }
 
 struct TorchModule {
-    module: CModule,
+    model: Model,
 }
 
 impl Module for TorchModule {
+    fn names_device(&self) -> Option<&str> {
+        self.model.device.as_deref()
+    }
+
     fn forward(&self, pass: Pass<'_>) -> Result<Vec<NamedTensor>, BackendError> {
         let mut leaves = Vec::with_capacity(pass.leaves.len());
         let mut borrowed = Vec::new();
         for leaf in &pass.leaves {
             leaves.push(tensor_of(leaf, pass.share_memory, &mut borrowed)?);
         }
-        let args = pass.args.iter().map(|arg| argument(arg, &leaves)).collect::<Result<Vec<_>, _>>()?;
-        let result = self.module.forward_is(&args).map_err(said)?;
-        drop(args);
+        let returned = self.model.run(pass.args, &leaves).map_err(|thrown| self.explained(thrown.into()))?;
         drop(leaves);
-        let mut results = Vec::new();
-        collect(result, "", &mut results)?;
-        results
-            .into_iter()
-            .map(|(name, tensor)| {
-                Ok(NamedTensor { name, tensor: read(tensor, pass.share_memory, &borrowed)? })
-            })
-            .collect()
+        returned.into_iter().map(|result| read(result, pass.share_memory, &borrowed)).collect()
+    }
+}
+
+impl TorchModule {
+    /// What libtorch says of a device that is not there does not say where it was asked for.
+    fn explained(&self, mut error: BackendError) -> BackendError {
+        if let Some(device) = &self.model.device {
+            let line =
+                format!("its code names device '{device}', and this server runs on the CPU: {}", error.short);
+            error.short = crate::error::clip(line.into()).into_owned();
+        }
+        error
     }
 }
 
@@ -175,6 +185,22 @@ fn kind(dtype: DType) -> Kind {
     }
 }
 
+/// As libtorch numbers it in `c10/core/ScalarType.h`: these numbers are in every archive, and stay.
+fn scalar_type(dtype: DType) -> i32 {
+    match dtype {
+        DType::U8 => 0,
+        DType::I8 => 1,
+        DType::I16 => 2,
+        DType::I32 => 3,
+        DType::I64 => 4,
+        DType::F16 => 5,
+        DType::F32 => 6,
+        DType::F64 => 7,
+        DType::Bool => 11,
+        DType::BF16 => 15,
+    }
+}
+
 /// A tensor over the parts' memory, or over a copy of it. What it borrows goes into `borrowed`, which must outlive it.
 fn tensor_of(leaf: &Joined, share: bool, borrowed: &mut Vec<Bytes>) -> Result<Tensor, BackendError> {
     let kind = kind(leaf.dtype);
@@ -189,9 +215,9 @@ fn tensor_of(leaf: &Joined, share: bool, borrowed: &mut Vec<Bytes>) -> Result<Te
         // (no attribute or container is assigned). The caller keeps `borrowed` until every tensor that may be a view
         // of it is gone: results are either copied or own a clone of it.
         return unsafe { Tensor::f_from_blob(only.as_ptr(), &leaf.shape, &[], kind, Device::Cpu) }
-            .map_err(said);
+            .map_err(refused);
     }
-    let tensor = Tensor::f_empty(&leaf.shape[..], (kind, Device::Cpu)).map_err(said)?;
+    let tensor = Tensor::f_empty(&leaf.shape[..], (kind, Device::Cpu)).map_err(refused)?;
     let len = leaf.byte_len();
     if len > 0 {
         // SAFETY: freshly made, contiguous, not shared with anyone, and of exactly this many bytes: `len` is the sum of
@@ -207,82 +233,6 @@ fn tensor_of(leaf: &Joined, share: bool, borrowed: &mut Vec<Bytes>) -> Result<Te
         }
     }
     Ok(tensor)
-}
-
-fn argument(arg: &Arg, leaves: &[Tensor]) -> Result<IValue, BackendError> {
-    let leaf = |at: &usize| {
-        leaves
-            .get(*at)
-            .map(Tensor::shallow_clone)
-            .ok_or_else(|| BackendError::new("an argument has no tensor"))
-    };
-    Ok(match arg {
-        Arg::Tensor(at) => IValue::Tensor(leaf(at)?),
-        Arg::None => IValue::None,
-        Arg::Int(value) => IValue::Int(*value),
-        Arg::Float(value) => IValue::Double(*value),
-        Arg::Bool(value) => IValue::Bool(*value),
-        Arg::List(items) => IValue::TensorList(items.iter().map(leaf).collect::<Result<_, _>>()?),
-        Arg::Dict(items) => IValue::GenericDict(
-            items
-                .iter()
-                .map(|(key, at)| Ok((IValue::String(key.clone()), IValue::Tensor(leaf(at)?))))
-                .collect::<Result<_, BackendError>>()?,
-        ),
-        Arg::Tuple(items) => {
-            IValue::Tuple(items.iter().map(|item| argument(item, leaves)).collect::<Result<_, _>>()?)
-        }
-    })
-}
-
-/// Flattens a result. `path` is where it stood; the outermost level is named `output_0`, ... or by a dict's keys.
-fn collect(value: IValue, path: &str, into: &mut Vec<(String, Tensor)>) -> Result<(), BackendError> {
-    let item = |i: usize| if path.is_empty() { format!("output_{i}") } else { format!("{path}.{i}") };
-    let own = || if path.is_empty() { "output_0".to_owned() } else { path.to_owned() };
-    match value {
-        IValue::None => {}
-        IValue::Tensor(tensor) => into.push((own(), tensor)),
-        IValue::Int(value) => into.push((own(), Tensor::from(value))),
-        IValue::Double(value) => into.push((own(), Tensor::from(value))),
-        IValue::Bool(value) => into.push((own(), Tensor::from(value))),
-        IValue::Tuple(items) | IValue::GenericList(items) => {
-            for (i, value) in items.into_iter().enumerate() {
-                collect(value, &item(i), into)?;
-            }
-        }
-        IValue::TensorList(items) => {
-            into.extend(items.into_iter().enumerate().map(|(i, tensor)| (item(i), tensor)));
-        }
-        IValue::IntList(items) => into.push((own(), Tensor::from_slice(&items))),
-        IValue::DoubleList(items) => into.push((own(), Tensor::from_slice(&items))),
-        IValue::BoolList(items) => into.push((own(), Tensor::from_slice(&items))),
-        IValue::GenericDict(items) => {
-            for (key, value) in items {
-                let key = match key {
-                    IValue::String(key) => key,
-                    IValue::Int(key) => key.to_string(),
-                    _ => {
-                        return Err(BackendError::new(
-                            "the model returned a dict whose keys are not strings",
-                        ));
-                    }
-                };
-                collect(value, &if path.is_empty() { key } else { format!("{path}.{key}") }, into)?;
-            }
-        }
-        other => {
-            let what = match other {
-                IValue::String(_) | IValue::StringList(_) => "text",
-                IValue::Object(_) => "an object",
-                _ => "a value",
-            };
-            return Err(BackendError::new(format!(
-                "the model returned {what} as {}, only tensors and numbers can be sent",
-                own()
-            )));
-        }
-    }
-    Ok(())
 }
 
 /// Memory of a result, kept alive as long as somebody reads it.
@@ -305,37 +255,33 @@ impl AsRef<[u8]> for Owned {
     }
 }
 
-fn read(tensor: Tensor, share: bool, borrowed: &[Bytes]) -> Result<HostTensor, BackendError> {
-    let kind = tensor.f_kind().map_err(said)?;
-    let dtype = DType::ALL.into_iter().find(|dtype| self::kind(*dtype) == kind).ok_or_else(|| {
-        BackendError::new(format!(
-            "the model returned a tensor of kind {kind:?}, which cannot be sent: convert it in the model"
-        ))
+fn read(returned: Returned, share: bool, borrowed: &[Bytes]) -> Result<NamedTensor, BackendError> {
+    let Returned { name, tensor, dtype, sizes } = returned;
+    let known = DType::ALL.into_iter().find(|known| scalar_type(*known) == dtype);
+    let dtype = known.ok_or_else(|| {
+        BackendError::new(format!("output '{name}' is of a datatype that cannot be sent (number {dtype})"))
     })?;
-    if tensor.is_sparse() || tensor.is_mkldnn() {
-        return Err(BackendError::new(
-            "the model returned a sparse or oneDNN tensor: call to_dense() in the model",
-        ));
-    }
-    let tensor = tensor.f_to_device(Device::Cpu).and_then(|t| t.f_contiguous()).map_err(said)?;
-    let shape: Shape = tensor.size().into();
-    let len = crate::tensor::byte_len(dtype, &shape).map_err(|e| BackendError::new(e.to_string()))?;
+    let wrong = |error: crate::tensor::TensorError| BackendError::new(error.to_string());
+    let len = crate::tensor::byte_len(dtype, &sizes).map_err(wrong)?;
     let owned = Owned { tensor, len, _borrowed: borrowed.to_vec() };
     let data = if share && len >= SHARE_FROM_BYTES {
         Bytes::from_owner(owned)
     } else {
         Bytes::copy_from_slice(owned.as_ref())
     };
-    HostTensor::from_backend(dtype, shape, data).map_err(|e| BackendError::new(e.to_string()))
+    Ok(NamedTensor { name, tensor: HostTensor::from_backend(dtype, sizes, data).map_err(wrong)? })
+}
+
+fn refused(error: tch::TchError) -> BackendError {
+    match error {
+        tch::TchError::Torch(text) => said(text),
+        other => BackendError::new(other.to_string()),
+    }
 }
 
 /// libtorch prints tensors, its own source lines and a C++ stack into its errors. The short form is the line that says
 /// what happened.
-fn said(error: tch::TchError) -> BackendError {
-    let full = match error {
-        tch::TchError::Torch(text) => text,
-        other => other.to_string(),
-    };
+fn said(full: String) -> BackendError {
     let cause = |line: &&str| {
         let line = line.trim();
         !line.is_empty()

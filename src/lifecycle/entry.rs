@@ -289,7 +289,7 @@ impl Entry {
             since: SystemTime::now(),
             signature: servable.signature.clone(),
             torch_version: servable.torch_version.clone(),
-            max_batch: servable.max_batch,
+            max_batch: servable.max_batch(),
         };
         let mut facts = self.facts.lock();
         // What was evicted was live as far as a rollback is concerned.

@@ -20,6 +20,7 @@ mod rules;
 mod shapes;
 mod status;
 mod sync;
+mod unlike;
 mod upload;
 mod warmup;
 mod watch;

@@ -34,7 +34,7 @@ use crate::{
     },
     registry::{InputShapes, ModelSlot},
     repository::VersionFiles,
-    sched::{Measured, Quick, Statistics},
+    sched::{Measured, Quick, Rows, Statistics},
 };
 
 /// The phases that can fail.
@@ -133,6 +133,8 @@ pub struct Prepared {
     pub check: CheckReport,
     /// How long its passes took.
     pub measured: Vec<Measured>,
+    /// Shapes that other versions have served and that this one does not take.
+    pub forgotten: Vec<InputShapes>,
 }
 
 /// What a version is prepared from, and beside what.
@@ -274,6 +276,8 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
         stateful: summary.stateful,
         quick: Arc::default(),
         max_batch,
+        rows: Rows::default(),
+        good: OnceLock::new(),
         sha256: checked.sha256,
         weights_sha256,
         bytes: checked.bytes,
@@ -286,18 +290,35 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     };
     if servable.ensemble.is_some() {
         // Its steps are warmed up by themselves, and its samples are those of its models.
-        let (warmup, check, measured) = Default::default();
-        return Ok(Prepared { servable: Arc::new(servable), phases, warmup, check, measured });
+        let (warmup, check, measured, forgotten) = Default::default();
+        return Ok(Prepared { servable: Arc::new(servable), phases, warmup, check, measured, forgotten });
     }
     of.progress.begin(Phase::WarmUp);
-    let shapes = shapes::shapes(&servable, served, &samples)
-        .map_err(|cause| LoadFailure::new(Phase::WarmUp, cause))?;
-    let shapes = shapes::padded(&servable.signature, shapes::with_samples(&samples, shapes));
-    let warmed = warmup::run(&servable, &shapes, &samples, of.learned)
+    let planned = shapes::plan(&servable, served, &samples);
+    let warmed = warmup::run(&servable, &planned, &samples, of.learned)
         .map_err(|error| LoadFailure::new(Phase::WarmUp, error))?;
-    if !warmed.batchable && servable.max_batch > 1 {
-        tracing::warn!(archive = %archive.display(), "results do not follow the batch: requests are run one by one");
-        servable.max_batch = 1;
+    let (model, version) = (of.model.as_str(), files.version.0);
+    if let Some(why) = servable.rows.why_alone() {
+        tracing::warn!(model, version, "requests are run one by one: {why}");
+    }
+    if !servable.rows.random().is_empty() {
+        let outputs = servable.rows.random().join(", ");
+        tracing::warn!(model, version, outputs, "answers are random: rows were not compared");
+    }
+    for shapes in &warmed.forgotten {
+        tracing::info!(
+            model,
+            version,
+            ?shapes,
+            "shapes that were served before do not fit this version: forgotten"
+        );
+    }
+    if let Some(device) = servable.module.names_device() {
+        tracing::warn!(
+            model,
+            version,
+            "its code names device '{device}', and this server runs on the CPU: requests that reach that code fail; export the model on the CPU"
+        );
     }
     let waits = !servable.manifest.batching.max_delay.is_zero();
     if servable.effect_free && !summary.loops && servable.max_concurrency() == 0 && !waits {
@@ -321,6 +342,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
         warmup: warmed.report,
         check,
         measured: warmed.measured,
+        forgotten: warmed.forgotten,
     })
 }
 
@@ -330,6 +352,7 @@ fn ensemble(manifest: &ModelManifest) -> ArchiveSummary {
         name: input.name.as_str().into(),
         kind: ArgKind::Tensor,
         has_default: false,
+        skips: 0,
     };
     ArchiveSummary { arguments: manifest.inputs.iter().map(argument).collect(), ..ArchiveSummary::default() }
 }

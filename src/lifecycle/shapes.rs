@@ -9,16 +9,30 @@ use crate::{
     tensor::DType,
 };
 
-/// Declared shapes; else those that a fixed signature implies; else those served so far.
-pub(super) fn shapes(
-    servable: &Servable,
-    served: &[InputShapes],
-    samples: &[Sample],
-) -> Result<Vec<InputShapes>, String> {
+/// What a version is warmed up with.
+#[derive(Debug, Default)]
+pub(super) struct Planned {
+    /// It must take these, as passes will have them.
+    pub(super) sure: Vec<InputShapes>,
+    /// Earlier versions have served these, as requests had them. They need not fit.
+    pub(super) remembered: Vec<InputShapes>,
+}
+
+/// The shapes of the samples, and those that are declared, or that a fixed signature implies. Without any declared or implied, those
+/// served so far too.
+pub(super) fn plan(servable: &Servable, served: &[InputShapes], samples: &[Sample]) -> Planned {
+    let known = known(servable, samples);
+    let remembered = if known.is_some() { Vec::new() } else { remembered(servable, served) };
+    let sure = padded(&servable.signature, with_samples(samples, known.unwrap_or_default()));
+    Planned { sure, remembered }
+}
+
+/// Declared shapes; else those that a fixed signature implies.
+fn known(servable: &Servable, samples: &[Sample]) -> Option<Vec<InputShapes>> {
     let inputs: Vec<_> = servable.signature.tensors().collect();
     let declared = &servable.manifest.warmup.shapes;
     if !declared.is_empty() {
-        return declared
+        let all = declared
             .iter()
             .map(|entry| {
                 entry
@@ -30,11 +44,12 @@ pub(super) fn shapes(
                             inputs.find(|input| input.name == *name).map(|input| input.tensor.dtype())
                         };
                         let dtype = spec.and_then(|spec| spec.dtype).or_else(sampled).unwrap_or(DTYPE_GUESS);
-                        Ok((name.clone(), dtype, shape.as_slice().into()))
+                        (name.clone(), dtype, shape.as_slice().into())
                     })
                     .collect()
             })
             .collect();
+        return Some(all);
     }
     let implied: Option<InputShapes> = inputs
         .iter()
@@ -52,21 +67,22 @@ pub(super) fn shapes(
             (!shape.contains(&-1)).then(|| (spec.name.to_string(), dtype, shape.as_slice().into()))
         })
         .collect();
-    if let Some(implied) = implied.filter(|shapes| !shapes.is_empty()) {
-        return Ok(vec![implied]);
-    }
-    // Shapes of an older version need not fit this one: those that do not are left out.
+    implied.filter(|shapes| !shapes.is_empty()).map(|implied| vec![implied])
+}
+
+/// Those served so far that have the inputs of this version.
+fn remembered(servable: &Servable, served: &[InputShapes]) -> Vec<InputShapes> {
     let fits = |shapes: &InputShapes| {
-        inputs.iter().all(|spec| {
+        servable.signature.tensors().all(|spec| {
             spec.optional || shapes.iter().any(|(name, _, _)| *name == *spec.name || name.is_empty())
         })
     };
-    Ok(served.iter().filter(|shapes| fits(shapes)).cloned().collect())
+    served.iter().filter(|shapes| fits(shapes)).cloned().collect()
 }
 
 /// The shapes of samples, and then `shapes` but for those that are among them. Of large samples there may not be room for a
 /// whole batch: they are left to the check.
-pub(super) fn with_samples(samples: &[Sample], shapes: Vec<InputShapes>) -> Vec<InputShapes> {
+fn with_samples(samples: &[Sample], shapes: Vec<InputShapes>) -> Vec<InputShapes> {
     let bytes = |sample: &&Sample| sample.inputs.iter().map(|input| input.tensor.data().len()).sum::<usize>();
     let small = samples.iter().filter(|sample| bytes(sample) <= ServedShapes::MOST_BYTES);
     let own = small.map(|sample| {

@@ -4,18 +4,26 @@
 //! tenth, and two are not always enough (three to four were, on libtorch 2.13). Runs on a loader thread; what one
 //! thread has warmed up stays warm on the executors.
 
-use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 use thiserror::Error;
 use tokio::time::Instant;
 
-use super::WarmupReport;
+use super::{
+    WarmupReport,
+    shapes::{self, Planned},
+    unlike::{self, Integers},
+};
 use crate::{
     backend::{BackendError, Pass, Servable},
     loader::pace,
     model::{Binding, NamedTensor, Sample},
     registry::InputShapes,
-    sched::{Measured, ProfilePoint, QUICK, RowClass, by_leaf, guarded, rename},
+    sched::{Measured, ProfilePoint, QUICK, RowClass, by_leaf, guarded, rename, trial},
     tensor::{DType, HostTensor, Shape, byte_len, join},
     threads::cpu_time,
 };
@@ -49,12 +57,24 @@ pub enum WarmupFailure {
     },
 }
 
+impl WarmupFailure {
+    /// The shapes do not fit: not that the version fails at anything. libtorch has no codes for what went wrong, only words.
+    fn is_of_shapes(&self) -> bool {
+        const WORDS: [&str; 7] = ["shape", "size", "dimension", "dim ", "channel", "dtype", "scalar type"];
+        match self {
+            Self::Shapes(_) => true,
+            Self::Pass { cause, .. } => WORDS.iter().any(|word| cause.contains(word)),
+            Self::Output { .. } => false,
+        }
+    }
+}
+
 /// What a warm-up learned.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Warmed {
     pub(super) report: WarmupReport,
-    /// Results follow the batch: rows in are rows out.
-    pub(super) batchable: bool,
+    /// Those of the remembered shapes that do not fit this version.
+    pub(super) forgotten: Vec<InputShapes>,
     /// Bytes of the largest inputs with a pass of at most [`QUICK`].
     pub(super) quick_bytes: usize,
     /// The shortest pass of each size.
@@ -78,52 +98,98 @@ pub(super) fn learned(points: &[ProfilePoint]) -> Vec<usize> {
 }
 
 /// Runs every shape, with the values of `samples` where there are any, and for a batched model every size that its batches are padded to, or else every size from 1 up to its
-/// limit in powers of two, and those that were `learned`.
+/// limit in powers of two, and those that were `learned`. Remembered shapes that do not fit are left out.
 pub(super) fn run(
     servable: &Servable,
-    shapes: &[InputShapes],
+    planned: &Planned,
     samples: &[Sample],
     learned: &[usize],
 ) -> Result<Warmed, WarmupFailure> {
-    let config = &servable.manifest.warmup;
-    let mut give_up = Instant::now() + config.budget;
-    let mut warmed = Warmed {
-        report: WarmupReport { steady: true, ..WarmupReport::default() },
-        batchable: true,
-        ..Warmed::default()
+    let mut warmed =
+        Warmed { report: WarmupReport { steady: true, ..WarmupReport::default() }, ..Warmed::default() };
+    let mut run = Run {
+        servable,
+        samples,
+        learned,
+        give_up: Instant::now() + servable.manifest.warmup.budget,
+        seen: HashSet::new(),
     };
-    let mut seen = std::collections::HashSet::new();
-    for shape in shapes {
-        for rows in sizes(servable, shape, learned) {
-            if Instant::now() >= give_up {
-                warmed.report.steady = false;
-                return Ok(warmed);
-            }
-            let inputs = inputs(shape, rows, samples)?;
-            // A declared batch may be one of the sizes that another declared shape grows to.
-            let shapes: Vec<_> = inputs.iter().map(|input| input.tensor.shape().clone()).collect();
-            if !seen.insert(shapes) {
-                continue;
-            }
-            let (follows, shortest) = settle(servable, &inputs, &mut give_up, &mut warmed.report)?;
-            let bytes = inputs.iter().map(|input| input.tensor.data().len()).sum();
-            let rows = rows.unwrap_or(1);
-            warmed.measured.push((RowClass::of(bytes, rows), rows, shortest));
-            if shortest <= QUICK {
-                warmed.quick_bytes = warmed.quick_bytes.max(bytes);
-            }
-            if rows > 1 && !follows {
-                warmed.batchable = false;
-                break;
-            }
+    for shape in &planned.sure {
+        run.shape(shape, &mut warmed)?;
+    }
+    for remembered in &planned.remembered {
+        let passes = shapes::padded(&servable.signature, vec![remembered.clone()]);
+        let ran = passes.iter().try_for_each(|shape| run.shape(shape, &mut warmed));
+        match ran {
+            Err(failure) if failure.is_of_shapes() => warmed.forgotten.push(remembered.clone()),
+            ran => ran?,
         }
     }
     Ok(warmed)
 }
 
+struct Run<'a> {
+    servable: &'a Servable,
+    samples: &'a [Sample],
+    learned: &'a [usize],
+    give_up: Instant,
+    seen: HashSet<Vec<Shape>>,
+}
+
+impl Run<'_> {
+    fn shape(&mut self, shape: &InputShapes, warmed: &mut Warmed) -> Result<(), WarmupFailure> {
+        let servable = self.servable;
+        let mut untried = true;
+        for rows in sizes(servable, shape, self.learned) {
+            if Instant::now() >= self.give_up {
+                warmed.report.steady = false;
+                return Ok(());
+            }
+            let inputs = inputs(shape, rows, self.samples)?;
+            // A declared batch may be one of the sizes that another declared shape grows to.
+            let shapes: Vec<_> = inputs.iter().map(|input| input.tensor.shape().clone()).collect();
+            if !self.seen.insert(shapes) {
+                continue;
+            }
+            let shortest = settle(servable, &inputs, &mut self.give_up, &mut warmed.report)?;
+            servable.remember_good(&inputs);
+            let bytes = inputs.iter().map(|input| input.tensor.data().len()).sum();
+            let counted = rows.unwrap_or(1);
+            warmed.measured.push((RowClass::of(bytes, counted), counted, shortest));
+            if shortest <= QUICK {
+                warmed.quick_bytes = warmed.quick_bytes.max(bytes);
+            }
+            if rows.is_some() && std::mem::take(&mut untried) && servable.rows.shared().is_none() {
+                learn_rows(servable, shape, self.samples);
+                if servable.rows.is_alone() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Compares rows together and alone. A trial that fails says nothing here: it is our choice of values that it may fail at.
+fn learn_rows(servable: &Servable, shape: &InputShapes, samples: &[Sample]) {
+    let rows = if servable.max_batch > 2 { [1, 2] } else { [1, 1] };
+    for integers in [Integers::ZeroAndOne, Integers::Zero] {
+        let Some([one, two]) = unlike::requests(shape, rows, samples, integers) else { return };
+        match trial(servable, [&one, &two], |work| pace::step(work)) {
+            Ok(verdict) => {
+                servable.rows.learn(verdict, 1);
+                return;
+            }
+            Err(error) => {
+                tracing::debug!(error = %error.short, "requests together and alone could not be compared")
+            }
+        }
+    }
+}
+
 fn sizes(servable: &Servable, shape: &InputShapes, learned: &[usize]) -> Vec<Option<usize>> {
     let has_rows = !shape.is_empty() && shape.iter().all(|(_, _, shape)| !shape.is_empty());
-    if servable.max_batch <= 1 || !has_rows {
+    if servable.max_batch() <= 1 || !has_rows {
         return vec![None];
     }
     let buckets = &servable.manifest.batching.buckets;
@@ -178,15 +244,14 @@ fn like(samples: &[Sample], name: &str, dtype: DType, shape: &Shape) -> Option<H
     HostTensor::new(dtype, shape.clone(), data.into()).ok()
 }
 
-/// Runs one shape until it is steady. True where every output has the inputs' rows; and the shortest pass.
+/// Runs one shape until it is steady, and returns the time of the shortest pass.
 fn settle(
     servable: &Servable,
     inputs: &[NamedTensor],
     give_up: &mut Instant,
     report: &mut WarmupReport,
-) -> Result<(bool, Duration), WarmupFailure> {
+) -> Result<Duration, WarmupFailure> {
     report.shapes += 1;
-    let mut follows = true;
     let (mut first, mut last) = (Duration::ZERO, Duration::ZERO);
     let mut shortest = Duration::MAX;
     let mut steady = false;
@@ -206,7 +271,6 @@ fn settle(
         if pass == 0 {
             check_form(servable, &outputs)?;
             check_values(servable, inputs, &outputs)?;
-            follows = follow(inputs, &outputs);
             first = took;
         }
         // On a machine that is full a pass takes as long as others let it: what it takes of the CPU tells the same.
@@ -220,7 +284,7 @@ fn settle(
     if first > report.first_pass {
         (report.first_pass, report.steady_pass) = (first, last);
     }
-    Ok((follows, shortest))
+    Ok(shortest)
 }
 
 fn agree(pass: Duration, last: Duration) -> bool {
@@ -228,7 +292,7 @@ fn agree(pass: Duration, last: Duration) -> bool {
 }
 
 fn pass_once(servable: &Servable, inputs: &[NamedTensor]) -> Result<Vec<NamedTensor>, WarmupFailure> {
-    let binding = Binding::new(&servable.signature, inputs, servable.max_batch)
+    let binding = Binding::new(&servable.signature, inputs, servable.max_batch())
         .map_err(|error| WarmupFailure::Shapes(error.to_string()))?;
     let failed = |error: BackendError| {
         tracing::error!(target: "torchlane::forward", error = %error.full, "warm-up pass failed");
@@ -244,11 +308,6 @@ fn pass_once(servable: &Servable, inputs: &[NamedTensor]) -> Result<Vec<NamedTen
     let args = by_leaf(&binding.args, &binding.leaves);
     let pass = Pass { args: &args, leaves, share_memory: servable.effect_free };
     guarded(servable, pass).and_then(|results| rename(results, servable)).map_err(failed)
-}
-
-fn follow(inputs: &[NamedTensor], outputs: &[NamedTensor]) -> bool {
-    let rows = inputs.first().and_then(|input| input.tensor.rows());
-    outputs.iter().all(|output| output.tensor.rows() == rows)
 }
 
 fn check_form(servable: &Servable, outputs: &[NamedTensor]) -> Result<(), WarmupFailure> {

@@ -19,27 +19,7 @@ pub fn of_archive(path: &Path) -> Result<ArchiveSummary, BackendError> {
     let Some(forward) = &info.forward else {
         return Err(BackendError::new("the module has no forward method"));
     };
-    let arguments = forward
-        .arguments
-        .iter()
-        .map(|argument| {
-            let kind = kind(&argument.ty).ok_or_else(|| UnsupportedType {
-                argument: argument.name.clone(),
-                script_type: argument.ty.to_string(),
-            });
-            match kind {
-                Ok(kind) => Ok(Some(Argument {
-                    name: argument.name.as_str().into(),
-                    kind,
-                    has_default: argument.has_default,
-                })),
-                // The model's own default serves; what stands behind it can only be left out too.
-                Err(_) if argument.has_default => Ok(None),
-                Err(error) => Err(BackendError::new(error.to_string())),
-            }
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    let arguments = arguments.into_iter().map_while(|argument| argument).collect();
+    let arguments = arguments(&forward.arguments).map_err(|error| BackendError::new(error.to_string()))?;
     Ok(ArchiveSummary {
         arguments,
         outputs: outputs(&forward.returns),
@@ -52,6 +32,30 @@ pub fn of_archive(path: &Path) -> Result<ArchiveSummary, BackendError> {
         findings: info.findings,
         tensors: info.parameters.into_iter().chain(info.buffers).collect(),
     })
+}
+
+/// The arguments that requests can fill. The others must have defaults.
+fn arguments(all: &[archive::Argument]) -> Result<Vec<Argument>, UnsupportedType> {
+    let mut arguments = Vec::with_capacity(all.len());
+    let mut skips = 0;
+    for archive::Argument { name, ty, has_default } in all {
+        match kind(ty) {
+            Some(kind) => {
+                let skips = std::mem::take(&mut skips);
+                arguments.push(Argument {
+                    name: name.as_str().into(),
+                    kind,
+                    has_default: *has_default,
+                    skips,
+                });
+            }
+            None if *has_default => skips += 1,
+            None => {
+                return Err(UnsupportedType { argument: name.clone(), script_type: ty.to_string() });
+            }
+        }
+    }
+    Ok(arguments)
 }
 
 fn kind(ty: &TypeExpr) -> Option<ArgKind> {

@@ -32,6 +32,8 @@ pub enum Arg {
     Float(f64),
     /// A truth value.
     Bool(bool),
+    /// What the model itself has where nothing is given.
+    Default,
 }
 
 /// Requests with equal keys may share a batch: same arguments, datatypes and trailing shapes, padded dimensions counting as
@@ -65,23 +67,22 @@ impl Binding {
     pub fn new(signature: &Arc<Signature>, inputs: &[NamedTensor], max_batch: usize) -> Result<Self> {
         let mut binder = Binder::new(signature, inputs)?;
         let mut args = Vec::with_capacity(signature.arguments().len());
-        let mut left_out: Option<&str> = None;
         let mut lacks = None;
         for (argument, spec) in signature.arguments().iter().zip(signature.inputs()) {
-            match binder.argument(&argument.kind, &argument.name, spec)? {
-                Some(arg) => {
-                    if let Some(earlier) = left_out {
-                        return Err(missing(
-                            earlier,
-                            &format!("it stands before '{}', which is given", argument.name),
-                        ));
-                    }
-                    args.push(arg);
-                }
-                None if argument.has_default => left_out = left_out.or(Some(&argument.name)),
+            args.extend(std::iter::repeat_n(Arg::Default, argument.skips));
+            let kind = match &argument.kind {
+                // Its default need not be None.
+                ArgKind::Optional(inner) if argument.has_default => inner,
+                kind => kind,
+            };
+            match binder.argument(kind, &argument.name, spec)? {
+                Some(arg) => args.push(arg),
+                None if argument.has_default => args.push(Arg::Default),
                 None => lacks = lacks.or(Some(&argument.name)),
             }
         }
+        let given = args.iter().rposition(|arg| *arg != Arg::Default).map_or(0, |last| last + 1);
+        args.truncate(given);
         // Of an input by another name the caller is told that one: it has both names.
         binder.finish()?;
         if let Some(name) = lacks {
@@ -366,6 +367,7 @@ fn describe(arg: &Arg, key: &mut SmallVec<[i64; 12]>) -> bool {
     match arg {
         Arg::Tensor(_) => key.push(-1),
         Arg::None => key.push(-2),
+        Arg::Default => key.push(-4),
         Arg::Tuple(items) => {
             key.push(-3);
             key.push(items.len() as i64);
@@ -391,6 +393,7 @@ mod tests {
                 name: (*name).into(),
                 kind: kind.clone(),
                 has_default: *has_default,
+                skips: 0,
             })
             .collect();
         Arc::new(Signature::new(arguments, &[], &ModelManifest::parse(manifest).unwrap()).unwrap())
@@ -503,7 +506,7 @@ mod tests {
     #[test]
     fn keys_are_for_dicts() {
         let refused = |kind: ArgKind, text: &str| {
-            let argument = Argument { name: "d".into(), kind, has_default: false };
+            let argument = Argument { name: "d".into(), kind, has_default: false, skips: 0 };
             let manifest = ModelManifest::parse(text).unwrap();
             Signature::new(vec![argument], &[], &manifest).unwrap_err().to_string()
         };
@@ -516,7 +519,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults_may_be_left_out_from_the_end() {
+    fn what_is_left_out_is_the_models_own_default() {
         let sig = signature(
             &[("x", ArgKind::Tensor, false), ("n", ArgKind::Int, true), ("flag", ArgKind::Bool, true)],
             "",
@@ -525,15 +528,38 @@ mod tests {
         assert_eq!(Binding::new(&sig, std::slice::from_ref(&x), 1).unwrap().args.len(), 1);
         let given = [x.clone(), input("n", DType::I64, &[])];
         assert_eq!(Binding::new(&sig, &given, 1).unwrap().args, [Arg::Tensor(0), Arg::Int(0)]);
-        assert_eq!(
-            reason(Binding::new(&sig, &[x.clone(), input("flag", DType::Bool, &[1])], 1)),
-            Reason::MissingInput
-        );
+        let flagged = Binding::new(&sig, &[x.clone(), input("flag", DType::Bool, &[1])], 8).unwrap();
+        assert_eq!(flagged.args, [Arg::Tensor(0), Arg::Default, Arg::Bool(false)]);
         assert_eq!(
             reason(Binding::new(&sig, &[x.clone(), input("n", DType::F32, &[])], 1)),
             Reason::WrongDatatype
         );
         assert_eq!(reason(Binding::new(&sig, &[x, input("n", DType::I64, &[2])], 1)), Reason::WrongShape);
+    }
+
+    #[test]
+    fn an_optional_argument_is_its_default_not_none() {
+        let optional = |kind| ArgKind::Optional(Box::new(kind));
+        let mut sig = (*signature(
+            &[
+                ("x", ArgKind::Tensor, false),
+                ("scale", optional(ArgKind::Float), true),
+                ("mask", optional(ArgKind::Tensor), true),
+                ("must", optional(ArgKind::Tensor), false),
+            ],
+            "",
+        ))
+        .clone();
+        let args = |sig: &Signature, names: &[&str]| {
+            let inputs: Vec<_> = names.iter().map(|name| input(name, DType::F32, &[1])).collect();
+            Binding::new(&Arc::new(sig.clone()), &inputs, 8).unwrap().args
+        };
+        assert_eq!(args(&sig, &["x"]), [Arg::Tensor(0), Arg::Default, Arg::Default, Arg::None]);
+        let both = [Arg::Tensor(0), Arg::Default, Arg::Tensor(1), Arg::Tensor(2)];
+        assert_eq!(args(&sig, &["x", "mask", "must"]), both);
+        sig.arguments_mut()[2].skips = 2;
+        let behind = [Arg::Tensor(0), Arg::Default, Arg::Default, Arg::Default, Arg::Tensor(1), Arg::None];
+        assert_eq!(args(&sig, &["x", "mask"]), behind, "those that requests cannot fill keep their places");
     }
 
     #[test]

@@ -60,12 +60,14 @@ pub struct Batching {
     pub max_delay: Duration,
     /// The only sizes of a batch, ascending: smaller ones are padded with rows of zeros. Empty: any size.
     pub buckets: Vec<usize>,
+    /// The owner says that no row's answer depends on the other rows: answers of requests together and alone are not compared.
+    pub independent_rows: bool,
 }
 
 impl Batching {
     /// Up to `max_batch` items in one pass, kept waiting for each other for at most `max_delay`. `None`: as where nothing is said.
     pub fn new(max_batch: Option<usize>, max_delay: Duration) -> Self {
-        Self { max_batch, max_delay, buckets: Vec::new() }
+        Self { max_batch, max_delay, ..Self::default() }
     }
 
     /// Whether anything is said of sizes, if only that batches hold one item.

@@ -78,6 +78,8 @@ pub struct Argument {
     pub kind: ArgKind,
     /// It may be left out, and the model's own default is taken.
     pub has_default: bool,
+    /// Arguments right before it that requests cannot fill: they always have their defaults.
+    pub skips: usize,
 }
 
 /// What is known of one tensor on the wire.
@@ -255,6 +257,11 @@ impl Signature {
     /// Arguments of `forward`, in order.
     pub fn arguments(&self) -> &[Argument] {
         &self.arguments
+    }
+
+    #[cfg(test)]
+    pub(super) fn arguments_mut(&mut self) -> &mut [Argument] {
+        &mut self.arguments
     }
 
     /// What requests send, one entry an argument.

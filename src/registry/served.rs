@@ -28,7 +28,7 @@ impl ServedShapes {
         if inputs.iter().map(|input| input.tensor.data().len()).sum::<usize>() > Self::MOST_BYTES {
             return;
         }
-        let ignore_rows = usize::from(servable.max_batch > 1);
+        let ignore_rows = usize::from(servable.max_batch() > 1);
         let alike = |seen: &InputShapes| {
             seen.len() == inputs.len()
                 && seen.iter().zip(inputs).all(|((name, dtype, shape), input)| {
@@ -43,6 +43,11 @@ impl ServedShapes {
             let shapes = inputs.iter().map(|i| (i.name.clone(), i.tensor.dtype(), i.tensor.shape().clone()));
             seen.push(shapes.collect());
         }
+    }
+
+    /// Forgets shapes that are served no more.
+    pub fn forget(&self, shapes: &[InputShapes]) {
+        self.seen.lock().retain(|seen| !shapes.contains(seen));
     }
 
     /// What was seen.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -14,7 +15,9 @@ use parking_lot::{Condvar, Mutex};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::{Charge, Handle, Job, PendingReply, QueueConfig, RunQueue, job::Limits, quick, runner};
+use super::{
+    Charge, Handle, Job, PendingReply, QueueConfig, RunQueue, idle::Idle, job::Limits, quick, runner,
+};
 use crate::{
     admission::{Breaker, Tenant, Underway},
     backend::{Backend, ThreadRole},
@@ -113,9 +116,7 @@ struct RunningPass {
 #[derive(Debug)]
 struct State {
     queue: RunQueue<Job>,
-    /// Executors that sleep, the last to fall asleep at the end: it is woken first, while its caches still hold
-    /// the weights. They wait in this order only; who is told to wake up is taken out at once.
-    idle: Vec<usize>,
+    idle: Idle,
     /// The lane of the batch that each runs, by its most urgent job.
     leads: Vec<Option<Lane>>,
     /// Numbers of executors whose thread has ended.
@@ -159,7 +160,7 @@ impl Scheduler {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 queue: RunQueue::new(config.queue),
-                idle: Vec::with_capacity(most),
+                idle: Idle::default(),
                 leads: vec![None; most],
                 unused: (0..most).rev().collect(),
                 closed: false,
@@ -187,12 +188,23 @@ impl Scheduler {
             *running.lock() = Running::default();
         }
         let (shared, backend, intra_op) = (self.shared.clone(), self.backend.clone(), self.intra_op);
+        let work = move || {
+            let _guard = backend.enter_thread(ThreadRole::Executor { intra_op });
+            while catch_unwind(AssertUnwindSafe(|| shared.work_until_closed(index))).is_err() {
+                shared.recover(index);
+            }
+        };
+        let spawned = std::thread::Builder::new().name(format!("exec-{index}")).spawn(work);
+        let thread = match spawned {
+            Ok(thread) => thread,
+            Err(error) => {
+                state.unused.push(index);
+                return Err(error);
+            }
+        };
         let mut threads = self.threads.lock();
         threads.retain(|thread| !thread.is_finished());
-        threads.push(std::thread::Builder::new().name(format!("exec-{index}")).spawn(move || {
-            let _guard = backend.enter_thread(ThreadRole::Executor { intra_op });
-            shared.work_until_closed(index);
-        })?);
+        threads.push(thread);
         self.shared.healthy.fetch_add(1, Ordering::Relaxed);
         Ok(true)
     }
@@ -229,7 +241,7 @@ impl Scheduler {
         }
         for pass in &mut stuck {
             pass.replaced = self.add_thread(&mut state).unwrap_or(false);
-            let next = state.idle.pop();
+            let next = state.idle.to_wake();
             self.shared.wake(next);
         }
         stuck
@@ -264,7 +276,7 @@ impl Scheduler {
         }
         let handle = state.queue.push(job);
         // Whoever holds jobs back sees to it that they are looked at in time.
-        let wake = if state.queue.is_held(&handle) { None } else { state.idle.pop() };
+        let wake = if state.queue.is_held(&handle) { None } else { state.idle.to_wake() };
         drop(state);
         self.shared.wake(wake);
         PendingReply { receiver, waiting: Some((self.shared.clone(), handle)) }
@@ -324,6 +336,39 @@ impl Drop for Scheduler {
 }
 
 impl Shared {
+    /// After a panic outside of a pass: its jobs are gone, and the thread goes on without them.
+    fn recover(&self, index: usize) {
+        tracing::error!(executor = index, "an executor panicked outside of a pass: its requests are lost");
+        let Some(running) = self.running.get(index) else { return };
+        let mut state = self.state.lock();
+        let mut running = running.lock();
+        state.idle.woke(index);
+        if let Some(pass) = running.pass.take().filter(|_| !running.given_up) {
+            state.queue.finished(pass.model.id(), pass.lead);
+        }
+        if !running.given_up {
+            state.set_lead(index, None);
+        }
+    }
+
+    /// Queues jobs again that were not answered.
+    fn put_back(&self, jobs: Vec<Job>) {
+        if jobs.is_empty() {
+            return;
+        }
+        let mut state = self.state.lock();
+        if state.closed {
+            drop(state);
+            // As in `submit`: dropped, they read as "shutting down".
+            return;
+        }
+        for job in jobs {
+            state.queue.push(job);
+            let next = state.idle.to_wake();
+            self.wake(next);
+        }
+    }
+
     fn work_until_closed(&self, index: usize) {
         let Some(sleep) = self.work.get(index) else { return };
         let mut ended = None;
@@ -346,9 +391,10 @@ impl Shared {
                     let idle = state.idle.len();
                     let popped = state.queue.pop(Instant::now(), idle);
                     if !popped.jobs.is_empty() || !popped.late.is_empty() {
-                        if popped.wait_until.is_some() {
-                            // While this one is busy, another must wake up for the jobs that are held back.
-                            let next = state.idle.pop();
+                        if popped.more || popped.wait_until.is_some() {
+                            // While this one is busy, another must wake up for the rest, and for jobs that are held back. The
+                            // notice of one that was put in may have come to this one.
+                            let next = state.idle.to_wake();
                             self.wake(next);
                         }
                         state.set_lead(index, popped.jobs.first().map(|job| job.bound.lane));
@@ -357,15 +403,14 @@ impl Shared {
                     if state.closed {
                         return;
                     }
-                    state.idle.push(index);
+                    state.idle.sleeps(index);
                     match popped.wait_until {
                         None => sleep.wait(&mut state),
                         Some(until) => {
-                            if sleep.wait_until(&mut state, until.into_std()).timed_out() {
-                                state.idle.retain(|idle| *idle != index);
-                            }
+                            let _by_notice = sleep.wait_until(&mut state, until.into_std());
                         }
                     }
+                    state.idle.woke(index);
                 }
             };
             for job in popped.late {
@@ -389,10 +434,14 @@ impl Shared {
 
     /// Runs a quick pass on the calling thread, a thread of the wire.
     fn run_here(&self, job: Job) {
-        let Some(lease) = job.bound.slot.lease() else { return runner::run(vec![job], None) };
+        let Some(lease) = job.bound.slot.lease() else {
+            runner::run(vec![job], None, &|| {});
+            return;
+        };
         let (lane, tenant) = (job.bound.lane, job.bound.tenant.clone());
         let (quick, since, cpu) = (lease.quick.clone(), Instant::now(), threads::cpu_time());
-        runner::run(vec![job], Some(lease));
+        let back = runner::run(vec![job], Some(lease), &|| {});
+        self.put_back(back);
         // By the thread's own time: while executors are busy the system may have run others instead.
         quick.took(threads::cpu_time().saturating_sub(cpu));
         let took = since.elapsed();
@@ -417,6 +466,14 @@ impl Shared {
     fn begins(&self, index: usize, pass: RunningPass) {
         if let Some(running) = self.running.get(index) {
             running.lock().pass = Some(pass);
+        }
+    }
+
+    /// Another pass begins for the same batch: each has its own time.
+    fn renew(&self, index: usize) {
+        let Some(running) = self.running.get(index) else { return };
+        if let Some(pass) = running.lock().pass.as_mut() {
+            pass.since = Instant::now();
         }
     }
 
@@ -452,8 +509,9 @@ impl Shared {
         let version = lease.as_ref().map(|lease| (lease.version, lease.breaker.clone()));
         let requests = jobs.len();
         self.begins(index, RunningPass { since, model, version, lead, requests, underway });
-        runner::run(jobs, lease);
+        let back = runner::run(jobs, lease, &|| self.renew(index));
         self.ends(index);
+        self.put_back(back);
         let took = since.elapsed();
         if let Some(busy) = self.busy_ns.get(index) {
             busy.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);

@@ -29,6 +29,8 @@ pub struct Job {
     pub submitted: Instant,
     pub(super) max_batch: usize,
     pub(super) max_concurrency: usize,
+    /// It shares no pass: the batch that it was in failed.
+    pub(super) alone: bool,
     /// Where it asks for more than a `max_batch`.
     manifest: Option<Arc<ModelManifest>>,
     reply: oneshot::Sender<Result<InferReply>>,
@@ -49,7 +51,7 @@ impl Limits {
         // Most models ask for neither: their jobs do not all count up and down one counter.
         let asks = !max_delay.is_zero() || !buckets.is_empty();
         let manifest = asks.then(|| servable.manifest.clone());
-        Self { max_batch: servable.max_batch, max_concurrency: servable.max_concurrency(), manifest }
+        Self { max_batch: servable.max_batch(), max_concurrency: servable.max_concurrency(), manifest }
     }
 }
 
@@ -64,9 +66,23 @@ impl Job {
         let (reply, receiver) = oneshot::channel();
         let Limits { max_batch, max_concurrency, manifest } = limits;
         let submitted = Instant::now();
-        let job =
-            Self { bound, queued, submitted, max_batch, max_concurrency, manifest, reply, _ticket: ticket };
+        let job = Self {
+            bound,
+            queued,
+            submitted,
+            max_batch,
+            max_concurrency,
+            alone: false,
+            manifest,
+            reply,
+            _ticket: ticket,
+        };
         (job, receiver)
+    }
+
+    /// Its caller has left.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.reply.is_closed()
     }
 
     /// Answers. A caller that has left does not hear it.
@@ -96,7 +112,7 @@ impl Schedulable for Job {
         GroupKey {
             slot: self.bound.slot.id(),
             version: self.bound.wanted,
-            batch: self.bound.binding.key.clone(),
+            batch: self.bound.binding.key.clone().filter(|_| !self.alone),
         }
     }
 

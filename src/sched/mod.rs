@@ -5,6 +5,8 @@
 
 mod dispatch;
 mod executor;
+mod forward;
+mod idle;
 mod job;
 mod order;
 mod padding;
@@ -12,16 +14,20 @@ mod planner;
 mod profile;
 mod queue;
 mod quick;
+mod rows;
 mod runner;
 mod statistics;
+mod trial;
 
 pub use dispatch::Dispatch;
 pub use executor::{ExecutorConfig, Scheduler, SchedulerSnapshot, StuckPass};
+pub(crate) use forward::{alone, by_leaf, guarded, rename};
 pub use job::{Job, PendingReply};
 pub use order::{LaneQueue, Place, Shares};
 pub use planner::{PlanInput, rows_to_take};
 pub use profile::{Cost, Measured, PassTime, Profile, ProfilePoint, RowClass};
 pub use queue::{Charge, GroupKey, Handle, Popped, QueueConfig, RunQueue, Schedulable};
 pub use quick::{QUICK, Quick, wire_woke};
-pub(crate) use runner::{alone, by_leaf, guarded, rename};
+pub use rows::{Goes, Rows, Verdict};
 pub use statistics::{Counts, Failure, Parts, Statistics, Total};
+pub(crate) use trial::trial;

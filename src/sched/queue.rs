@@ -96,6 +96,8 @@ pub struct Popped<J> {
     pub jobs: Vec<J>,
     /// Jobs whose deadline has passed or is too near for a pass: to be answered, not run.
     pub late: Vec<J>,
+    /// More can run now.
+    pub more: bool,
     /// When to look again: until then some jobs are kept waiting for others to share their batch.
     pub wait_until: Option<Instant>,
 }
@@ -245,7 +247,7 @@ impl<J: Schedulable> RunQueue<J> {
 
     /// The next batch. Its model counts as running until [`RunQueue::finished`].
     pub fn pop(&mut self, now: Instant, idle_executors: usize) -> Popped<J> {
-        let mut popped = Popped { jobs: Vec::new(), late: Vec::new(), wait_until: None };
+        let mut popped = Popped { jobs: Vec::new(), late: Vec::new(), more: false, wait_until: None };
         self.release_due(now);
         while let Some(lane) = self.shares.pick(self.eligible()) {
             let Some((tenant, place, &id)) = self.heads.first(lane) else { break };
@@ -269,6 +271,7 @@ impl<J: Schedulable> RunQueue<J> {
             self.forget_if_empty(id);
             break;
         }
+        popped.more = self.eligible().contains(&true);
         popped.wait_until = self.held.first().map(|(until, _)| *until);
         popped
     }

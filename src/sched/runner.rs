@@ -1,41 +1,40 @@
 //! Runs one batch on the calling thread: newest lease, join, forward, split, reply.
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::{
-    Job, padding,
-    statistics::{Answered, Parts},
+    Job, Verdict,
+    forward::{Failed, Ran, Request, forward},
+    statistics::Answered,
+    trial::trial,
 };
 use crate::{
-    admission::{breaker_open, version_gone},
-    backend::{BackendError, Pass, Servable},
+    admission::{Asked, breaker_open, version_gone},
+    backend::{BackendError, Servable},
     call::{InferReply, Timing},
     error::{Error, LOGGED, Reason, Result, beginning, shown},
-    model::{Arg, Binding, NamedTensor, TensorSpec},
+    model::{Binding, NamedTensor},
     registry::Lease,
     telemetry::{BatchSpan, Passing, Went},
-    tensor::{HostTensor, Joined, TensorError, join, split_rows},
+    tensor::HostTensor,
 };
 
-/// Runs `jobs`, which stand in one group, with the version that is live now, and answers each exactly once.
-pub(super) fn run(jobs: Vec<Job>, lease: Option<Lease>) {
-    let Some(slot) = jobs.first().map(|job| job.bound.slot.clone()) else { return };
+/// Runs `jobs`, which stand in one group, with the version that is live now, and answers each exactly once, or gives it back:
+/// those are to be queued again. `renew` is called before each pass after the first.
+pub(super) fn run(jobs: Vec<Job>, lease: Option<Lease>, renew: &(dyn Fn() + Sync)) -> Vec<Job> {
+    let Some(slot) = jobs.first().map(|job| job.bound.slot.clone()) else { return Vec::new() };
     let Some(lease) = lease else {
         for job in jobs {
             let message = format!("model '{}' was unloaded while the request waited", slot.name());
             job.reply(Err(Error::new(Reason::ModelNotReady, message)));
         }
-        return;
+        return Vec::new();
     };
     let mut ready = Vec::with_capacity(jobs.len());
-    let mut alone = Vec::new();
+    let mut back = Vec::new();
     let mut rows = 0;
     for mut job in jobs {
         let wanted = job.bound.wanted;
@@ -43,18 +42,21 @@ pub(super) fn run(jobs: Vec<Job>, lease: Option<Lease>) {
             job.reply(Err(version_gone(slot.name().as_str(), wanted, lease.version)));
             continue;
         }
-        if lease.breaker.opened_after(job.submitted) {
+        if lease.breaker.opened_after(job.submitted, || job.bound.scope()) {
             job.reply(Err(breaker_open(slot.name().as_str(), lease.version)));
+            continue;
+        }
+        if job.alone && job.is_cancelled() {
             continue;
         }
         // A reload may have changed what the model takes since the request was bound.
         if !Arc::ptr_eq(&job.bound.binding.signature, &lease.signature) {
-            match Binding::new(&lease.signature, &job.bound.call.inputs, lease.max_batch) {
+            match Binding::new(&lease.signature, &job.bound.call.inputs, lease.max_batch()) {
                 Ok(binding) => {
                     let same = binding.key == job.bound.binding.key;
                     job.bound.binding = binding;
                     if !same {
-                        alone.push(job);
+                        back.push(job);
                         continue;
                     }
                 }
@@ -65,17 +67,106 @@ pub(super) fn run(jobs: Vec<Job>, lease: Option<Lease>) {
             }
         }
         rows += job.bound.binding.rows;
-        if rows > lease.max_batch && !ready.is_empty() { alone.push(job) } else { ready.push(job) }
+        if rows > lease.max_batch() && !ready.is_empty() {
+            back.push(job);
+        } else {
+            ready.push(job);
+        }
     }
-    if !ready.is_empty() {
-        run_together(ready, &lease);
+    if lease.rows.is_alone() {
+        let others = ready.split_off(1.min(ready.len()));
+        back.extend(others.into_iter().map(|job| Job { alone: true, ..job }));
     }
-    for job in alone {
-        run_together(vec![job], &lease);
+    if ready.len() > 1 && lease.rows.shared().is_none() {
+        back.extend(learn(ready, &lease, renew));
+    } else if !ready.is_empty() {
+        back.extend(run_together(ready, &lease, renew).back);
+    }
+    back
+}
+
+/// Runs the first two requests alone, and then learns from them whether requests may share a pass. Gives the others back.
+fn learn(mut jobs: Vec<Job>, servable: &Servable, renew: &(dyn Fn() + Sync)) -> Vec<Job> {
+    let back = jobs.split_off(2.min(jobs.len()));
+    let Some(slot) = jobs.first().map(|job| job.bound.slot.clone()) else { return back };
+    let inputs: Vec<Vec<NamedTensor>> = jobs.iter().map(|job| job.bound.call.inputs.clone()).collect();
+    let mut good = true;
+    for job in jobs {
+        good &= run_together(vec![job], servable, renew).good;
+        renew();
+    }
+    let [one, two] = inputs.as_slice() else { return back };
+    let varied = if same(one, two) { varied(two) } else { two.clone() };
+    if !good || same(one, &varied) || !servable.rows.try_begin() {
+        return back;
+    }
+    let paced = |work: &(dyn Fn() -> _ + Sync)| {
+        renew();
+        work()
+    };
+    let verdict = trial(servable, [one, &varied], paced).unwrap_or_else(|error| {
+        if servable.rows.is_patient() {
+            return Verdict::Open;
+        }
+        Verdict::Alone(format!("requests together and alone could not be compared: {}", error.short))
+    });
+    decide(verdict, servable, slot.name().as_str());
+    servable.rows.end_try();
+    back
+}
+
+fn same(one: &[NamedTensor], two: &[NamedTensor]) -> bool {
+    one.iter().zip(two).all(|(one, two)| one.tensor.data() == two.tensor.data())
+}
+
+/// The same request with other values that are as likely to be legal: callers that only measure send one request again and again.
+fn varied(inputs: &[NamedTensor]) -> Vec<NamedTensor> {
+    let vary = |NamedTensor { name, tensor }: &NamedTensor| NamedTensor {
+        name: name.clone(),
+        tensor: turned(tensor).unwrap_or_else(|| tensor.clone()),
+    };
+    inputs.iter().map(vary).collect()
+}
+
+/// Each element has the place of the next.
+fn turned(tensor: &HostTensor) -> Option<HostTensor> {
+    let mut data = tensor.data().to_vec();
+    if data.len() > tensor.dtype().size() {
+        data.rotate_left(tensor.dtype().size());
+    }
+    HostTensor::from_backend(tensor.dtype(), tensor.shape().clone(), data.into()).ok()
+}
+
+/// Values of callers may be chosen to look harmless: two of their trials must agree.
+const AGREED: u32 = 2;
+
+fn decide(verdict: Verdict, servable: &Servable, model: &str) {
+    if !servable.rows.learn(verdict, AGREED) {
+        return;
+    }
+    let version = servable.version.0;
+    match servable.rows.why_alone() {
+        Some(why) => tracing::warn!(model, version, "requests are run one by one: {why}"),
+        None => {
+            let random = servable.rows.random();
+            if !random.is_empty() {
+                let outputs = random.join(", ");
+                tracing::warn!(model, version, outputs, "answers are random: rows were not compared");
+            }
+        }
     }
 }
 
-fn run_together(jobs: Vec<Job>, servable: &Servable) {
+/// What became of a batch.
+#[derive(Default)]
+struct Done {
+    /// Its requests were answered well.
+    good: bool,
+    /// To be queued again.
+    back: Vec<Job>,
+}
+
+fn run_together(mut jobs: Vec<Job>, servable: &Servable, renew: &(dyn Fn() + Sync)) -> Done {
     let started = Instant::now();
     let span = begin_span(&jobs, servable, started);
     let requests: SmallVec<[_; 16]> = jobs
@@ -89,7 +180,7 @@ fn run_together(jobs: Vec<Job>, servable: &Servable) {
     if let Some(span) = span {
         let rows: usize = jobs.iter().map(|job| job.bound.binding.rows).sum();
         let went = |ran: &Ran| Went { rows, padded_rows: ran.rows, took: ran.took };
-        span.end(ended, outcome.as_ref().map(went).map_err(|error| error.short.as_str()));
+        span.end(ended, outcome.as_ref().map(went).map_err(|failed| failed.error().short.as_str()));
     }
     match outcome {
         Ok(Ran { answers, rows: rows_run, took }) => {
@@ -97,6 +188,7 @@ fn run_together(jobs: Vec<Job>, servable: &Servable) {
             if let Some(job) = jobs.first() {
                 // Only what went well: the next version is warmed up with it.
                 job.bound.slot.served().record(servable, &job.bound.call.inputs);
+                servable.remember_good(&job.bound.call.inputs);
             }
             let batch_size = jobs.iter().map(|job| job.bound.binding.rows).sum();
             let answered = jobs.iter().map(|job| Answered {
@@ -116,31 +208,67 @@ fn run_together(jobs: Vec<Job>, servable: &Servable) {
                 });
                 job.reply(reply);
             }
+            Done { good: true, back: Vec::new() }
         }
-        Err(_) if jobs.len() > 1 => {
-            // One bad request must not fail the others: each gets its own pass and its own answer.
-            for job in jobs {
-                run_together(vec![job], servable);
+        Err(failed) if jobs.len() > 1 => {
+            if let (Failed::Cut(error), Some(job)) = (failed, jobs.first()) {
+                decide(Verdict::Alone(error.short), servable, job.bound.slot.name().as_str());
             }
+            // One bad request must not fail the others: each gets its own pass and its own answer, in its own turn.
+            for job in &mut jobs {
+                job.alone = true;
+            }
+            Done { good: false, back: jobs }
         }
-        Err(error) => {
-            let breaker = &servable.breaker;
-            if breaker.failed(Instant::now()) {
-                let began = Instant::now();
-                if jobs.iter().all(|job| works(job, servable)) {
-                    breaker.succeeded(began)
-                } else {
-                    breaker.open(began)
-                }
-            }
+        Err(failed) => {
+            let error = failed.error();
             for job in jobs {
+                judge_failure(&job, servable, renew);
                 let _in_span = job.bound.call.span.clone().entered();
                 let answer =
-                    forward_failed(&error, job.bound.slot.name().as_str(), &job.bound.call.request_id);
+                    forward_failed(error, job.bound.slot.name().as_str(), &job.bound.call.request_id);
                 job.reply(Err(answer));
+            }
+            Done::default()
+        }
+    }
+}
+
+/// Counts a failure, and finds out whether it is the version that fails or what its caller sent.
+fn judge_failure(job: &Job, servable: &Servable, renew: &(dyn Fn() + Sync)) {
+    let breaker = &servable.breaker;
+    let scope = job.bound.scope();
+    match breaker.failed(Instant::now(), &scope) {
+        Asked::Nothing => {}
+        Asked::Probe { callers } => {
+            renew();
+            let began = Instant::now();
+            // A model that may keep something between passes is not asked: it would keep the probe.
+            let keeps = servable.max_concurrency() == 1;
+            match servable.good_inputs().filter(|_| !keeps) {
+                _ if keeps && callers > 1 => breaker.open(began),
+                _ if keeps => {}
+                Some(good) if alone_works(servable, good) => breaker.succeeded(began),
+                Some(_) => breaker.open(began),
+                // It has never answered well. Zeros are what a warm-up would have run.
+                None if zeros_work(job, servable) => breaker.succeeded(began),
+                None => breaker.open_for(began, scope),
             }
         }
     }
+}
+
+fn alone_works(servable: &Servable, inputs: &[NamedTensor]) -> bool {
+    super::alone(servable, inputs).is_ok()
+}
+
+/// Whether the version answers zeros in the shapes of this request.
+fn zeros_work(job: &Job, servable: &Servable) -> bool {
+    let zeros = job.bound.call.inputs.iter().map(|NamedTensor { name, tensor }| {
+        let tensor = HostTensor::zeros(tensor.dtype(), tensor.shape().clone()).ok()?;
+        Some(NamedTensor { name: name.clone(), tensor })
+    });
+    zeros.collect::<Option<Vec<_>>>().is_some_and(|zeros| alone_works(servable, &zeros))
 }
 
 /// For the traced ones of `jobs`; `None` if none is.
@@ -150,176 +278,9 @@ fn begin_span(jobs: &[Job], servable: &Servable, began: Instant) -> Option<Batch
     BatchSpan::begin(jobs.iter().filter_map(|job| job.bound.call.trace.as_deref()), &pass)
 }
 
-/// Whether the version answers inputs as its warm-up had them, zeros, in the shapes of this request: then it was the values of
-/// the request that it threw at. A model that may keep something between passes is not asked: it would keep the zeros.
-fn works(job: &Job, servable: &Servable) -> bool {
-    if servable.max_concurrency() == 1 {
-        return false;
-    }
-    let Binding { args, leaves: inputs, .. } = &job.bound.binding;
-    let tensors = inputs.iter().filter_map(|at| job.bound.call.inputs.get(*at)).map(|input| &input.tensor);
-    let leaves = tensors.map(|like| {
-        let zeros = HostTensor::zeros(like.dtype(), like.shape().clone()).ok()?;
-        join([&zeros].into_iter())
-    });
-    let args = by_leaf(args, inputs);
-    let pass = |leaves| Pass { args: &args, leaves, share_memory: servable.effect_free };
-    leaves.collect::<Option<_>>().is_some_and(|leaves| guarded(servable, pass(leaves)).is_ok())
-}
-
 fn timing(job: &Job, started: Instant, compute: Duration, batch_size: usize) -> Timing {
     let batch_wait = started.duration_since(job.submitted);
     Timing { queue: job.queued, batch_wait, compute, batch_size, from_cache: false }
-}
-
-/// Runs one request that nobody waits for, in the way of all requests, and returns all outputs.
-///
-/// # Errors
-/// It does not fit the model, or the pass fails. One line.
-pub(crate) fn alone(servable: &Servable, inputs: &[NamedTensor]) -> Result<Vec<NamedTensor>, String> {
-    let binding = Binding::new(&servable.signature, inputs, servable.max_batch)
-        .map_err(|error| error.message().to_owned())?;
-    let ran = forward(&[Request { binding: &binding, inputs }], servable).map_err(|error| error.short)?;
-    Ok(ran.answers.into_iter().next().unwrap_or_default())
-}
-
-/// One of the requests of a batch.
-#[derive(Clone, Copy)]
-struct Request<'a> {
-    binding: &'a Binding,
-    inputs: &'a [NamedTensor],
-}
-
-/// A pass that went well.
-#[derive(Default)]
-struct Ran {
-    /// One list of outputs for each request.
-    answers: Vec<Vec<NamedTensor>>,
-    /// Rows, with what was added to fill them up.
-    rows: usize,
-    took: Parts<Duration>,
-}
-
-fn forward(requests: &[Request<'_>], servable: &Servable) -> Result<Ran, BackendError> {
-    let Some(Binding { args, leaves: inputs, key, .. }) = requests.first().map(|request| request.binding)
-    else {
-        return Ok(Ran::default());
-    };
-    let began = Instant::now();
-    let cannot = |error: TensorError| BackendError::new(error.to_string());
-    let bindings = requests.iter().map(|request| request.binding);
-    let sizes = padding::sizes(bindings.clone());
-    let mut leaves: Vec<Joined> = Vec::with_capacity(inputs.len());
-    for leaf in 0..inputs.len() {
-        let parts = requests.iter().filter_map(|request| {
-            let Request { binding, inputs } = *request;
-            Some((binding, &inputs.get(*binding.leaves.get(leaf)?)?.tensor))
-        });
-        let joined = if sizes.is_empty() {
-            join(parts.map(|(_, tensor)| tensor))
-        } else {
-            join(padding::padded(parts, leaf, &sizes).map_err(cannot)?.iter())
-        };
-        leaves.push(joined.ok_or_else(|| BackendError::new("requests of unlike shapes met in one batch"))?);
-    }
-    let mut rows: SmallVec<[usize; 16]> = bindings.clone().map(|binding| binding.rows).collect();
-    let real = rows.iter().sum();
-    let run = match key {
-        Some(_) => padding::fill_rows(&mut leaves, real, &servable.manifest.batching).map_err(cannot)?,
-        None => real,
-    };
-    let args = by_leaf(args, inputs);
-    let pass = Pass { args: &args, leaves, share_memory: servable.effect_free };
-    let joined = Instant::now();
-    let whole = guarded(servable, pass)?;
-    let inferred = Instant::now();
-    let named = rename(whole, servable)?;
-    let mut answers = if requests.len() == 1 && run == real {
-        vec![named]
-    } else {
-        rows.extend((run > real).then_some(run - real));
-        split(named, &rows, requests.len())?
-    };
-    for (answer, binding) in answers.iter_mut().zip(bindings).filter(|_| !sizes.is_empty()) {
-        for output in answer {
-            let spec = servable.signature.outputs().iter().find(|spec| *spec.name == *output.name);
-            if let Some(by) = spec.and_then(|spec| spec.cut.as_ref()) {
-                padding::cut_back(output, by, binding, &sizes)?;
-            }
-        }
-    }
-    let took = Parts { input: joined - began, infer: inferred - joined, output: inferred.elapsed() };
-    Ok(Ran { answers, rows: run, took })
-}
-
-/// One list of outputs for each of the first `wanted` of `rows`.
-fn split(
-    whole: Vec<NamedTensor>,
-    rows: &[usize],
-    wanted: usize,
-) -> Result<Vec<Vec<NamedTensor>>, BackendError> {
-    let mut answers: Vec<_> = (0..wanted).map(|_| Vec::with_capacity(whole.len())).collect();
-    for NamedTensor { name, tensor } in whole {
-        let pieces = split_rows(&tensor, rows).ok().flatten().ok_or_else(|| {
-            BackendError::new(format!("output '{name}' does not have one row for each row of the batch"))
-        })?;
-        for (answer, tensor) in answers.iter_mut().zip(pieces) {
-            answer.push(NamedTensor { name: name.clone(), tensor });
-        }
-    }
-    Ok(answers)
-}
-
-/// Runs a pass; a panic in the backend is an error like any other.
-pub(crate) fn guarded(servable: &Servable, pass: Pass<'_>) -> Result<Vec<NamedTensor>, BackendError> {
-    catch_unwind(AssertUnwindSafe(|| servable.module.forward(pass)))
-        .unwrap_or_else(|_| Err(BackendError::new("the backend panicked")))
-}
-
-/// Gives results the names that the signature has for them.
-pub(crate) fn rename(
-    mut results: Vec<NamedTensor>,
-    servable: &Servable,
-) -> Result<Vec<NamedTensor>, BackendError> {
-    let signature = &servable.signature;
-    if signature.drops_extra_outputs() {
-        drop_extra(&mut results, signature.outputs());
-    }
-    if signature.outputs_declared() && results.len() != signature.outputs().len() {
-        let (declared, got) = (signature.outputs().len(), results.len());
-        return Err(BackendError::new(format!("{declared} outputs are declared, the model returned {got}")));
-    }
-    for (position, result) in results.iter_mut().enumerate() {
-        let name = signature.output_name(position, &result.name);
-        if name != result.name {
-            result.name = name.to_owned();
-        }
-    }
-    Ok(results)
-}
-
-/// Leaves out what is not declared: of a dict the other keys, else what stands after the last declared result.
-fn drop_extra(results: &mut Vec<NamedTensor>, declared: &[TensorSpec]) {
-    let is_declared = |result: &NamedTensor| declared.iter().any(|output| *output.name == *result.name);
-    // By place a result is called `output_0` and so on: any other name that is declared is a key.
-    let by_key = results.iter().any(|result| !result.name.starts_with("output_") && is_declared(result));
-    if by_key { results.retain(is_declared) } else { results.truncate(declared.len()) }
-}
-
-/// Arguments in which tensors are numbered in the order of the pass, not of the request.
-pub(crate) fn by_leaf(args: &[Arg], leaves: &[usize]) -> Vec<Arg> {
-    let at = |input: &usize| leaves.iter().position(|leaf| leaf == input).unwrap_or(0);
-    args.iter()
-        .map(|arg| match arg {
-            Arg::Tensor(input) => Arg::Tensor(at(input)),
-            Arg::List(items) => Arg::List(items.iter().map(at).collect()),
-            Arg::Dict(items) => {
-                Arg::Dict(items.iter().map(|(key, input)| (key.clone(), at(input))).collect())
-            }
-            Arg::Tuple(items) => Arg::Tuple(by_leaf(items, leaves)),
-            other => other.clone(),
-        })
-        .collect()
 }
 
 fn select(outputs: Vec<NamedTensor>, wanted: &[String]) -> Result<Vec<NamedTensor>> {

@@ -73,6 +73,39 @@ pub fn distance(expected: &HostTensor, found: &HostTensor, near: Tolerance) -> R
     Ok(distance)
 }
 
+/// Of integers and truth values so many in a hundred may differ: noise in what they are made of may tip a few.
+const TIPPED: usize = 1;
+
+/// Whether two passes that should give the same gave the same, numeric noise aside. NaN is like NaN. The room is `relative` of the
+/// largest element, because noise comes from the largest numbers that were added up.
+///
+/// # Errors
+/// How far they are apart; `None` where their datatypes or shapes differ.
+pub fn alike(one: &HostTensor, other: &HostTensor, near: Tolerance) -> Result<(), Option<f64>> {
+    let dtype = one.dtype();
+    if other.dtype() != dtype || other.shape() != one.shape() {
+        return Err(None);
+    }
+    if one.data() == other.data() {
+        return Ok(());
+    }
+    let pairs = || one.data().chunks_exact(dtype.size()).zip(other.data().chunks_exact(dtype.size()));
+    if !dtype.is_float() {
+        let differ = pairs().filter(|(one, other)| one != other).count();
+        return if differ * 100 > one.elements() * TIPPED { Err(Some(differ as f64)) } else { Ok(()) };
+    }
+    let values = || pairs().map(|(one, other)| (float(dtype, one), float(dtype, other)));
+    let finite = values().map(|(one, _)| one.abs()).filter(|value| value.is_finite());
+    let room = near.absolute / 100.0 + near.relative * finite.fold(0.0, f64::max);
+    let mut largest = 0.0_f64;
+    for (one, other) in values() {
+        let same = one == other || (one.is_nan() && other.is_nan());
+        let apart = if same { 0.0 } else { (one - other).abs() };
+        largest = largest.max(if apart.is_nan() { f64::INFINITY } else { apart });
+    }
+    if largest > room { Err(Some(largest)) } else { Ok(()) }
+}
+
 fn float(dtype: DType, bytes: &[u8]) -> f64 {
     let two = || bytes.first_chunk().copied().unwrap_or_default();
     match dtype {
@@ -100,6 +133,25 @@ mod tests {
     use super::*;
 
     const NEAR: Tolerance = Tolerance { absolute: 0.1, relative: 0.01 };
+
+    #[test]
+    fn noise_is_alike_and_nan_is_like_nan() {
+        let like = |one: &[f32], other: &[f32]| alike(&floats(one), &floats(other), NEAR);
+        assert_eq!(like(&[100.0, 0.0], &[100.5, 0.9]), Ok(()), "noise of the largest");
+        assert_eq!(like(&[100.0, 0.0], &[100.0, 2.0]), Err(Some(2.0)));
+        assert_eq!(like(&[1e-9, 0.0], &[-1e-9, 0.0]), Ok(()));
+        let (nan, inf) = (f32::NAN, f32::INFINITY);
+        assert_eq!(like(&[nan, inf, 1.0], &[nan, inf, 1.0]), Ok(()));
+        assert_eq!(like(&[nan, 1.0], &[1.0, 1.0]), Err(Some(f64::INFINITY)));
+        assert_eq!(like(&[inf], &[-inf]), Err(Some(f64::INFINITY)));
+        assert_eq!(like(&[1.0], &[1.0, 1.0]), Err(None));
+        let bytes = |tipped: usize| {
+            let data: Vec<u8> = (0..200).map(|i| u8::from(i < tipped)).collect();
+            HostTensor::new(DType::U8, smallvec::smallvec![200], data.into()).unwrap()
+        };
+        assert_eq!(alike(&bytes(0), &bytes(2), NEAR), Ok(()));
+        assert_eq!(alike(&bytes(0), &bytes(3), NEAR), Err(Some(3.0)));
+    }
 
     fn floats(values: &[f32]) -> HostTensor {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();

@@ -10,7 +10,7 @@ mod pad;
 mod typed;
 
 pub use batch::{Joined, join, split_rows};
-pub use compare::{Difference, Distance, Tolerance, distance};
+pub use compare::{Difference, Distance, Tolerance, alike, distance};
 pub use dtype::DType;
 pub use pad::{Element, cut, element, may_pad, pad, pad_rows};
 pub use typed::{TypedData, encode_typed};

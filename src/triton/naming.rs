@@ -87,8 +87,12 @@ mod tests {
     }
 
     fn arguments(names: &[&str]) -> Vec<Argument> {
-        let tensor =
-            |name: &&str| Argument { name: (*name).into(), kind: ArgKind::Tensor, has_default: false };
+        let tensor = |name: &&str| Argument {
+            name: (*name).into(),
+            kind: ArgKind::Tensor,
+            has_default: false,
+            skips: 0,
+        };
         names.iter().map(tensor).collect()
     }
 
@@ -112,12 +116,12 @@ mod tests {
     #[test]
     fn names_of_a_dict_are_its_keys() {
         let mut inputs = tensors(&["left", "right"]);
-        let dict = Argument { name: "features".into(), kind: ArgKind::Dict, has_default: false };
+        let dict = Argument { name: "features".into(), kind: ArgKind::Dict, has_default: false, skips: 0 };
         name_arguments(&mut inputs, std::slice::from_ref(&dict));
         let found: Vec<_> = inputs.iter().map(|i| (i.argument.as_deref(), i.key.as_deref())).collect();
         assert_eq!(found, [(Some("features"), Some("left")), (Some("features"), Some("right"))]);
         let mut beside = tensors(&["left", "right"]);
-        let other = Argument { name: "x".into(), kind: ArgKind::Tensor, has_default: false };
+        let other = Argument { name: "x".into(), kind: ArgKind::Tensor, has_default: false, skips: 0 };
         name_arguments(&mut beside, &[dict, other]);
         assert!(beside.iter().all(|input| input.key.is_none()), "only of a dict that stands alone");
     }

@@ -11,6 +11,8 @@
 )]
 
 mod batching;
+#[cfg(feature = "torch")]
+mod boundary;
 mod check;
 mod client;
 mod console;

@@ -147,7 +147,7 @@ impl<S> OpenInference<S> {
     ) -> Result<ModelConfig> {
         self.bring(name, deadline).await?;
         let lease = self.lease(name, wanted)?;
-        Ok(triton::describe(name, &lease.signature, &lease.manifest, lease.max_batch))
+        Ok(triton::describe(name, &lease.signature, &lease.manifest, lease.max_batch()))
     }
 
     /// A hold on the version that a request without more to say would get.

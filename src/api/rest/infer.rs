@@ -133,7 +133,7 @@ async fn raw<S>(
         return Err(wrong("datatype and shape of its input are not declared"));
     };
     let name = spec.name.to_string();
-    let shape = one_row(dtype, shape, lease.max_batch > 1, body.len()).ok_or_else(|| {
+    let shape = one_row(dtype, shape, lease.max_batch() > 1, body.len()).ok_or_else(|| {
         wrong(&format!("{} bytes are no row of its declared shape and datatype", body.len()))
     })?;
     drop(lease);

@@ -66,7 +66,7 @@ fn queue(min_share: f64) -> RunQueue<TestJob> {
 
 fn key() -> BatchKey {
     use crate::model::{ArgKind, Argument, Binding, ModelManifest, NamedTensor, Signature};
-    let argument = Argument { name: "x".into(), kind: ArgKind::Tensor, has_default: false };
+    let argument = Argument { name: "x".into(), kind: ArgKind::Tensor, has_default: false, skips: 0 };
     let signature = Signature::new(vec![argument], &[], &ModelManifest::default()).unwrap();
     let tensor =
         crate::tensor::HostTensor::zeros(crate::tensor::DType::F32, [1, 2].as_slice().into()).unwrap();

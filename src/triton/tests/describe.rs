@@ -15,7 +15,8 @@ use crate::{
 };
 
 fn signature(kinds: Vec<(&str, ArgKind)>, manifest: &ModelManifest) -> Signature {
-    let argument = |(name, kind): (&str, ArgKind)| Argument { name: name.into(), kind, has_default: false };
+    let argument =
+        |(name, kind): (&str, ArgKind)| Argument { name: name.into(), kind, has_default: false, skips: 0 };
     Signature::new(kinds.into_iter().map(argument).collect(), &["y".to_owned()], manifest).unwrap()
 }
 
