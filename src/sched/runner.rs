@@ -85,9 +85,11 @@ pub(super) fn run(jobs: Vec<Job>, lease: Option<Lease>, renew: &(dyn Fn() + Sync
     back
 }
 
-/// Runs the first two requests alone, and then learns from them whether requests may share a pass. Gives the others back.
+/// Runs the first two requests alone, and then learns from them whether requests may share a pass. Gives the others back, to run alone:
+/// they have waited for company already.
 fn learn(mut jobs: Vec<Job>, servable: &Servable, renew: &(dyn Fn() + Sync)) -> Vec<Job> {
-    let back = jobs.split_off(2.min(jobs.len()));
+    let mut back = jobs.split_off(2.min(jobs.len()));
+    back.iter_mut().for_each(|job| job.alone = true);
     let Some(slot) = jobs.first().map(|job| job.bound.slot.clone()) else { return back };
     let inputs: Vec<Vec<NamedTensor>> = jobs.iter().map(|job| job.bound.call.inputs.clone()).collect();
     let mut good = true;

@@ -138,7 +138,9 @@ async fn requests_that_share_a_batch_have_their_own_traces_and_are_linked_with_i
     let (collector, url) = Collector::start().await;
     let dir = repository(&[("m", "delay_ms = 2")]);
     // Neither runs before both are there: nobody would wait ten seconds.
-    fs::write(dir.path().join("m/model.toml"), "[batching]\nmax_batch = 2\nmax_delay = '10s'").unwrap();
+    // The warm-up has seen that rows may share a pass.
+    let manifest = "[batching]\nmax_batch = 2\nmax_delay = '10s'\n[warmup]\nshapes = [{ x = [1, 2] }]";
+    fs::write(dir.path().join("m/model.toml"), manifest).unwrap();
     let server = tracing(dir.path(), url);
     let mut first = server.ready().await;
     let mut second = first.clone();
