@@ -23,6 +23,7 @@ mod rules;
 mod shapes;
 mod status;
 mod sync;
+mod told;
 mod upload;
 mod warmup;
 mod watch;

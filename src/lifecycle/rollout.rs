@@ -11,8 +11,9 @@ use tokio::time::Instant;
 use super::{
     Asker, Change, Expected, Manager, RolloutState, RolloutStatus,
     entry::{Entry, Hold, Holding},
-    manager::{Order, Told, choose},
+    manager::{Order, choose},
     rollouts::{Beginning, Decision},
+    told::Told,
 };
 use crate::{
     admission::ControlPlace,

@@ -14,9 +14,10 @@ use super::{
     Asker, Change, Expected, Manager, Phases,
     described::Described,
     entry::{Entry, Holding},
-    manager::{GLANCE, Order, Told},
+    manager::{GLANCE, Order},
     rollout::{Way, way},
     room::Resting,
+    told::Told,
 };
 use crate::{
     error::{Error, Reason, Result},
@@ -69,13 +70,21 @@ impl Manager {
             found = settled;
         }
         self.take_note(&found);
-        let loads: Vec<_> = self
-            .in_order_of_start(found.clone())
-            .await
+        let ordered = self.in_order_of_start(found.clone()).await;
+        if self.config.memory.is_limited() {
+            let names = ordered.iter().map(|found| found.name.clone());
+            self.starting.send_replace(names.collect());
+        }
+        let loads: Vec<_> = ordered
             .into_iter()
             .map(|found| {
                 let manager = self.clone();
-                self.tasks.spawn(async move { manager.sync(found, Asker::Start).await })
+                self.tasks.spawn(async move {
+                    let name = found.name.clone();
+                    let serves = manager.sync(found, Asker::Start).await;
+                    manager.claimed(&name);
+                    serves
+                })
             })
             .collect();
         let mut loaded = 0;
@@ -108,6 +117,25 @@ impl Manager {
         let mut ordered: Vec<_> = futures::stream::iter(found).map(order).buffered(AT_ONCE).collect().await;
         ordered.sort_by_key(|(order, _)| *order);
         ordered.into_iter().map(|(_, found)| found).collect()
+    }
+
+    /// Waits until all models have claimed their room that may do so before this one. One whose files do not answer is not
+    /// waited for long.
+    async fn may_claim(&self, model: &ModelName) {
+        let mut starting = self.starting.subscribe();
+        let first = starting.wait_for(|starting| {
+            !starting.contains(model) || starting.front().is_some_and(|first| first == model)
+        });
+        let _late = tokio::time::timeout(GLANCE, first).await;
+    }
+
+    /// A model of the start has its room, or needs none.
+    fn claimed(&self, model: &ModelName) {
+        self.starting.send_if_modified(|starting| {
+            let before = starting.len();
+            starting.retain(|other| other != model);
+            starting.len() < before
+        });
     }
 
     /// What is on disk now, by name: of several models with one name the first counts.
@@ -219,7 +247,10 @@ impl Manager {
             && *asker != Asker::Request
             && let Some(files) = target.and_then(|version| files_of(found, version))
         {
-            match self.resting(entry, files).await? {
+            self.may_claim(entry.name()).await;
+            let resting = self.resting(entry, files).await;
+            self.claimed(entry.name());
+            match resting? {
                 Resting::Load(reserved) => room = reserved,
                 Resting::Left => {
                     entry.set_labels(plan.labels.clone());
