@@ -191,9 +191,9 @@ impl Breaker {
         }
     }
 
-    /// Whether requests are refused.
+    /// Whether all requests are refused.
     pub fn is_open(&self) -> bool {
-        matches!(self.inner.lock().state, State::Open { .. })
+        matches!(self.inner.lock().state, State::Open { only: None, .. })
     }
 }
 
@@ -321,7 +321,7 @@ mod tests {
         let (breaker, now) = (Breaker::new(MOST), Instant::now());
         let (bad, other) = (scope(1, 5), scope(1, 4));
         breaker.open_for(now, bad);
-        assert!(breaker.is_open() && breaker.admit(after(now, 1), || bad).is_err());
+        assert!(!breaker.is_open() && breaker.admit(after(now, 1), || bad).is_err());
         assert!(breaker.admit(after(now, 1), || other).unwrap().is_none());
         assert!(breaker.opened_after(after(now, 0) - Duration::from_millis(1), || bad));
         assert!(!breaker.opened_after(after(now, 0) - Duration::from_millis(1), || other));
@@ -335,7 +335,7 @@ mod tests {
         }
         assert!(breaker.admit(after(now, 5), || bad).is_ok(), "the oldest made room");
         breaker.open(after(now, 6));
-        assert!(breaker.admit(after(now, 7), || bad).is_err(), "all");
+        assert!(breaker.is_open() && breaker.admit(after(now, 7), || bad).is_err(), "all");
         breaker.succeeded(after(now, 8));
         assert!(!breaker.is_open());
     }

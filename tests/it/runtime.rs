@@ -205,6 +205,7 @@ async fn health_follows_the_breaker_whatever_else_happens_to_the_model() {
     let mut client = server.ready().await;
     let mut health = HealthClient::new(server.channel().await);
     until(async || serving(&mut health.clone(), "whole").await == Some(true)).await;
+    ask(&mut client, "m").await.unwrap();
     fs::write(&broken, "").unwrap();
     for _ in 0..10 {
         ask(&mut client, "m").await.unwrap_err();

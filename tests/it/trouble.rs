@@ -38,6 +38,7 @@ async fn a_version_that_only_fails_is_refused_until_a_trial_goes_well() {
     let server = Server::fake(dir.path(), |_| {});
     let mut client = server.ready().await;
     let health = HealthClient::new(server.channel().await);
+    client.infer(one("m", 1.0)).await.unwrap();
     std::fs::write(&broken, "").unwrap();
     for _ in 0..10 {
         assert_eq!(reason(&client.infer(one("m", -1.0)).await.unwrap_err()), "FORWARD_FAILED");
@@ -48,9 +49,11 @@ async fn a_version_that_only_fails_is_refused_until_a_trial_goes_well() {
     assert!(wait <= Duration::from_secs(1), "{wait:?}");
     assert_eq!(metric(&server, "torchlane_breaker_open{model=\"m\"}").await, 1.0);
     until(async || serving(&mut health.clone(), "m").await == Some(false)).await;
-    // So it does again after a reload that mends nothing, and health with it.
+    // So it does again after a reload that mends nothing for long, and health with it.
+    std::fs::remove_file(&broken).unwrap();
     let reload = proto::ReloadModelRequest { model: "m".into(), ..Default::default() };
     client.reload_model(reload).await.unwrap();
+    std::fs::write(&broken, "").unwrap();
     for _ in 0..10 {
         assert_eq!(reason(&client.infer(one("m", -1.0)).await.unwrap_err()), "FORWARD_FAILED");
     }
