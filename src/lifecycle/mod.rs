@@ -4,6 +4,7 @@
 //! the swap nothing of the live version is touched, and a failure anywhere leaves it serving.
 
 mod beside;
+mod decisions;
 mod demand;
 mod described;
 mod entry;
@@ -24,6 +25,7 @@ mod upload;
 mod warmup;
 mod watch;
 
+pub use decisions::{about_state, about_training};
 pub use demand::{OnDemand, ResidencyConfig};
 pub use described::unheeded;
 pub use history::{ChangeRecord, History};

@@ -45,8 +45,8 @@ pub fn of_archive(path: &Path) -> Result<ArchiveSummary, BackendError> {
         outputs: outputs(&forward.returns),
         effect_free: !info.effects.any(),
         loops: info.loops,
-        stateful: info.effects.assigns_attributes
-            || info.effects.mutates_containers && !info.attributes.is_empty(),
+        stateful: info.state,
+        training: info.trains,
         tensor_bytes: info.tensor_bytes(),
         torch_version: info.torch_version,
         findings: info.findings,

@@ -52,6 +52,7 @@ pub fn describe(
         default_model_filename: of_archives(ARCHIVE),
         scheduling_choice: scheduling(manifest, batched),
         response_cache: manifest.response_cache.then_some(ModelResponseCache { enable: true }),
+        parameters: parameters::of(&manifest.scheduling),
         model_warmup: warmup(signature, &manifest.warmup.shapes, batched),
         ..ModelConfig::default()
     }

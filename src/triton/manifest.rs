@@ -114,6 +114,7 @@ pub(super) fn map(
         scheduling: Scheduling {
             default_lane: default_lane(batching)?,
             max_concurrency: instances(&config.instance_group),
+            stateful: parameters::stateful(&config.parameters)?,
             ..Scheduling::default()
         },
         inputs: inputs.collect::<Result<_, _>>()?,
