@@ -10,6 +10,7 @@ use super::{
     dtype::data_type,
     manifest::{BACKEND, ENSEMBLE, PLATFORM},
     names::ARCHIVE,
+    parameters,
 };
 use crate::{
     ensemble::Step,

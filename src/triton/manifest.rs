@@ -11,7 +11,7 @@ use super::{
     ConfigError, TritonConfig,
     dtype::dtype,
     names::{ARCHIVE, is_below, is_plain},
-    naming,
+    naming, parameters,
 };
 use crate::{
     ensemble::Step,

@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use super::super::info::Seen;
 use super::super::pickle::Id;
-use super::ast::{Call, Expr, Function, Program, Statement, Target, What};
+use super::ast::{Expr, Function, Program, Statement, Target, What};
 use super::objects::{Attribute, Objects};
 use super::value::{Heap, Kind, Known, Value};
 
