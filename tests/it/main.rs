@@ -30,6 +30,7 @@ mod response_cache;
 mod rollout;
 mod server;
 mod settings;
+mod state;
 mod store;
 mod tidy;
 #[cfg(feature = "torch")]

@@ -143,7 +143,7 @@ impl<'p, 'a> Run<'p, 'a> {
     fn deeper(&mut self) -> Outcome<()> {
         self.depth += 1;
         self.steps = self.steps.saturating_sub(1);
-        if self.depth > MAX_DEPTH || self.steps == 0 {
+        if self.depth > MAX_DEPTH || self.steps == 0 || self.heap.is_exhausted() {
             return Err(self.unknown("the code is too large"));
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! What is known of a value: whether it outlives the call, where it was made, and its constant, if it is one.
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 use std::rc::Rc;
@@ -137,6 +138,8 @@ pub(super) struct Heap<'a> {
     held: HashMap<Site, Held<'a>>,
     /// Something was put in that was not known to be there.
     pub(super) changed: bool,
+    /// Sites that were looked at or copied: time and memory.
+    work: Cell<usize>,
 }
 
 #[derive(Debug, Default)]
@@ -150,6 +153,19 @@ struct Held<'a> {
 }
 
 impl<'a> Heap<'a> {
+    /// Most work for one archive.
+    const MOST_WORK: usize = 20_000_000;
+
+    /// Whether there was more to do than is worth it.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.work.get() > Self::MOST_WORK
+    }
+
+    /// Counts work on a value.
+    pub(super) fn count(&self, value: &Value<'_>) {
+        self.work.set(self.work.get().saturating_add(1 + value.sites.len()));
+    }
+
     /// Something of these parts is made at `site`.
     pub(super) fn make(&mut self, site: Site, parts: &[Value<'a>]) -> Value<'a> {
         let held = self.held.entry(site).or_default();
@@ -159,6 +175,7 @@ impl<'a> Heap<'a> {
         for (field, part) in held.fields.iter_mut().zip(parts) {
             self.changed |= field.join(part);
         }
+        parts.iter().for_each(|part| self.count(part));
         Value::made(site)
     }
 
@@ -167,6 +184,7 @@ impl<'a> Heap<'a> {
         for site in &container.sites {
             let held = self.held.entry(*site).or_default();
             self.changed |= held.any.join(value) | !std::mem::replace(&mut held.mixed, true);
+            self.count(value);
         }
     }
 
@@ -179,6 +197,8 @@ impl<'a> Heap<'a> {
         }
         for site in &container.sites {
             let Some(held) = self.held.get(site) else { continue };
+            self.count(&held.any);
+            held.fields.iter().for_each(|field| self.count(field));
             found.join(&held.any);
             match at.filter(|_| !held.mixed) {
                 Some(at) => {

@@ -62,6 +62,7 @@ impl<'p, 'a> Run<'p, 'a> {
                 self.around(made, &parts)
             }
         };
+        self.heap.count(&value);
         self.depth -= 1;
         Ok(value)
     }
