@@ -35,7 +35,10 @@ async fn a_decision_has_the_same_words_everywhere() {
     let told = decided(&mut client, "m").await;
     let whats: Vec<_> = told.iter().map(|(what, _)| what.as_str()).collect();
     assert_eq!(whats, ["state", "batching", "concurrency", "response_cache"]);
-    assert!(told[0].1.contains("ALL callers") && told[0].1.contains("scheduling.stateful = false"), "{told:?}");
+    assert!(
+        told[0].1.contains("ALL callers") && told[0].1.contains("scheduling.stateful = false"),
+        "{told:?}"
+    );
     assert!(told[1].1.contains("8 rows") && told[2].1.contains("max_concurrency = 4"), "{told:?}");
     assert_eq!(decided(&mut client, "plain").await, []);
     let overridden = decided(&mut client, "overridden").await;
@@ -44,7 +47,10 @@ async fn a_decision_has_the_same_words_everywhere() {
     let console = call(&server, "GET", "/console/models/m", &[], b"").await.json();
     let config = call(&server, "GET", "/v2/models/m/config", &[], b"").await.json();
     for (at, (what, text)) in told.iter().enumerate() {
-        assert_eq!((&console["decisions"][at]["what"], &console["decisions"][at]["text"]), (&(**what).into(), &(**text).into()));
+        assert_eq!(
+            (&console["decisions"][at]["what"], &console["decisions"][at]["text"]),
+            (&(**what).into(), &(**text).into())
+        );
         let parameter = format!("TORCHLANE_DECIDED_{}", what.to_ascii_uppercase());
         assert_eq!(config["parameters"][&parameter]["string_value"], **text);
     }
@@ -130,14 +136,21 @@ mod with_libtorch {
             let mut client = client.clone();
             tokio::spawn(async move {
                 let x = number as f32;
-                let answer = client.infer(request("gathers", vec![f32s("x", &[1, 2], &[x, -x])])).await.unwrap();
-                assert_eq!(floats(&answer.get_ref().outputs[0]), [x, -x, 2.0 * x, -2.0 * x, 3.0 * x, -3.0 * x]);
+                let answer =
+                    client.infer(request("gathers", vec![f32s("x", &[1, 2], &[x, -x])])).await.unwrap();
+                assert_eq!(
+                    floats(&answer.get_ref().outputs[0]),
+                    [x, -x, 2.0 * x, -2.0 * x, 3.0 * x, -3.0 * x]
+                );
             })
         });
         for call in calls.collect::<Vec<_>>() {
             call.await.unwrap();
         }
         let told = decided(&mut client, "trains").await;
-        assert!(told.iter().any(|(what, text)| what == "training" && text.contains("torch.dropout")), "{told:?}");
+        assert!(
+            told.iter().any(|(what, text)| what == "training" && text.contains("torch.dropout")),
+            "{told:?}"
+        );
     }
 }

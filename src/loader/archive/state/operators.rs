@@ -105,10 +105,9 @@ impl<'a> Run<'_, 'a> {
                 self.heap.put(first, value);
                 self.heap.put(first, &inner);
             }
+            // `pop` and `setdefault` may return what they are given for a key that is not there.
             let mut result = part;
-            if name == "setdefault" {
-                all.iter().skip(1).for_each(|value| drop(result.join(value)));
-            }
+            all.iter().skip(1).for_each(|value| drop(result.join(&value.memory())));
             return Ok(result);
         }
         if harmful(name) && !of_tensor {
@@ -144,7 +143,9 @@ impl<'a> Run<'_, 'a> {
             self.heap.make(site, &[])
         } else if PARTS.contains(&key) {
             let mut part = self.heap.part(first, None);
-            part.join(&Value { known: Known::Any, sites: Vec::new(), ..first.memory() });
+            part.join(&Value { sites: Vec::new(), ..first.memory() });
+            // The default of `get`.
+            all.iter().skip(1).for_each(|value| drop(part.join(&value.memory())));
             part
         } else {
             let shared = if ALIASES.first.contains(key) { all.get(..1).unwrap_or_default() } else { &all };

@@ -328,14 +328,29 @@ impl<'t, 'a> Cursor<'t, 'a, '_> {
         }
         let mut parts = vec![self.operand(depth)?];
         while let Some(token) = self.tokens.first() {
-            let between = match *token {
+            let between = matches!(
+                *token,
                 Token::Symbol(
-                    "+" | "-" | "*" | "/" | "//" | "%" | "**" | "@" | "&" | "|" | "^" | "<<" | ">>" | "<"
-                    | ">" | "<=" | ">=" | "==" | "!=",
-                )
-                | Token::Name("and" | "or" | "in" | "is" | "not" | "if" | "else") => true,
-                _ => false,
-            };
+                    "+" | "-"
+                        | "*"
+                        | "/"
+                        | "//"
+                        | "%"
+                        | "**"
+                        | "@"
+                        | "&"
+                        | "|"
+                        | "^"
+                        | "<<"
+                        | ">>"
+                        | "<"
+                        | ">"
+                        | "<="
+                        | ">="
+                        | "=="
+                        | "!=",
+                ) | Token::Name("and" | "or" | "in" | "is" | "not" | "if" | "else")
+            );
             if !between {
                 break;
             }

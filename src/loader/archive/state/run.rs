@@ -445,7 +445,9 @@ impl<'p, 'a> Run<'p, 'a> {
             return Err(self.unknown(&format!("it calls {name}() of something")));
         };
         let program = self.program;
-        let found = program.classes.get(&**class).and_then(|class| class.methods.get(name).copied());
+        // Methods of an interface have no bodies.
+        let class_of = program.classes.get(&**class).filter(|class| !class.base.ends_with("Interface"));
+        let found = class_of.and_then(|class| class.methods.get(name).copied());
         match found {
             Some(function) => {
                 arguments.insert(0, (None, of.clone()));

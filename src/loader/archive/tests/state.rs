@@ -187,6 +187,8 @@ fn writes_to_what_the_module_keeps_are_found_however_they_come_there() {
             "self.b",
         ),
         ("p = __torch__.Pair(x, self.b)\n_0 = torch.zero_(p.two)", "self.b"),
+        ("d = {\"a\": x}\nz = torch.get(d, \"b\", self.b)\n_0 = torch.add_(z, 1)", "self.b"),
+        ("d = {\"a\": x}\nz = torch.setdefault(d, \"b\", self.b)\n_0 = torch.add_(z, 1)", "self.b"),
         ("one, two, = (x, self.b)\n_0 = torch.zero_(two)", "self.b"),
         ("z, w = x, self.b\n_0 = torch.zero_(w)", "self.b"),
         ("_0 = torch.add_(CONSTANTS.c0, 1)", "the constant c0"),
@@ -251,6 +253,9 @@ fn what_cannot_be_followed_counts_as_state_and_says_so() {
         assert!(found.contains("torchlane cannot tell: "), "{body}\n{found}");
         assert!(found.contains("code/__torch__.py:"), "{body}\n{found}");
     }
+    let lists: String =
+        (0..9000).map(|n| format!("l{} = [l{n}, l{n}]\n_{n} = torch.meshgrid(l{n})\n", n + 1)).collect();
+    assert!(state(&format!("l0 = [x]\n{lists}")).unwrap().contains("the code is too large"));
     let deep = format!("y0 = {}x{}", "(".repeat(3000), ")".repeat(3000));
     assert!(state(&deep).unwrap().contains("too deep"));
     let calls = "  def again(self: __torch__.M, x: Tensor) -> Tensor:\n    return (self).again(x, )\n";
