@@ -28,6 +28,10 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         warnings.iter().map(|warning| format!("{name}: {warning}")).collect()
     };
     let warnings: Vec<String> = checks.iter().flat_map(warned).collect();
+    let decided: Vec<String> = checks
+        .iter()
+        .flat_map(|check| check.decisions.iter().map(|decision| format!("{}: {decision}", check.name)))
+        .collect();
     let rows: Vec<_> = checks
         .into_iter()
         .map(|check| {
@@ -39,6 +43,10 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     if !warnings.is_empty() {
         println!("\nNot heeded, though models load without it:");
         warnings.iter().for_each(|warning| println!("{warning}"));
+    }
+    if !decided.is_empty() {
+        println!("\nDecided by torchlane:");
+        decided.iter().for_each(|decision| println!("{decision}"));
     }
     if bad > 0 {
         return Err(Failure::Failed(format!("{bad} of {} models would not load", rows.len())));

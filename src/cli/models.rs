@@ -208,6 +208,9 @@ fn show(model: &proto::Model) {
     if !model.last_error.is_empty() {
         println!("last error    {}", model.last_error);
     }
+    for proto::Decision { what, text } in &model.decisions {
+        println!("{what:<13} {text}");
+    }
     if let Some(phases) = model.last_phases {
         println!("last reload   {} ({} warm-up)", show_duration(phases.total), show_duration(phases.warm_up));
     }
