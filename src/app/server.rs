@@ -257,7 +257,7 @@ async fn run(
         },
     );
     let front = front(
-        settings.console,
+        settings.console.clone(),
         console::Resources {
             manager: manager.clone(),
             history: history.clone(),
@@ -265,6 +265,7 @@ async fn run(
             health: health.clone(),
             control: control.clone(),
         },
+        [grpc_addr, http_addr],
         settings.admission.max_deadline,
     );
     let service = ModelServerService::new(
@@ -334,7 +335,7 @@ async fn run(
 
     let loading = {
         let (manager, health, allow_empty) = (manager.clone(), health.clone(), settings.allow_empty);
-        let ending = ending.clone();
+        let (ending, console) = (ending.clone(), settings.console.enabled.then(|| console_url(http_addr)));
         let config = WatchConfig { interval: settings.watch.interval, settle: settings.watch.settle };
         let tracker = tasks.clone();
         tasks.spawn(async move {
@@ -358,7 +359,7 @@ async fn run(
             let models = manager.list();
             let live = models.iter().filter(|model| model.live.is_some()).count();
             let on_demand = models.iter().filter(|model| model.on_demand).count();
-            tracing::info!(models = live, on_demand, "ready");
+            tracing::info!(models = live, on_demand, console, "ready");
         })
     };
     tasks.spawn(ending.clone().run_until_cancelled_owned(rollouts::look_after(manager.clone())));
@@ -416,11 +417,29 @@ const LAST_CHANGES: Duration = Duration::from_secs(5);
 const LAST_SPANS: Duration = Duration::from_secs(5);
 
 /// What is at `/` on the HTTP port.
-fn front(settings: config::Console, with: console::Resources, patience: Duration) -> Router {
+fn front(
+    settings: config::Console,
+    with: console::Resources,
+    [grpc, http]: [SocketAddr; 2],
+    patience: Duration,
+) -> Router {
     if settings.enabled {
-        console::router(with, console::Rights { admin: settings.admin, patience })
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let identity = console::Identity { title: settings.title, host, grpc, http };
+        console::router(with, identity, console::Rights { admin: settings.admin, patience })
     } else {
         http::hello()
+    }
+}
+
+/// Where a browser on this machine finds the console.
+fn console_url(http: SocketAddr) -> String {
+    let local = |any: bool, here: &str| if any { here.to_owned() } else { http.ip().to_string() };
+    match http {
+        SocketAddr::V4(v4) => {
+            format!("http://{}:{}/", local(v4.ip().is_unspecified(), "127.0.0.1"), http.port())
+        }
+        SocketAddr::V6(v6) => format!("http://[{}]:{}/", local(v6.ip().is_unspecified(), "::1"), http.port()),
     }
 }
 
