@@ -55,7 +55,7 @@ impl From<&str> for Cell {
 }
 
 /// Columns narrower than this are not cut further.
-const NARROWEST: usize = 8;
+const NARROWEST: usize = 4;
 
 /// The last column wraps at no less than this.
 const LAST: usize = 24;
