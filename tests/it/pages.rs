@@ -99,7 +99,7 @@ fn the_base_for_kubernetes_is_ready_without_models_and_may_write_its_cache() {
     let deployment = fs::read_to_string("k8s/base/deployment.yaml").unwrap();
     let has = |line: &str| deployment.lines().any(|l| l.trim() == line);
     assert!(settings.allow_empty, "its volume of models is empty");
-    let cache = settings.cache.directory.unwrap();
+    let cache = settings.cache.directory;
     assert!(has(&format!("mountPath: {}", cache.display())), "the file system is read-only but for volumes");
     for repository in &settings.repositories {
         assert!(has(&format!("mountPath: {}", repository.display())));
