@@ -161,7 +161,7 @@ fn print(report: &proto::ReloadModelResponse) {
     if phases.rested.is_some_and(|rested| rested.seconds > 0 || rested.nanos >= 100_000_000) {
         let rested = show_duration(phases.rested);
         println!(
-            "{rested} of the total the load rested or waited for a CPU, to leave requests undisturbed (loader.patience)"
+            "for {rested} of the total, the load rested or waited for a CPU so that requests go undisturbed (loader.patience)"
         );
     }
     let warmup = report.warmup.unwrap_or_default();

@@ -150,11 +150,15 @@ fn variable(key: &str) -> String {
 /// The setting that a misspelt key most likely means: the same letters with other separators, or nearly the same ones.
 fn near(key: &str) -> Option<String> {
     let defaults = Figment::from(Serialized::defaults(Settings::default()));
-    let known = provenance(&defaults).ok()?.into_iter().map(|row| row.key);
+    let known: Vec<String> = provenance(&defaults).ok()?.into_iter().map(|row| row.key).collect();
+    // Its section was left out.
+    if let Some(whole) = known.iter().find(|known| known.rsplit('.').next() == Some(key)) {
+        return Some(whole.clone());
+    }
     let letters = |key: &str| key.to_lowercase().replace(['.', '_', '-'], "");
     let wanted = letters(key);
     let distance = |known: &String| strsim::damerau_levenshtein(&letters(known), &wanted);
-    let nearest = known.map(|known| (distance(&known), known)).min()?;
+    let nearest = known.into_iter().map(|known| (distance(&known), known)).min()?;
     (nearest.0 <= wanted.len() / 5).then_some(nearest.1)
 }
 
@@ -329,6 +333,7 @@ mod tests {
             ("memory.budgte", "memory.budget"),
             ("executor.threads", "executors.threads"),
             ("watch_interval", "watch.interval"),
+            ("max_message_bytes", "server.max_message_bytes"),
         ] {
             assert_eq!(near(wrong).as_deref(), Some(right), "{wrong}");
         }
