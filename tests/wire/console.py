@@ -185,7 +185,9 @@ def rolling(page: Page) -> None:
     page.value("document.querySelector('#models th a').focus()")
     page.press("Enter")
     page.until("document.querySelector('#drawer-title').textContent === 'digits' && document.querySelector('#drawer').open")
-    assert page.value("document.querySelector('[data-change=rollback]').disabled") is False
+    # A button that cannot be pressed says why.
+    assert page.value("document.querySelector('[data-change=rollback]').disabled")
+    assert page.value("document.querySelector('#drawer-why').textContent") == "Roll back: no other version was live before"
     page.click("[data-change=rollout]")
     page.until("document.querySelector('#confirm').open")
     assert page.value("[...new FormData(document.querySelector('#confirm-form'))].join(' ')") == "version,1 percent,10"
