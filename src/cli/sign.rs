@@ -101,7 +101,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     }
     let (ensembles, versions): (Vec<_>, Vec<_>) =
         versions.into_iter().partition(|on_disk| on_disk.files.is_ensemble());
-    let skipped: Vec<_> = ensembles.iter().map(|on_disk| on_disk.path.display().to_string()).collect();
+    // Of an ensemble the path is that of its description.
+    let model = |on_disk: &OnDisk| on_disk.path.parent().unwrap_or(&on_disk.path).display().to_string();
+    let skipped: Vec<_> = ensembles.iter().map(model).collect();
     if versions.is_empty() {
         return Err(Failure::Failed(format!(
             "nothing to sign: {} only ensembles, which have no files of their own. Name the models of their steps",
