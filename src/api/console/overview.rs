@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     admission::{LimitSnapshot, Pressure, Tenants},
-    api::health::Health,
+    api::health::{Condition, Health},
     model::Lane,
     residency::MemorySnapshot,
     sched::{Scheduler, SchedulerSnapshot},
@@ -157,7 +157,7 @@ pub(super) fn read(console: &Console) -> Overview {
     let models = with.manager.list();
     let sources = with.metrics.sources();
     let load = sources.as_ref().map(|sources| LoadView::read(sources, &with.metrics));
-    let failures = with.history.last_where(|record| record.error.is_some(), LOOKED_AT);
+    let failures = with.history.last_where(past::is_failure, LOOKED_AT);
     Overview {
         server: ServerView {
             name: env!("CARGO_PKG_NAME"),
@@ -170,7 +170,7 @@ pub(super) fn read(console: &Console) -> Overview {
             uptime_seconds: began.elapsed().as_secs_f64(),
             admin: rights.admin,
         },
-        troubles: troubles::all(&models, load.as_ref()),
+        troubles: troubles::all(with.health.trouble(), &models, load.as_ref()),
         load,
         changes: past::latest(&models, with.history.last(None, LOOKED_AT), failures, CHANGES),
         models: models::list(console, &models, sources.as_ref().map(|sources| sources.models.as_ref())),
@@ -178,14 +178,11 @@ pub(super) fn read(console: &Console) -> Overview {
 }
 
 fn status(health: &Health) -> &'static str {
-    if health.is_draining() {
-        "draining"
-    } else if health.is_broken() {
-        "broken"
-    } else if health.is_ready() {
-        "ready"
-    } else {
-        "not_ready"
+    match health.condition() {
+        Condition::Draining => "draining",
+        Condition::Broken => "broken",
+        Condition::Ready => "ready",
+        Condition::Loading => "not_ready",
     }
 }
 
@@ -295,7 +292,13 @@ impl MemoryView {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{
+        collections::BTreeMap,
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering},
+        },
+    };
 
     use serde_json::json;
 
@@ -339,11 +342,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_drains_says_so_whatever_else_it_is() {
-        let (health, _service) = Health::new().await;
+        let broken = Arc::new(AtomicBool::new(false));
+        let is_broken = broken.clone();
+        let trouble = move || is_broken.load(Ordering::Relaxed).then(|| "stuck".to_owned());
+        let (health, _service) = Health::new(trouble).await;
         assert_eq!(status(&health), "not_ready");
         health.set_ready().await;
         assert_eq!(status(&health), "ready");
-        health.set_broken(true).await;
+        broken.store(true, Ordering::Relaxed);
         assert_eq!(status(&health), "broken");
         health.set_draining().await;
         assert_eq!(status(&health), "draining");

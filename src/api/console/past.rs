@@ -38,6 +38,11 @@ pub(super) fn of(status: &ModelStatus, records: Vec<ChangeRecord>) -> Vec<Change
     views(std::slice::from_ref(status), records)
 }
 
+/// Whether a version could not be put to use. Other changes may have an error that says why they came to be.
+pub(super) fn is_failure(record: &ChangeRecord) -> bool {
+    record.change == "failed"
+}
+
 /// The last `most` changes of all models. Failures of models that have not loaded since come first, then the newest: a start of
 /// many models must not push the one failure out. A load that fails again as it failed before counts once.
 pub(super) fn latest(
@@ -70,7 +75,8 @@ fn views(statuses: &[ModelStatus], mut records: Vec<ChangeRecord>) -> Vec<Change
     let view = |mut record: ChangeRecord| {
         let status = statuses.iter().find(|status| status.name.as_str() == record.model);
         let is_last = |status: &&ModelStatus| {
-            matches!(record.change.as_str(), "ready" | "reloaded") && record.generation == status.generation.0
+            let went_live = matches!(record.change.as_str(), "ready" | "reloaded" | "rolled_back");
+            went_live && record.error.is_none() && record.generation == status.generation.0
         };
         if let Some(phases) = status.filter(is_last).and_then(|status| status.last_phases) {
             let seconds =

@@ -30,9 +30,10 @@ impl Trouble {
     }
 }
 
-/// All of it: bad things first, those of the server before those of models.
-pub(super) fn all(models: &[ModelStatus], load: Option<&LoadView>) -> Vec<Trouble> {
-    let mut troubles: Vec<_> = load.map(of_load).unwrap_or_default();
+/// All of it: bad things first, those of the server before those of models. `broken` is what health says of the process.
+pub(super) fn all(broken: Option<String>, models: &[ModelStatus], load: Option<&LoadView>) -> Vec<Trouble> {
+    let mut troubles: Vec<_> = broken.map(|text| Trouble::of_server(Level::Bad, text)).into_iter().collect();
+    troubles.extend(load.map(of_load).unwrap_or_default());
     troubles.extend(models.iter().filter_map(of_model));
     troubles.sort_by_key(|trouble| trouble.level);
     troubles
@@ -57,10 +58,10 @@ fn of_model(status: &ModelStatus) -> Option<Trouble> {
 fn of_load(load: &LoadView) -> Vec<Trouble> {
     let mut troubles = Vec::new();
     let (healthy, all) = (load.executors.healthy, load.executors.busy_seconds.len());
-    if healthy < all {
+    // If none is left, health says so.
+    if (1..all).contains(&healthy) {
         let text = format!("{} of {all} executors are held by stuck passes", all - healthy);
-        let level = if healthy == 0 { Level::Bad } else { Level::Warn };
-        troubles.push(Trouble::of_server(level, text));
+        troubles.push(Trouble::of_server(Level::Warn, text));
     }
     if load.pressure.level > 0 {
         let lanes = if load.pressure.level > 1 { "LOW and NORMAL" } else { "LOW" };
@@ -99,11 +100,13 @@ mod tests {
             ..healthy.clone()
         };
         let models = [named("a", behind), named("b", healthy), named("c", open), named("d", failed)];
-        let told: Vec<_> =
-            all(&models, None).into_iter().map(|t| (t.model.unwrap(), t.level, t.text)).collect();
+        let told: Vec<_> = all(Some("stuck".to_owned()), &models, None)
+            .into_iter()
+            .map(|t| (t.model.unwrap_or_default(), t.level, t.text))
+            .collect();
         let names: Vec<_> = told.iter().map(|(name, level, _)| (name.as_str(), *level)).collect();
-        assert_eq!(names, [("c", Level::Bad), ("d", Level::Bad), ("a", Level::Warn)]);
-        assert!(told[0].2.contains("only fails") && told[1].2 == "no version serves: load failed");
-        assert!(told[2].2.contains("still serves: version 9"), "{told:?}");
+        assert_eq!(names, [("", Level::Bad), ("c", Level::Bad), ("d", Level::Bad), ("a", Level::Warn)]);
+        assert!(told[1].2.contains("only fails") && told[2].2 == "no version serves: load failed");
+        assert!(told[3].2.contains("still serves: version 9"), "{told:?}");
     }
 }

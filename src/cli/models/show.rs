@@ -83,10 +83,10 @@ pub(super) fn history(changes: &[proto::ModelChange]) {
             let took = Duration::try_from_secs_f64(*seconds).unwrap_or_default();
             show_duration(took.try_into().ok())
         });
-        let (error, tone) = if change.error.is_empty() {
-            (String::new(), Tone::Plain)
-        } else {
-            (format!("{}: {}", change.reason, change.error), Tone::Bad)
+        // Only a failure is an error: others say why they came to be.
+        let (why, tone) = match change.change.as_str() {
+            "failed" => (format!("{}: {}", change.reason, change.error), Tone::Bad),
+            _ => (change.error.clone(), Tone::Plain),
         };
         vec![
             Cell::from(show_time(&change.at)),
@@ -96,10 +96,10 @@ pub(super) fn history(changes: &[proto::ModelChange]) {
             short(&change.sha256).into(),
             or_dash(&took.unwrap_or_default()).into(),
             change.asker.clone().into(),
-            Cell::toned(error, tone),
+            Cell::toned(why, tone),
         ]
     };
-    let header = ["AT", "MODEL", "CHANGE", "VERSION", "SHA256", "TOOK", "ASKED BY", "ERROR"];
+    let header = ["AT", "MODEL", "CHANGE", "VERSION", "SHA256", "TOOK", "ASKED BY", "WHY"];
     Table::new(&header, changes.iter().map(row).collect()).spare(&["SHA256", "TOOK", "ASKED BY"]).print();
 }
 
