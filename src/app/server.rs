@@ -40,6 +40,7 @@ use crate::{
         LoaderPool, Pace,
         seal::{Integrity, KeyError, Policy, TrustedKey},
     },
+    model::Decision,
     proto::{
         self, inference::grpc_inference_service_server::GrpcInferenceServiceServer,
         model_server_server::ModelServerServer,
@@ -490,6 +491,8 @@ pub struct ModelCheck {
     pub problem: Option<String>,
     /// What is said of it and not heeded, a line each.
     pub warnings: Vec<String>,
+    /// What torchlane decided about it.
+    pub decisions: Vec<Decision>,
 }
 
 /// Prepares the newest version of every model as a server would, and drops it again.
@@ -513,7 +516,7 @@ async fn check(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
             if checks.iter().any(|check| check.name == name) {
                 continue;
             }
-            let mut warnings = Vec::new();
+            let (mut warnings, mut decisions) = (Vec::new(), Vec::new());
             let (version, problem) = match found.versions.last() {
                 None => {
                     let unreadable = repository.find(&found.name).await.err().map(|error| error.to_string());
@@ -527,7 +530,13 @@ async fn check(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
                             Ok(told) => {
                                 warnings = told;
                                 let alone = Preparation::alone(&found.name, &files, &rules);
-                                prepare(backend.as_ref(), &alone).err().map(|failure| failure.to_string())
+                                match prepare(backend.as_ref(), &alone) {
+                                    Ok(prepared) => {
+                                        decisions = prepared.servable.decisions.all();
+                                        None
+                                    }
+                                    Err(failure) => Some(failure.to_string()),
+                                }
                             }
                             Err(failure) => Some(failure.to_string()),
                         },
@@ -536,7 +545,7 @@ async fn check(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
                     (Some(files.version.0), problem)
                 }
             };
-            checks.push(ModelCheck { name, version, problem, warnings });
+            checks.push(ModelCheck { name, version, problem, warnings, decisions });
         }
     }
     Ok(checks)

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     app::{self, ModelCheck},
     config::Provenance,
+    model::Decision,
 };
 
 /// Prints the settings that are not defaults, then loads the newest version of each model. Exits with 1 if one does not load.
@@ -48,6 +49,8 @@ struct ModelView<'a> {
     ok: bool,
     problem: Option<&'a str>,
     warnings: &'a [String],
+    /// What torchlane decided about it.
+    decisions: &'a [Decision],
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
@@ -82,6 +85,7 @@ fn told<'a>(settings: &[&'a Provenance], checks: &'a [ModelCheck]) -> Told<'a> {
         ok: check.problem.is_none(),
         problem: check.problem.as_deref(),
         warnings: &check.warnings,
+        decisions: &check.decisions,
     };
     Told { settings: settings.iter().map(setting).collect(), models: checks.iter().map(model).collect() }
 }
@@ -122,6 +126,15 @@ fn show_models(checks: &[ModelCheck]) {
         };
         Table::new(&["MODEL", "WHAT"], warnings.into_iter().map(row).collect()).print();
     }
+    let of = |check: &ModelCheck| {
+        let row = |decision: &Decision| vec![check.name.clone(), decision.to_string()];
+        check.decisions.iter().map(row).collect::<Vec<_>>()
+    };
+    let decided: Vec<_> = checks.iter().flat_map(of).collect();
+    if !decided.is_empty() {
+        println!("\nDecided by torchlane:");
+        Table::new(&["MODEL", "WHAT"], decided).print();
+    }
 }
 
 #[cfg(test)]
@@ -136,11 +149,13 @@ mod tests {
             version: Some(2),
             problem: Some("load failed".into()),
             warnings: vec!["ignored".into()],
+            decisions: vec![Decision::new("state", "kept")],
         }];
         let told = serde_json::to_value(told(&[&setting], &checks)).unwrap();
         assert_eq!(told["settings"][0]["source"], "flag");
         let model = &told["models"][0];
         assert_eq!((&model["ok"], &model["version"]), (&false.into(), &2.into()));
         assert_eq!((&model["problem"], &model["warnings"][0]), (&"load failed".into(), &"ignored".into()));
+        assert_eq!(model["decisions"][0]["what"], "state");
     }
 }

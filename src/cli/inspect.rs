@@ -7,9 +7,13 @@ use super::{
     json::{JsonArgs, print_json},
     show::{Table, Tone, show_bytes},
 };
-use crate::loader::archive::{
-    self, TensorInfo,
-    safety::{Finding, Policy, Safety, Verdict},
+use crate::{
+    lifecycle::{about_state, about_training},
+    loader::archive::{
+        self, TensorInfo,
+        safety::{Finding, Policy, Safety, Verdict},
+    },
+    model::{Decision, ModelManifest},
 };
 
 /// Nothing in the file is run. Exits with 1 if a server with `safety.policy = "strict"` would refuse it as unsafe.
@@ -63,6 +67,11 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     ];
     let effects: Vec<_> = effects.iter().filter(|(is, _)| *is).map(|(_, what)| *what).collect();
     println!("effects       {}", if effects.is_empty() { "none".to_owned() } else { effects.join(", ") });
+    let (_, mut decisions) = about_state(info.state.as_ref(), &ModelManifest::default());
+    decisions.extend(about_training(info.trains.as_ref()));
+    for Decision { what, text } in decisions {
+        println!("{what:<13} {text}");
+    }
     println!("safety        {}", summary(&info.findings));
     if let Some(forward) = &info.forward {
         println!("\nforward");

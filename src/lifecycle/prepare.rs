@@ -14,7 +14,8 @@ use thiserror::Error;
 use tokio::time::Instant;
 
 use super::{
-    CheckReport, Phases, Rules, WarmupReport, described::Described, footprint, golden, shapes, warmup,
+    CheckReport, Phases, Rules, WarmupReport, decisions, described::Described, footprint, golden, shapes,
+    warmup,
 };
 use crate::{
     admission::Breaker,
@@ -29,8 +30,8 @@ use crate::{
         weights::{Overlay, Weights},
     },
     model::{
-        ArgKind, Argument, Binding, DeclaredTensor, ModelManifest, ModelName, NamedTensor, Sample, Signature,
-        read_samples,
+        ArgKind, Argument, Binding, Decision, DeclaredTensor, ModelManifest, ModelName, NamedTensor, Sample,
+        Signature, read_samples,
     },
     registry::{InputShapes, ModelSlot},
     repository::VersionFiles,
@@ -238,7 +239,9 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     let overlay = overlay(files, weights.as_ref(), summary)?;
     let (manifest, signature) = described.for_archive(summary)?;
     let signature = Arc::new(signature);
-    let max_batch = if summary.stateful { 1 } else { manifest.batching.max_batch() };
+    let (stateful, mut decisions) = decisions::about_state(summary.stateful.as_ref(), &manifest);
+    decisions.extend(decisions::about_training(summary.training.as_ref()));
+    let max_batch = if stateful { 1 } else { manifest.batching.max_batch() };
     let samples = samples(files, &signature, max_batch)?;
     phases.verify = lap();
 
@@ -271,7 +274,8 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
         breaker: Breaker::new(manifest.scheduling.breaker_failures),
         manifest: Arc::new(manifest),
         effect_free: summary.effect_free,
-        stateful: summary.stateful,
+        stateful,
+        decisions: Arc::default(),
         quick: Arc::default(),
         max_batch,
         sha256: checked.sha256,
@@ -284,6 +288,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
         statistics: Statistics::default(),
         memory: OnceLock::new(),
     };
+    decisions.into_iter().for_each(|decision| servable.decide(of.model, decision));
     if servable.ensemble.is_some() {
         // Its steps are warmed up by themselves, and its samples are those of its models.
         let (warmup, check, measured) = Default::default();
@@ -296,7 +301,8 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     let warmed = warmup::run(&servable, &shapes, &samples, of.learned)
         .map_err(|error| LoadFailure::new(Phase::WarmUp, error))?;
     if !warmed.batchable && servable.max_batch > 1 {
-        tracing::warn!(archive = %archive.display(), "results do not follow the batch: requests are run one by one");
+        let text = "The results do not follow the rows of a batch, so torchlane runs each request alone.";
+        servable.decide(of.model, Decision::new("batching", text));
         servable.max_batch = 1;
     }
     let waits = !servable.manifest.batching.max_delay.is_zero();

@@ -12,7 +12,7 @@ use crate::{
     backend::Servable,
     error::Error,
     loader::Urgency,
-    model::{Generation, Label, LoadMode, ModelName, Signature, Version},
+    model::{Decisions, Generation, Label, LoadMode, ModelName, Signature, Version},
 };
 
 /// Where a model stands.
@@ -208,6 +208,8 @@ pub struct LiveStatus {
     pub torch_version: Option<String>,
     /// Most rows in one pass.
     pub max_batch: usize,
+    /// What torchlane decided about it.
+    pub decisions: Arc<Decisions>,
 }
 
 /// A version that is loaded beside the live one.

@@ -94,8 +94,10 @@ const MAX_DELAY: Duration = Duration::from_secs(10);
 pub struct Scheduling {
     /// Lane of requests that name none.
     pub default_lane: Lane,
-    /// Most executors that run this model at once. 0: all of them (1 for a model that keeps state).
+    /// Most executors that run this model at once. 0: all of them. A model that keeps state: always 1.
     pub max_concurrency: usize,
+    /// Whether a pass may see what an earlier one left. `None`: as the archive's code shows.
+    pub stateful: Option<bool>,
     /// Failed passes in a row after which requests are refused but for trials. 0: only while a pass
     /// is stuck.
     pub breaker_failures: u32,
@@ -103,7 +105,7 @@ pub struct Scheduling {
 
 impl Default for Scheduling {
     fn default() -> Self {
-        Self { default_lane: Lane::Normal, max_concurrency: 0, breaker_failures: 10 }
+        Self { default_lane: Lane::Normal, max_concurrency: 0, stateful: None, breaker_failures: 10 }
     }
 }
 

@@ -32,6 +32,7 @@ mod rollout;
 mod runtime;
 mod server;
 mod settings;
+mod state;
 mod store;
 mod tidy;
 #[cfg(feature = "torch")]

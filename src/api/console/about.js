@@ -60,6 +60,11 @@ function signature({ signature: of, max_batch, torch_version, steps: all }) {
 }
 
 /** @param {Details} details */
+function decisions({ decisions: all }) {
+  return [el('dl', { class: 'decisions' }, ...all.flatMap(({ what, text }) => [el('dt', {}, what.replaceAll('_', ' ')), el('dd', {}, text)]))];
+}
+
+/** @param {Details} details */
 function steps({ steps: all }) {
   const rows = all.map(({ model, version, takes, makes }) =>
     el(
@@ -136,6 +141,7 @@ export function about(into) {
     rollout: part('Rollout'),
     hour: part('Last hour'),
     steps: part('Steps'),
+    decisions: part('Decided by torchlane'),
     signature: part('Signature'),
     versions: part('Versions'),
     profile: part('What passes take'),
@@ -158,6 +164,8 @@ export function about(into) {
       redraw(parts.hour.body, details.hour, () => hour(details));
       parts.steps.node.hidden = !isEnsemble;
       redraw(parts.steps.body, details.steps, () => steps(details));
+      parts.decisions.node.hidden = details.decisions.length === 0;
+      redraw(parts.decisions.body, details.decisions, () => decisions(details));
       const { signature: of, max_batch, torch_version } = details;
       redraw(parts.signature.body, { of, max_batch, torch_version }, () => signature(details));
       parts.versions.node.hidden = isEnsemble;

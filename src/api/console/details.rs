@@ -14,7 +14,7 @@ use crate::{
     ensemble::Step,
     error::Result,
     lifecycle::ModelStatus,
-    model::{Signature, TensorSpec, Version},
+    model::{Decision, Signature, TensorSpec, Version},
     sched::ProfilePoint,
 };
 
@@ -31,6 +31,8 @@ pub(super) struct Details {
     /// Most rows in one pass.
     max_batch: Option<usize>,
     torch_version: Option<String>,
+    /// What torchlane decided about the live version.
+    decisions: Vec<Decision>,
     weights_sha256: Option<String>,
     /// Of an ensemble, as they are written down.
     steps: Vec<StepView>,
@@ -113,6 +115,7 @@ pub(super) fn read(console: &Console, name: &str) -> Result<Details> {
         signature: live.map(|live| SignatureView::new(&live.signature)),
         max_batch: live.map(|live| live.max_batch),
         torch_version: live.and_then(|live| live.torch_version.clone()),
+        decisions: live.map(|live| live.decisions.all()).unwrap_or_default(),
         weights_sha256: live.and_then(|live| live.weights_sha256.clone()),
         versions: versions(&status),
         profile: profile.iter().map(PointView::new).collect(),

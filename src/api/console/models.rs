@@ -173,6 +173,7 @@ pub(super) mod tests {
                 signature: Arc::new(Signature::default()),
                 torch_version: None,
                 max_batch: 1,
+                decisions: Arc::default(),
             }),
             previous: Some(Version(1)),
             versions: vec![Version(1), Version(u64::MAX)],

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::{
     lifecycle::{ChangeRecord, ModelEvent, ModelState, ModelStatus, Phases, ReloadReport},
-    model::{Signature, TensorSpec},
+    model::{Decision, Signature, TensorSpec},
     proto,
     sched::ProfilePoint,
 };
@@ -97,6 +97,10 @@ pub(super) fn model(status: ModelStatus) -> proto::Model {
         model.signature = Some(signature(&live.signature));
         model.torch_version = live.torch_version.unwrap_or_default();
         model.max_batch = u32::try_from(live.max_batch).unwrap_or(u32::MAX);
+        let decisions = live.decisions.all().into_iter();
+        model.decisions = decisions
+            .map(|Decision { what, text }| proto::Decision { what: what.to_owned(), text })
+            .collect();
     }
     model
 }

@@ -126,7 +126,9 @@ impl<S> OpenInference<S> {
     ) -> Result<ModelConfig> {
         self.bring(name, deadline).await?;
         let lease = self.lease(name, wanted)?;
-        Ok(triton::describe(name, &lease.signature, &lease.manifest, lease.max_batch))
+        let mut config = triton::describe(name, &lease.signature, &lease.manifest, lease.max_batch);
+        config.parameters.extend(triton::decided(lease.decisions.all()));
+        Ok(config)
     }
 
     /// A hold on the version that a request without more to say would get.

@@ -179,6 +179,9 @@ pub(super) fn model(model: &proto::Model) {
     if !note.is_empty() {
         println!("note          {}", tone.paint(&note));
     }
+    for proto::Decision { what, text } in &model.decisions {
+        println!("{what:<13} {text}");
+    }
     if let Some(phases) = model.last_phases {
         println!("last reload   {} ({} warm-up)", show_duration(phases.total), show_duration(phases.warm_up));
     }

@@ -3,6 +3,7 @@
 mod effects;
 mod hostile;
 mod random;
+mod state;
 mod unsafe_models;
 mod written;
 
