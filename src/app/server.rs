@@ -268,7 +268,7 @@ async fn run(
         },
     );
     let front = front(
-        settings.console,
+        settings.console.clone(),
         console::Resources {
             manager: manager.clone(),
             history: history.clone(),
@@ -276,6 +276,7 @@ async fn run(
             health: health.clone(),
             control: control.clone(),
         },
+        [grpc_addr, http_addr],
         settings.admission.max_deadline,
     );
     let service = ModelServerService::new(
@@ -365,6 +366,7 @@ async fn run(
         watch: WatchConfig { interval: settings.watch.interval, settle: settings.watch.settle },
         allow_empty: settings.allow_empty,
         stuck_after: settings.executors.stuck_after,
+        console: settings.console.enabled.then_some(http_addr),
     };
     let mut background = Background::start(&tasks, looked, config, signals.take_others());
     let why = tokio::select! {
@@ -420,9 +422,16 @@ fn trouble(scheduler: &Scheduler, tasks: &Tasks) -> Option<String> {
 }
 
 /// What is at `/` on the HTTP port.
-fn front(settings: config::Console, with: console::Resources, patience: Duration) -> Router {
+fn front(
+    settings: config::Console,
+    with: console::Resources,
+    [grpc, http]: [SocketAddr; 2],
+    patience: Duration,
+) -> Router {
     if settings.enabled {
-        console::router(with, console::Rights { admin: settings.admin, patience })
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let identity = console::Identity { title: settings.title, host, grpc, http };
+        console::router(with, identity, console::Rights { admin: settings.admin, patience })
     } else {
         http::hello()
     }

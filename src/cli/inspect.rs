@@ -2,7 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::{Failure, client::show_bytes, print_table};
+use super::{
+    Failure,
+    json::{JsonArgs, print_json},
+    show::{Table, Tone, show_bytes},
+};
 use crate::{
     lifecycle::{about_state, about_training},
     loader::archive::{
@@ -23,9 +27,8 @@ pub(super) struct Args {
     /// A name that safety.allow would have; may be given several times
     #[arg(long, value_name = "NAME")]
     allow: Vec<String>,
-    /// As JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: JsonArgs,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
@@ -38,8 +41,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         Verdict::Refuse(line) => Err(Failure::Failed(format!("{}: {line}", args.file.display()))),
         Verdict::Serve | Verdict::Warn(_) => Ok(()),
     };
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&info).map_err(Failure::failed)?);
+    if args.output.json {
+        print_json(&info)?;
         return verdict;
     }
     println!(
@@ -84,7 +87,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             })
             .collect();
         rows.push(vec!["->".to_owned(), forward.returns.to_string(), String::new()]);
-        print_table(&["ARGUMENT", "TYPE", ""], &rows);
+        Table::new(&["ARGUMENT", "TYPE", ""], rows).print();
     }
     tensors("PARAMETER", &info.parameters, args.all);
     tensors("BUFFER", &info.buffers, args.all);
@@ -99,8 +102,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 
 fn summary(findings: &[Finding]) -> String {
     match findings.len() {
-        0 => "nothing but ordinary operators, plain pickles".to_owned(),
-        n => format!("{n} not known to be safe, see the end"),
+        0 => Tone::Good.paint("nothing but ordinary operators, plain pickles"),
+        n => Tone::Bad.paint(&format!("{n} not known to be safe, see the end")),
     }
 }
 
@@ -117,7 +120,7 @@ fn findings(findings: &[Finding], all: bool) {
     section(&["NOT KNOWN TO BE SAFE", "FIRST AT", "PLACES", "WHY"], findings.iter().map(row).collect(), all);
 }
 
-fn tensors(title: &str, tensors: &[TensorInfo], all: bool) {
+fn tensors(title: &'static str, tensors: &[TensorInfo], all: bool) {
     let rows = tensors
         .iter()
         .map(|t| vec![t.name.clone(), t.dtype.to_string(), format!("{:?}", t.shape), show_bytes(t.bytes)])
@@ -125,14 +128,14 @@ fn tensors(title: &str, tensors: &[TensorInfo], all: bool) {
     section(&[title, "DATATYPE", "SHAPE", "SIZE"], rows, all);
 }
 
-fn section(header: &[&str], mut rows: Vec<Vec<String>>, all: bool) {
+fn section(header: &[&'static str], mut rows: Vec<Vec<String>>, all: bool) {
     if rows.is_empty() {
         return;
     }
     let more = if all { 0 } else { rows.len().saturating_sub(10) };
     rows.truncate(rows.len() - more);
     println!();
-    print_table(header, &rows);
+    Table::new(header, rows).print();
     if more > 0 {
         println!("and {more} more (--all)");
     }

@@ -455,6 +455,7 @@ impl Entry {
             resident_bytes: resident,
             last_error: facts.last_error.clone(),
             last_phases: facts.last_phases,
+            breaker_open: self.slot.lease().is_some_and(|lease| lease.breaker.is_open()),
         }
     }
 }

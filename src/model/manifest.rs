@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     ensemble::{Plan, PlanError, Step},
+    plain,
     tensor::{self, DType, Tolerance},
 };
 
@@ -281,7 +282,8 @@ impl ModelManifest {
         let one_line = |error: toml::de::Error| {
             let line =
                 error.span().map_or(1, |span| text.get(..span.start).unwrap_or("").matches('\n').count() + 1);
-            ManifestError::Parse(format!("line {line}: {}", error.message().replace('\n', " ")))
+            let what = plain::error(error.message(), plain::Form::Toml);
+            ManifestError::Parse(format!("line {line}: {}", what.replace('\n', " ")))
         };
         let manifest: Self = toml::from_str(text).map_err(one_line)?;
         manifest.check()?;

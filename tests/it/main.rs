@@ -22,6 +22,7 @@ mod fake;
 mod history;
 mod integrity;
 mod oip;
+mod pages;
 #[cfg(feature = "torch")]
 mod read_digits;
 mod refusals;

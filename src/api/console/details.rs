@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{
     Console,
-    models::{Counted, ModelView},
+    models::{Counted, HourView, ModelView},
     past::{self, ChangeView},
 };
 use crate::{
@@ -109,7 +109,7 @@ pub(super) fn read(console: &Console, name: &str) -> Result<Details> {
     let counted = slot.as_ref().map(Counted::new).unwrap_or_default();
     let live = status.live.as_ref();
     Ok(Details {
-        model: ModelView::new(&status, counted, rollout.as_ref()),
+        model: ModelView::new(&status, counted, HourView::of(console, name), rollout.as_ref()),
         steps: lease.iter().flat_map(|lease| &lease.manifest.steps).map(StepView::new).collect(),
         description: lease.map(|lease| lease.manifest.description.clone()).unwrap_or_default(),
         signature: live.map(|live| SignatureView::new(&live.signature)),
@@ -219,6 +219,7 @@ pub(super) mod tests {
             resident_bytes: 0,
             last_error: None,
             last_phases: None,
+            breaker_open: false,
         }
     }
 

@@ -58,7 +58,11 @@ pub(super) fn model(status: ModelStatus) -> proto::Model {
         ModelState::Failed => proto::ModelState::Failed,
         ModelState::OnDemand => proto::ModelState::OnDemand,
     };
+    let rolling_out = status.rolling_out();
     let mut model = proto::Model {
+        breaker_open: status.breaker_open,
+        rollout_version: rolling_out.map(|brief| brief.version.to_string()).unwrap_or_default(),
+        rollout_percent: rolling_out.map(|brief| brief.percent).unwrap_or_default(),
         name: status.name.to_string(),
         state: state.into(),
         previous_version: status.previous.map(|v| v.to_string()).unwrap_or_default(),
