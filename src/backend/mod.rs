@@ -26,6 +26,7 @@ use crate::{
         weights::Overlay,
     },
     model::{Arg, Argument, Decision, Decisions, ModelManifest, ModelName, NamedTensor, Signature, Version},
+    proto::inference::ModelConfig,
     residency::Reservation,
     sched::{Quick, Statistics},
     tensor::Joined,
@@ -173,6 +174,8 @@ pub struct Servable {
     pub signature: Arc<Signature>,
     /// What its owner says of it.
     pub manifest: Arc<ModelManifest>,
+    /// The `config.pbtxt` that says it, if it is one.
+    pub config: Option<Arc<ModelConfig>>,
     /// See [`ArchiveSummary::effect_free`].
     pub effect_free: bool,
     /// A pass may see what an earlier one left: one request at a time, alone, and none that nobody sent.
