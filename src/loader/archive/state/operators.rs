@@ -107,7 +107,9 @@ impl<'a> Run<'_, 'a> {
             }
             // `pop` and `setdefault` may return what they are given for a key that is not there.
             let mut result = part;
-            all.iter().skip(1).for_each(|value| drop(result.join(&value.memory())));
+            all.iter().skip(1).for_each(|value| {
+                result.join(&value.memory());
+            });
             return Ok(result);
         }
         if harmful(name) && !of_tensor {
@@ -145,7 +147,9 @@ impl<'a> Run<'_, 'a> {
             let mut part = self.heap.part(first, None);
             part.join(&Value { sites: Vec::new(), ..first.memory() });
             // The default of `get`.
-            all.iter().skip(1).for_each(|value| drop(part.join(&value.memory())));
+            all.iter().skip(1).for_each(|value| {
+                part.join(&value.memory());
+            });
             part
         } else {
             let shared = if ALIASES.first.contains(key) { all.get(..1).unwrap_or_default() } else { &all };

@@ -206,7 +206,9 @@ impl<'a> Heap<'a> {
                         found.join(field);
                     }
                 }
-                None => held.fields.iter().for_each(|field| drop(found.join(field))),
+                None => held.fields.iter().for_each(|field| {
+                    found.join(field);
+                }),
             }
         }
         if found.known == Known::Unset {
