@@ -1,7 +1,10 @@
 //! `torchlane check`
 
 use super::{Failure, print_table, serve::ConfigArgs};
-use crate::app::{self, ModelCheck};
+use crate::{
+    app::{self, ModelCheck},
+    backend,
+};
 
 /// Exits with 1 if the newest version of any model would not load. What is said of models and not heeded is listed.
 #[derive(Debug, clap::Args)]
@@ -22,6 +25,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         return Ok(());
     }
     println!();
+    backend::report_crashes(false);
     let checks = app::check_models(&layered.settings).map_err(Failure::failed)?;
     let bad = checks.iter().filter(|check| check.problem.is_some()).count();
     let warned = |ModelCheck { name, warnings, .. }: &ModelCheck| -> Vec<String> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::{Failure, client::show_bytes, print_table};
 use crate::loader::archive::{
     self, TensorInfo,
-    safety::{Finding, Policy, Safety, Verdict},
+    safety::{Finding, Policy, Safety, Severity, Verdict},
 };
 
 /// Nothing in the file is run. Exits with 1 if a server with `safety.policy = "strict"` would refuse it as unsafe.
@@ -25,7 +25,10 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let info = archive::inspect(&args.file).map_err(|error| Failure::Failed(error.of(&args.file)))?;
+    // The same checks as a server's before a load.
+    let checked =
+        archive::inspect(&args.file).and_then(|info| archive::check_entries(&args.file).map(|()| info));
+    let info = checked.map_err(|error| Failure::Failed(error.of(&args.file)))?;
     let safety = Safety { policy: Policy::Strict, allow: args.allow.clone() };
     if let Some((value, allowed)) = safety.problem() {
         return Err(Failure::Usage(format!("--allow {value}: it takes {allowed}")));
@@ -46,7 +49,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         info.entries
     );
     let written = match (&info.torch_version, info.format_version) {
-        (Some(torch), Some(format)) => format!("torch {torch} or newer (archive format {format})"),
+        (Some(torch), Some(format)) => format!("torch {torch} (archive format {format})"),
         (None, Some(format)) => format!("not recorded (archive format {format})"),
         _ => "not recorded".to_owned(),
     };
@@ -91,7 +94,12 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 fn summary(findings: &[Finding]) -> String {
     match findings.len() {
         0 => "nothing but ordinary operators, plain pickles".to_owned(),
-        n => format!("{n} not known to be safe, see the end"),
+        n => match findings.iter().filter(|finding| finding.severity == Severity::Note).count() {
+            notes if notes == n => {
+                format!("ordinary, but for some values {n} operators end the process, see the end")
+            }
+            notes => format!("{} not known to be safe, see the end", n - notes),
+        },
     }
 }
 
@@ -105,7 +113,11 @@ fn findings(findings: &[Finding], all: bool) {
             finding.danger.to_string(),
         ]
     };
-    section(&["NOT KNOWN TO BE SAFE", "FIRST AT", "PLACES", "WHY"], findings.iter().map(row).collect(), all);
+    let (notes, bad): (Vec<&Finding>, Vec<_>) =
+        findings.iter().partition(|finding| finding.severity == Severity::Note);
+    for (title, some) in [("CAN END THE PROCESS", notes), ("NOT KNOWN TO BE SAFE", bad)] {
+        section(&[title, "FIRST AT", "PLACES", "WHY"], some.into_iter().map(row).collect(), all);
+    }
 }
 
 fn tensors(title: &str, tensors: &[TensorInfo], all: bool) {

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     admission::Breaker,
-    backend::{ArchiveSummary, Backend, BackendError, Module, Pass, Servable},
+    backend::{ArchiveSummary, Backend, BackendError, Module, Named, Pass, Servable, Task},
     ensemble::NESTED,
     error::{Error, Reason},
     loader::{
@@ -178,6 +178,9 @@ impl<'a> Preparation<'a> {
 
 /// Refuses, or logs, what is not known to be safe: before libtorch sees a byte of it.
 fn check_safety(rules: &Rules, archive: &Path, summary: &ArchiveSummary) -> Result<(), LoadFailure> {
+    if let Some(line) = rules.safety.note(&summary.findings) {
+        tracing::warn!(target: "torchlane::load", archive = %archive.display(), "{line}");
+    }
     match rules.safety.judge(&summary.findings) {
         Verdict::Serve => Ok(()),
         Verdict::Warn(line) => {
@@ -246,12 +249,18 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     let load = at(Phase::Load);
     let loaded = match plan {
         Some(_) => Ok(Box::new(NoModule) as Box<dyn Module>),
-        None => pace::step(|| backend.load(archive, overlay.as_ref())),
+        None => pace::step(|| {
+            let name = of.model.as_str();
+            let task = Task::new(format_args!("the load of model '{name}' version {}", files.version));
+            let _running = task.begin();
+            backend.load(archive, overlay.as_ref())
+        }),
     };
     let module = loaded.map_err(|error| {
         tracing::error!(target: "torchlane::load", error = %error.full, archive = %archive.display(), "loading failed");
         load(&error)
     })?;
+    let (module, serves) = Named::new(module, of.model, files.version);
     // What was hashed must be what was loaded.
     if let Some(changed) = checked.changed() {
         return Err(load(&format!(
@@ -266,7 +275,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
 
     let mut servable = Servable {
         version: files.version,
-        module,
+        module: Box::new(module),
         signature,
         breaker: Breaker::new(manifest.scheduling.breaker_failures),
         manifest: Arc::new(manifest),
@@ -315,6 +324,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     servable.memory_bytes = footprint::measured(told, gained, summary.tensor_bytes, estimate);
     phases.check = lap();
     phases.rested = pace::rested();
+    serves.store(true, Ordering::Relaxed);
     Ok(Prepared {
         servable: Arc::new(servable),
         phases,

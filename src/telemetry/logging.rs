@@ -32,7 +32,9 @@ pub enum LogFormat {
 /// # Errors
 /// The filter, and what is wrong with it.
 pub(crate) fn filter(level: &str) -> Result<EnvFilter, String> {
-    EnvFilter::try_new(level).map_err(|error| format!("'{level}' ({error})"))
+    // For each stream that a client resets h2 may write a warning, which a client can make happen hundreds of times a second.
+    let quiet = if level.contains("h2") || level.starts_with("off") { "" } else { "h2=error," };
+    EnvFilter::try_new(format!("{quiet}{level}")).map_err(|error| format!("'{level}' ({error})"))
 }
 
 /// What the filter says, and nothing above a level.
@@ -171,10 +173,12 @@ mod tests {
         tracing::info!(target: "torchlane::x", "i");
         tracing::debug!(target: "torchlane::x", "d");
         tracing::trace!(target: "torchlane::x", "t");
-        tracing::error!(target: "h2", "E");
-        tracing::warn!(target: "h2", "W");
-        tracing::info!(target: "h2", "I");
-        tracing::debug!(target: "h2", "D");
+        tracing::error!(target: "hyper", "E");
+        tracing::warn!(target: "hyper", "W");
+        tracing::info!(target: "hyper", "I");
+        tracing::debug!(target: "hyper", "D");
+        // Never written: it would be written for each stream that a client resets.
+        tracing::warn!(target: "h2::proto", "R");
         tracing::error!(target: "torchlane::access", "1");
         tracing::info!(target: "torchlane::access", "2");
         String::from_utf8(lines.0.lock().clone()).unwrap().replace('\n', "")

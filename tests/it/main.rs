@@ -14,6 +14,8 @@ mod batching;
 mod check;
 mod client;
 mod console;
+#[cfg(feature = "torch")]
+mod crash;
 mod docs;
 mod edges;
 mod ending;

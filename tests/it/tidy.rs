@@ -42,7 +42,8 @@ fn only_the_registry_names_arc_swap() {
 
 #[test]
 fn only_the_torch_backend_is_unsafe() {
-    assert_eq!(naming("unsafe {"), ["src/backend/torch.rs"]);
+    // Signal handlers, which no safe crate installs for faults.
+    assert_eq!(naming("unsafe {"), ["src/backend/crash.rs", "src/backend/torch.rs"]);
 }
 
 #[test]
