@@ -51,8 +51,8 @@ REFUSED = [
     # `segment_reduce` can be told not to check; the solvers take pivots, and `ctc_loss` targets, as indices unchecked.
     ("memory", r".*as_strided.*|set_|set_data|_?resize_.*|_resize.*|_reshape_alias.*|_nested_view_from.*|prim::id|"
                r"_index_put_impl.*|_unsafe_.*|_lazy_clone|_fw_primal.*|_chunk_cat|segment_reduce|"
-               r"(linalg_)?lu_solve|linalg_ldl_solve|_?ctc_loss|lu_unpack|set|resize|.*_embedding_bag.*|_stack|_fft_.*|"
-               r"(_?native|_)batch_norm.*|_batch_norm.*|.*_weight_norm.*|log_sigmoid_forward|multilabel_margin_loss.*"),
+               r"(linalg_)?lu_solve|linalg_ldl_solve|_?ctc_loss|lu_unpack|set|.*_embedding_bag.*|_stack|_fft_.*|"
+               r"_?native_batch_norm.*|_batch_norm.*|.*_weight_norm.*|log_sigmoid_forward|multilabel_margin_loss.*"),
     # Only what makes sparse or quantized tensors: without those, what reads their parts has nothing to read.
     ("sparse", r".*sparse.*|.*_(csr|csc|bsr|bsc|coo).*|_coalesced?_?|_spdiags|_spsolve|hspmm|sspaddmm|smm"),
     ("quantized", r"quantize.*|_?choose_qparams.*|empty_quantized|fbgemm.*|"

@@ -59,6 +59,12 @@ impl<'c, F: Fn(&str) -> Option<&'c Class>> Check<'_, '_, F> {
         for (key, value) in items {
             let Value::Str(name) = self.pickle.get(*key) else { continue };
             let declared = class.attributes.iter().find(|(attribute, _)| attribute == name);
+            // Attention divides by these.
+            if matches!(*name, "num_heads" | "embed_dim")
+                && matches!(self.pickle.get(*value), Value::Int(..=0))
+            {
+                return Some(format!("attribute '{name}' below 1"));
+            }
             if let Some((_, ty)) = declared
                 && !self.fits(*value, ty)
             {

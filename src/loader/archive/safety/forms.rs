@@ -10,6 +10,9 @@ use super::Danger;
 /// Most tokens that are looked through for arguments in one archive; beyond, a form counts as wrong.
 const MAX_TOKENS: usize = 1 << 24;
 
+/// Most types that are remembered of a name; beyond, nothing is known of it.
+const MAX_TYPES: usize = 8;
+
 /// Dtype numbers (`c10/core/ScalarType.h`) of plain tensors: those of quantized ones, of bits and of less than a byte are not.
 fn is_dtype(number: &str) -> bool {
     matches!(number.parse::<u64>(), Ok(0..=11 | 15 | 23..=29 | 44))
@@ -95,6 +98,8 @@ pub(super) struct Forms {
     /// Indentation of the open definition, and the name of its first argument, which is the object in a method.
     definition: Option<usize>,
     receiver: String,
+    /// Names that were given the value of an attribute, and that attribute's name.
+    origins: HashMap<String, String>,
     tokens_left: usize,
 }
 
@@ -105,6 +110,7 @@ impl Default for Forms {
             names: HashMap::new(),
             definition: None,
             receiver: String::new(),
+            origins: HashMap::new(),
             tokens_left: MAX_TOKENS,
         }
     }
@@ -119,11 +125,13 @@ impl Forms {
         if self.definition.is_some_and(|at| indent <= at) {
             self.definition = None;
             self.names.clear();
+            self.origins.clear();
         }
         match tokens {
             [Token::Name("def"), Token::Name(_), rest @ ..] => {
                 self.definition = Some(indent);
                 self.names.clear();
+                self.origins.clear();
                 let (arguments, _) = bracketed(rest).unwrap_or_default();
                 let first = arguments.first().and_then(|token| token.name()).filter(|_| indent > 0);
                 first.unwrap_or_default().clone_into(&mut self.receiver);
@@ -142,31 +150,17 @@ impl Forms {
                     Some(_) => self.give(name, ty),
                 }
             }
-            [Token::Name(name), equals, value @ ..] if equals.is("=") => {
-                let ty = self.type_of(value);
-                self.give(name, ty);
-            }
-            _ if tokens.iter().any(|token| token.is("=")) => self.unknown(before(tokens, "=")),
-            _ => {}
+            _ => self.assignment(tokens),
         }
+        self.targets(tokens);
         for at in 0..tokens.len() {
             let rest = tokens.get(at..).unwrap_or_default();
             match rest {
-                // Targets of loops, and of statements that stand behind another one on the line.
-                [Token::Name("for" | "as"), targets @ ..] => {
-                    self.unknown(
-                        targets
-                            .split(|token| token.name() == Some("in") || token.is(":"))
-                            .next()
-                            .unwrap_or_default(),
-                    );
+                [dot, Token::Name(name @ ("num_heads" | "embed_dim")), equals, ..]
+                    if dot.is(".") && equals.is("=") =>
+                {
+                    find(Danger::Form, &format!("an assignment to {name}"));
                 }
-                [Token::Name(name), equals, ..] if at > 0 && equals.is("=") => {
-                    self.give(name, TypeExpr::Other("?".to_owned()))
-                }
-                _ => {}
-            }
-            match rest {
                 [Token::Name("dtype"), equals, Token::Number(number), ..]
                     if equals.is("=") && !is_dtype(number) =>
                 {
@@ -224,12 +218,15 @@ impl Forms {
             }
         }
         for (_, width, heads) in HEADS_AT.iter().filter(|rule| rule.0 == name) {
-            let number = |at| match place(at) {
-                Some([Token::Number(number)]) => number.parse::<u64>().ok().filter(|number| *number > 0),
-                _ => None,
+            // A literal, or the attribute of that name, which `declared` checks.
+            let number = |at, attribute: &str| match place(at) {
+                Some([Token::Number(number)]) => number.parse::<u64>().is_ok_and(|number| number > 0),
+                Some([Token::Name(name)]) => {
+                    self.origins.get(*name).is_some_and(|origin| origin == attribute)
+                }
+                _ => false,
             };
-            let fits = number(*width).zip(number(*heads)).is_some_and(|(width, heads)| width % heads == 0);
-            if !fits {
+            if !number(*width, "embed_dim") || !number(*heads, "num_heads") {
                 return Some((
                     Danger::Form,
                     format!("aten::{name} without plain numbers of width and heads"),
@@ -287,30 +284,104 @@ impl Forms {
                 let rebound = self.names.get(*object).is_none_or(|types| types.len() != 1);
                 self.attributes.get(*name).filter(|_| !rebound).cloned().unwrap_or(unknown)
             }
-            [Token::Name(name)] => match self.names.get(*name).map(Vec::as_slice) {
-                Some([ty, others @ ..]) if others.iter().all(|other| other == ty) => ty.clone(),
-                _ => unknown,
-            },
-            [Token::Name("annotate" | "unchecked_cast"), call @ ..] => match bracketed(call) {
-                Some((inner, [])) => split(inner).first().map_or(unknown, |ty| TypeExpr::parse(ty)),
-                _ => unknown,
-            },
+            [Token::Name(name)] => self.names.get(*name).and_then(|types| merged(types)).unwrap_or(unknown),
+            [Token::Name("annotate" | "unchecked_cast" | "uninitialized"), call @ ..] => {
+                match bracketed(call) {
+                    Some((inner, [])) => match split(inner).first() {
+                        Some([Token::Name("NoneType")]) => TypeExpr::Other("None".to_owned()),
+                        Some(ty) => TypeExpr::parse(ty),
+                        None => unknown,
+                    },
+                    _ => unknown,
+                }
+            }
             _ => unknown,
         }
     }
 
     fn give(&mut self, name: &str, ty: TypeExpr) {
         let types = self.names.entry(name.to_owned()).or_default();
-        if !types.contains(&ty) {
+        if types.len() < MAX_TYPES && !types.contains(&ty) {
             types.push(ty);
+        } else if types.len() == MAX_TYPES {
+            types.push(TypeExpr::Other("?".to_owned()));
         }
     }
 
-    fn unknown(&mut self, targets: &[Token<'_>]) {
-        for name in targets.iter().filter_map(|token| token.name()) {
-            self.give(name, TypeExpr::Other("?".to_owned()));
+    /// `a = x`, or `a, b = x, y`.
+    fn assignment(&mut self, tokens: &[Token<'_>]) {
+        let Some(equals) = first_equals(tokens) else { return };
+        let (targets, value) = tokens.split_at_checked(equals).unwrap_or_default();
+        let (targets, values) = (split(targets), split(value.get(1..).unwrap_or_default()));
+        let paired = targets.len() == values.len();
+        let whole = [value.get(1..).unwrap_or_default()];
+        let values = if targets.len() == 1 { whole.as_slice() } else { values.as_slice() };
+        let types: Vec<_> = values.iter().map(|value| (self.type_of(value), origin(value))).collect();
+        for (at, target) in targets.into_iter().enumerate() {
+            let [Token::Name(name)] = target else { continue };
+            match types.get(at).filter(|_| paired || types.len() == 1) {
+                Some((ty, origin)) => {
+                    self.give(name, ty.clone());
+                    match origin.filter(|_| !self.origins.contains_key(*name)) {
+                        Some(origin) => drop(self.origins.insert((*name).to_owned(), origin.to_owned())),
+                        None => drop(self.origins.insert((*name).to_owned(), String::new())),
+                    }
+                }
+                None => self.give(name, TypeExpr::Other("?".to_owned())),
+            }
         }
     }
+
+    /// Names that a loop gives a value, or a statement behind another one on the line: of what type is not known.
+    fn targets(&mut self, tokens: &[Token<'_>]) {
+        let (mut in_targets, assigned) = (false, first_equals(tokens));
+        for (at, token) in tokens.iter().enumerate() {
+            match token {
+                Token::Name("for" | "as") => in_targets = true,
+                Token::Name("in") => in_targets = false,
+                Token::Symbol(":" | ";") => in_targets = false,
+                Token::Name(name) => {
+                    let given =
+                        tokens.get(at + 1).is_some_and(|next| next.is("=")) && assigned != Some(at + 1);
+                    if in_targets || given {
+                        self.give(name, TypeExpr::Other("?".to_owned()));
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The attribute that a value is read from: `num_heads` of `self_attn.num_heads`.
+fn origin<'a>(value: &[Token<'a>]) -> Option<&'a str> {
+    match value {
+        [Token::Name(_), dot, Token::Name(attribute)] if dot.is(".") => Some(attribute),
+        [open, Token::Name(_), close, dot, Token::Name(attribute)]
+            if open.is("(") && close.is(")") && dot.is(".") =>
+        {
+            Some(attribute)
+        }
+        _ => None,
+    }
+}
+
+/// The `=` of an assignment with which a line begins: what stands before it are names and commas.
+fn first_equals(tokens: &[Token<'_>]) -> Option<usize> {
+    let end = tokens.iter().position(|token| !matches!(token, Token::Name(_)) && !token.is(","))?;
+    tokens.get(end).filter(|token| token.is("=")).map(|_| end)
+}
+
+/// The one type that values of all of `types` are of: `Optional[T]` of `T` and `None`.
+fn merged(types: &[TypeExpr]) -> Option<TypeExpr> {
+    let none = TypeExpr::Other("None".to_owned());
+    if let [only] = types {
+        return Some(only.clone());
+    }
+    let inner = types.iter().find(|ty| **ty != none)?;
+    let inner = if let TypeExpr::Optional(inner) = inner { inner.as_ref() } else { inner };
+    let optional = TypeExpr::Optional(Box::new(inner.clone()));
+    types.iter().all(|ty| *ty == none || ty == inner || *ty == optional).then_some(optional)
 }
 
 /// Whether libtorch notices that a value is not of this type.
