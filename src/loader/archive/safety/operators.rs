@@ -74,7 +74,7 @@ mod tests {
     }
 
     /// The names in a text of headings and names, those below headings that `wanted` wants.
-    fn below<'t>(text: &'t str, wanted: impl Fn(&str) -> bool) -> BTreeSet<&'t str> {
+    fn below(text: &str, wanted: impl Fn(&str) -> bool) -> BTreeSet<&str> {
         let (mut names, mut takes) = (BTreeSet::new(), false);
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             match line.strip_prefix('[').and_then(|line| line.split_once(']')) {
