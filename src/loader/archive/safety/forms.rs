@@ -270,8 +270,10 @@ impl Forms {
         };
         let none = TypeExpr::Other("None".to_owned());
         let optional = TypeExpr::Optional(Box::new(ty.clone()));
-        if known.is_empty() || !known.iter().all(|known| *known == ty || *known == optional || *known == none)
-        {
+        // A tensor or a number is noticed where a list is asked for.
+        let is_safe =
+            |known: &TypeExpr| *known == ty || *known == optional || *known == none || is_noticed(known);
+        if known.is_empty() || !known.iter().all(is_safe) {
             find(Danger::Cast, &format!("unchecked_cast to {ty}"));
         }
     }
