@@ -481,6 +481,8 @@ pub struct ModelCheck {
     pub problem: Option<String>,
     /// What is said of it and not heeded, a line each.
     pub warnings: Vec<String>,
+    /// What it calls that ends the process for some values.
+    pub note: Option<String>,
 }
 
 /// Prepares the newest version of every model as a server would, and drops it again.
@@ -504,7 +506,7 @@ async fn check(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
             if checks.iter().any(|check| check.name == name) {
                 continue;
             }
-            let mut warnings = Vec::new();
+            let (mut warnings, mut note) = (Vec::new(), None);
             let (version, problem) = match found.versions.last() {
                 None => {
                     let unreadable = repository.find(&found.name).await.err().map(|error| error.to_string());
@@ -518,7 +520,13 @@ async fn check(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
                             Ok(told) => {
                                 warnings = told;
                                 let alone = Preparation::alone(&found.name, &files, &rules);
-                                prepare(backend.as_ref(), &alone).err().map(|failure| failure.to_string())
+                                match prepare(backend.as_ref(), &alone) {
+                                    Ok(prepared) => {
+                                        note = prepared.note;
+                                        None
+                                    }
+                                    Err(failure) => Some(failure.to_string()),
+                                }
                             }
                             Err(failure) => Some(failure.to_string()),
                         },
@@ -527,7 +535,7 @@ async fn check(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
                     (Some(files.version.0), problem)
                 }
             };
-            checks.push(ModelCheck { name, version, problem, warnings });
+            checks.push(ModelCheck { name, version, problem, warnings, note });
         }
     }
     Ok(checks)

@@ -171,10 +171,11 @@ extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, _context: *mu
     unsafe {
         let _nowhere_to_say_so = libc::write(libc::STDERR_FILENO, line.bytes.as_ptr().cast(), line.length);
         let mut default = MaybeUninit::<libc::sigaction>::zeroed();
-        let action = if before.is_null() { default.as_mut_ptr() } else { before };
-        libc::sigaction(signal, action, ptr::null_mut());
         // A fault happens again as soon as this returns. What another process or `abort` sent would not.
-        if info.is_null() || (*info).si_code <= 0 {
+        let sent = info.is_null() || (*info).si_code <= 0;
+        let action = if before.is_null() || sent { default.as_mut_ptr() } else { before };
+        libc::sigaction(signal, action, ptr::null_mut());
+        if sent {
             libc::raise(signal);
         }
     }

@@ -32,6 +32,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         warnings.iter().map(|warning| format!("{name}: {warning}")).collect()
     };
     let warnings: Vec<String> = checks.iter().flat_map(warned).collect();
+    let noted = |check: &ModelCheck| check.note.as_ref().map(|note| format!("{}: {note}", check.name));
+    let notes: Vec<String> = checks.iter().filter_map(noted).collect();
     let rows: Vec<_> = checks
         .into_iter()
         .map(|check| {
@@ -43,6 +45,10 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     if !warnings.is_empty() {
         println!("\nNot heeded, though models load without it:");
         warnings.iter().for_each(|warning| println!("{warning}"));
+    }
+    if !notes.is_empty() {
+        println!("\nServed, but known to end the process:");
+        notes.iter().for_each(|note| println!("{note}"));
     }
     if bad > 0 {
         return Err(Failure::Failed(format!("{bad} of {} models would not load", rows.len())));

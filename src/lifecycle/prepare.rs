@@ -133,6 +133,8 @@ pub struct Prepared {
     pub check: CheckReport,
     /// How long its passes took.
     pub measured: Vec<Measured>,
+    /// What it calls that ends the process for some values.
+    pub note: Option<String>,
 }
 
 /// What a version is prepared from, and beside what.
@@ -296,7 +298,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     if servable.ensemble.is_some() {
         // Its steps are warmed up by themselves, and its samples are those of its models.
         let (warmup, check, measured) = Default::default();
-        return Ok(Prepared { servable: Arc::new(servable), phases, warmup, check, measured });
+        return Ok(Prepared { servable: Arc::new(servable), phases, warmup, check, measured, note: None });
     }
     of.progress.begin(Phase::WarmUp);
     let shapes = shapes::shapes(&servable, served, &samples)
@@ -331,6 +333,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
         warmup: warmed.report,
         check,
         measured: warmed.measured,
+        note: rules.safety.note(&summary.findings),
     })
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::super::lexer::Token;
+use super::super::lexer::{Lexer, Token};
 use super::super::types::{TypeExpr, bracketed, split};
 use super::Danger;
 
@@ -273,7 +273,9 @@ impl Forms {
         // A tensor or a number is noticed where a list is asked for.
         let is_safe =
             |known: &TypeExpr| *known == ty || *known == optional || *known == none || is_noticed(known);
-        if known.is_empty() || !known.iter().all(is_safe) {
+        let all_safe =
+            |known: &TypeExpr| is_safe(known) || members(known).is_some_and(|m| m.iter().all(is_safe));
+        if known.is_empty() || !known.iter().all(all_safe) {
             find(Danger::Cast, &format!("unchecked_cast to {ty}"));
         }
     }
@@ -384,6 +386,14 @@ fn merged(types: &[TypeExpr]) -> Option<TypeExpr> {
     let inner = if let TypeExpr::Optional(inner) = inner { inner.as_ref() } else { inner };
     let optional = TypeExpr::Optional(Box::new(inner.clone()));
     types.iter().all(|ty| *ty == none || ty == inner || *ty == optional).then_some(optional)
+}
+
+/// The types of a union.
+fn members(ty: &TypeExpr) -> Option<Vec<TypeExpr>> {
+    let TypeExpr::Other(text) = ty else { return None };
+    let inner = text.strip_prefix("Union[")?.strip_suffix(']')?;
+    let line = Lexer::new(inner).next_line().ok()??;
+    Some(split(&line.tokens).into_iter().map(TypeExpr::parse).collect())
 }
 
 /// Whether libtorch notices that a value is not of this type.

@@ -252,6 +252,7 @@ fn a_cast_is_of_what_may_be_none() {
         |statements: &str| code(statements).into_iter().map(|finding| finding.danger).collect::<Vec<_>>();
     for statements in [
         "y = unchecked_cast(Tensor, self.b)",
+        "u = annotate(Union[Tensor, List[int]], [1])\n    y = unchecked_cast(List[int], u)",
         "s = annotate(Optional[List[int]], None)\n    y = unchecked_cast(List[int], s)",
         "s = annotate(Optional[List[int]], None)\n    t = s\n    y = unchecked_cast(List[int], t)",
     ] {
@@ -266,6 +267,7 @@ fn a_cast_is_of_what_may_be_none() {
         "l = annotate(Optional[List[Tensor]], None)\n    y = [unchecked_cast(List[Tensor], l) for l in [[1], [2]]]",
         "l = annotate(Optional[List[Tensor]], None)\n    a = 1; l = [1, 2]\n    y = unchecked_cast(List[Tensor], l)",
         "y = unchecked_cast(Tuple[int, int], (1,))",
+        "u = annotate(Union[List[int], List[Tensor]], [1])\n    y = unchecked_cast(List[Tensor], u)",
         "a = annotate(Any, [1, 2])",
     ] {
         assert!(cast(statements).contains(&Danger::Cast), "{statements}");
