@@ -31,7 +31,7 @@ use crate::{
     },
     backend::{Backend, FakeBackend, ThreadRole},
     config::{self, BackendKind, Loader, Settings},
-    layers::{CountBytes, End, Guard, ReadDeadline, RequestCap, Shed},
+    layers::{Conform, CountBytes, End, Guard, Hosts, ReadDeadline, RequestCap, Shed},
     lifecycle::{
         History, Manager, ManagerConfig, OnDemand, Preparation, ResidencyConfig, Rules, WatchConfig, prepare,
         unheeded,
@@ -53,6 +53,16 @@ use crate::{
     tasks::{Need, Tasks},
     telemetry::{AccessLog, LogFilter, Metrics, Sampler, Sources, TraceError, Traces},
 };
+
+/// A service that reads compressed messages. Every service does, so that a client can use one setting for all.
+macro_rules! inflating {
+    ($service:expr) => {
+        $service
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Deflate)
+            .accept_compressed(CompressionEncoding::Zstd)
+    };
+}
 
 /// Why the server did not start. One line that says what to do.
 #[derive(Debug, Error)]
@@ -286,17 +296,14 @@ async fn run(
         limit,
         closing.clone(),
     );
-    let native = ModelServerServer::new(service.with_residents(residents))
+    let native = inflating!(ModelServerServer::new(service.with_residents(residents)))
         .max_decoding_message_size(limit)
         .max_encoding_message_size(limit);
-    let open_inference =
-        GrpcInferenceServiceServer::new(GrpcInference::new(door.clone(), limit, closing.clone()))
-            .accept_compressed(CompressionEncoding::Gzip)
-            .accept_compressed(CompressionEncoding::Deflate)
-            .accept_compressed(CompressionEncoding::Zstd)
-            .max_decoding_message_size(limit)
-            .max_encoding_message_size(limit);
-    let mut routes = Routes::new(native).add_service(open_inference).add_service(health_service);
+    let open_inference = GrpcInference::new(door.clone(), limit, closing.clone());
+    let open_inference = inflating!(GrpcInferenceServiceServer::new(open_inference))
+        .max_decoding_message_size(limit)
+        .max_encoding_message_size(limit);
+    let mut routes = Routes::new(native).add_service(open_inference).add_service(inflating!(health_service));
     if settings.server.reflection {
         let reflection = || {
             tonic_reflection::server::Builder::configure()
@@ -304,18 +311,23 @@ async fn run(
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
                 // So that grpcurl shows the details of a refusal instead of their bytes.
                 .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+                // Each version lists both: older tools look for the older one.
+                .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
         };
         let broken = |error| std::io::Error::other(format!("the API's own descriptors: {error}"));
         routes = routes
-            .add_service(reflection().build_v1().map_err(broken)?)
-            .add_service(reflection().build_v1alpha().map_err(broken)?);
+            .add_service(inflating!(reflection().build_v1().map_err(broken)?))
+            .add_service(inflating!(reflection().build_v1alpha().map_err(broken)?));
     }
     let cap: io::SharedCap = RequestCap::new(settings.server.max_requests);
     let refusals = || metrics.refusals.clone();
     let read = ReadDeadline::new(routes.prepare(), settings.admission.max_deadline, refusals());
     let counted = CountBytes::new(End::new(read, closing.clone()), bytes.clone(), refusals())
         .with_uploads(manager.takes_uploads());
-    let service = Guard::new(Shed::new(counted, cap.clone(), refusals()), refusals());
+    let hosts = |at| Hosts::new(at, &settings.server.hosts, &settings.server.origins);
+    let shed = Shed::new(counted, cap.clone(), refusals());
+    let service = Guard::new(Conform::new(shed, hosts(grpc_addr), refusals()), refusals());
     let enter = move || backend.enter_thread(ThreadRole::Executor { intra_op: 1 });
     let outward = Outward { untaken: metrics.untaken.clone(), room: bytes.clone() };
     let grpc_moves = Activity::new();
@@ -338,12 +350,12 @@ async fn run(
     let (probes, scrapes) = (http::probes(health.clone()), http::metrics(metrics.clone()));
     let all = probes.clone().merge(scrapes.clone()).merge(front).merge(rest::router(door, limits));
     let routers = web::Routers {
-        probes: http::for_one_host(probes),
-        metrics: http::for_one_host(scrapes),
-        all: http::for_one_host(all),
+        probes: http::admitted(probes, hosts(http_addr)),
+        metrics: http::admitted(scrapes, hosts(http_addr)),
+        all: http::admitted(all, hosts(http_addr)),
     };
     let cut = CancellationToken::new();
-    let wire = (outward, http_moves.clone());
+    let wire = web::Wire { outward, activity: http_moves.clone(), idle: settings.server.http_idle };
     let web = web::start(web_listener, routers, &killed, &cut, &wire, &tasks)?;
     let doors = Doors { accepting, io, cap: cap.clone(), killed, web, cut, grpc_moves, http_moves };
     tracing::info!(

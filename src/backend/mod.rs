@@ -30,6 +30,7 @@ use crate::{
         weights::Overlay,
     },
     model::{Arg, Argument, ModelManifest, NamedTensor, Signature, Version},
+    proto::inference::ModelConfig,
     residency::Reservation,
     sched::{Quick, Statistics},
     tensor::Joined,
@@ -175,6 +176,8 @@ pub struct Servable {
     pub signature: Arc<Signature>,
     /// What its owner says of it.
     pub manifest: Arc<ModelManifest>,
+    /// The `config.pbtxt` that says it, if it is one.
+    pub config: Option<Arc<ModelConfig>>,
     /// See [`ArchiveSummary::effect_free`].
     pub effect_free: bool,
     /// See [`ArchiveSummary::stateful`].

@@ -10,19 +10,25 @@ use figment::{
 };
 use thiserror::Error;
 
-use super::Settings;
+use super::{Settings, redact};
 
 /// A configuration that cannot be used. One line.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("configuration: {0}")]
 pub struct ConfigError(String);
 
+impl ConfigError {
+    fn new(message: &str) -> Self {
+        Self(redact::text(message).into_owned())
+    }
+}
+
 /// One value and where it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Provenance {
     /// Its key, for instance `server.grace`.
     pub key: String,
-    /// Its value.
+    /// Its value, without secrets.
     pub value: String,
     /// `default`, a file, an environment variable, or a flag.
     pub source: String,
@@ -48,10 +54,16 @@ const DEFAULT_FILE: &str = "torchlane.toml";
 pub fn load(file: Option<&Path>, flags: &[(String, String)]) -> Result<Layered, ConfigError> {
     let file = match file {
         Some(path) if path.exists() && !path.is_file() => {
-            return Err(ConfigError(format!("{} is not a file: name a file with --config", path.display())));
+            return Err(ConfigError::new(&format!(
+                "{} is not a file: name a file with --config",
+                path.display()
+            )));
         }
         Some(path) if !path.is_file() => {
-            return Err(ConfigError(format!("{} does not exist: name a file with --config", path.display())));
+            return Err(ConfigError::new(&format!(
+                "{} does not exist: name a file with --config",
+                path.display()
+            )));
         }
         Some(path) => Some(path.to_owned()),
         None => Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.is_file()),
@@ -67,7 +79,7 @@ pub fn load(file: Option<&Path>, flags: &[(String, String)]) -> Result<Layered, 
     }
     let settings: Settings = figment.extract().map_err(|error| explain(&error, &figment))?;
     settings.validate().map_err(|(key, value, allowed)| {
-        ConfigError(format!("{key} = {value} is out of range: {allowed} ({})", source(&figment, key)))
+        ConfigError::new(&format!("{key} = {value} is out of range: {allowed} ({})", source(&figment, key)))
     })?;
     let provenance = provenance(&figment)?;
     Ok(Layered { settings, provenance })
@@ -144,6 +156,7 @@ fn source(figment: &Figment, key: &str) -> String {
 fn explain(error: &figment::Error, figment: &Figment) -> ConfigError {
     let error = error.clone().into_iter().next().unwrap_or_else(|| error.clone());
     let key = error.path.join(".");
+    let show_actual = |got: &Actual| redact::setting(&key, &show_actual(got)).into_owned();
     let (key, what) = match &error.kind {
         Kind::UnknownField(field, known) => {
             let full = match key.as_str() {
@@ -176,7 +189,7 @@ fn explain(error: &figment::Error, figment: &Figment) -> ConfigError {
         },
         None => source(figment, &key),
     };
-    ConfigError(format!("{what} ({from})").replace('\n', " "))
+    ConfigError::new(&format!("{what} ({from})").replace('\n', " "))
 }
 
 /// What serde expects, for people.
@@ -209,7 +222,8 @@ fn provenance(figment: &Figment) -> Result<Vec<Provenance>, ConfigError> {
     let merged: Dict = figment.extract().map_err(|error| explain(&error, figment))?;
     let mut rows = Vec::new();
     flatten("", &merged, &mut |key, value| {
-        rows.push(Provenance { value: show(value), source: source(figment, &key), key });
+        let value = redact::setting(&key, &show(value)).into_owned();
+        rows.push(Provenance { value, source: source(figment, &key), key });
     });
     Ok(rows)
 }
@@ -310,6 +324,29 @@ mod tests {
             assert!(is_no_setting(name), "{name}");
         }
         assert!(!is_no_setting("SERVER__GRACE") && !is_no_setting("PORTS"));
+    }
+
+    #[test]
+    fn no_secret_is_shown() {
+        let secret = "repositories = ['s3://KEY:geheim@bucket/x']\n[store.options.s3]\nproxy_url = 'http://u:geheim@proxy:1'\n\
+                      [store.options.http]\ndefault_headers = 'Authorization: geheim'";
+        let layered = with_file(secret, &[("telemetry.otlp_endpoint", "http://h:1/?key=geheim")]).unwrap();
+        assert!(
+            layered.provenance.iter().all(|row| !row.value.contains("geheim")),
+            "{:?}",
+            layered.provenance
+        );
+        assert_eq!(row(&layered, "repositories").value, "[\"s3://***@bucket/x\"]");
+        for wrong in [
+            "repositories = 's3://KEY:geheim@bucket/x'",
+            "[telemetry]\notlp_endpoint = 'http://u:geheim@h:1'",
+            "[server]\ngrace = 'https://u:geheim@h/'",
+            "[store.options.http]\ndefault_headers = ['geheim']",
+            "[oip]\nuploads = 's3://KEY:geheim@bucket'",
+        ] {
+            let error = with_file(wrong, &[]).unwrap_err().to_string();
+            assert!(!error.contains("geheim"), "{error}");
+        }
     }
 
     #[test]

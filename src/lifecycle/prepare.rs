@@ -241,6 +241,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     check_safety(rules, archive, summary)?;
     let weights = weights(of, checked.bytes)?;
     let overlay = overlay(files, weights.as_ref(), summary)?;
+    let config = described.config.clone();
     let (manifest, signature) = described.for_archive(summary)?;
     let signature = Arc::new(signature);
     let max_batch = if summary.stateful { 1 } else { manifest.batching.max_batch() };
@@ -281,6 +282,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
         signature,
         breaker: Breaker::new(manifest.scheduling.breaker_failures),
         manifest: Arc::new(manifest),
+        config,
         effect_free: summary.effect_free,
         stateful: summary.stateful,
         quick: Arc::default(),

@@ -94,26 +94,27 @@ fn run_together(jobs: Vec<Job>, servable: &Servable) {
     match outcome {
         Ok(Ran { answers, rows: rows_run, took }) => {
             servable.breaker.succeeded(started);
-            if let Some(job) = jobs.first() {
+            if let (Some(job), Some(outputs)) = (jobs.first(), answers.first()) {
                 // Only what went well: the next version is warmed up with it.
-                job.bound.slot.served().record(servable, &job.bound.call.inputs);
+                job.bound.slot.served().record(servable, &job.bound.call.inputs, outputs);
             }
             let batch_size = jobs.iter().map(|job| job.bound.binding.rows).sum();
-            let answered = jobs.iter().map(|job| Answered {
-                total: ended - job.bound.call.received,
-                queued: job.queued + started.duration_since(job.submitted),
-            });
-            servable.statistics.ran(batch_size, took, answered);
+            servable.statistics.ran(batch_size, took);
             if let Some(job) = jobs.first() {
                 job.bound.slot.profile().record(job.bound.class, rows_run, compute);
             }
             for (job, outputs) in jobs.into_iter().zip(answers) {
                 let timing = timing(&job, started, compute, batch_size);
-                let reply = select(outputs, &job.bound.call.outputs).map(|outputs| InferReply {
-                    version: servable.version,
-                    outputs,
-                    timing,
-                });
+                let answered = Answered {
+                    statistics: servable.statistics.clone(),
+                    rows: job.bound.binding.rows,
+                    total: ended - job.bound.call.received,
+                    queued: timing.queue + timing.batch_wait,
+                    took,
+                };
+                let outputs = select(outputs, &job.bound.call.outputs);
+                let version = servable.version;
+                let reply = outputs.map(|outputs| (InferReply { version, outputs, timing }, answered));
                 job.reply(reply);
             }
         }

@@ -62,8 +62,10 @@ async fn the_page_comes_whole_from_this_server_and_may_load_nothing_else() {
     let named = |attribute: &str| -> Vec<String> {
         let parts = text.split(attribute).skip(1);
         parts
-            .map(|part| part.split('"').next().unwrap().to_owned())
-            .filter(|p| p.starts_with("/console/"))
+            .map(|part| part.split('"').next().unwrap())
+            // Below where the page is: a proxy may have all of it below a path of its own.
+            .filter(|path| path.starts_with("console/"))
+            .map(|path| format!("/{path}"))
             .collect()
     };
     let files = [named("src=\""), named("href=\"")].concat();

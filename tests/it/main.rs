@@ -13,6 +13,7 @@
 mod batching;
 mod check;
 mod client;
+mod conform;
 mod console;
 #[cfg(feature = "torch")]
 mod crash;

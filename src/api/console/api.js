@@ -75,13 +75,13 @@ async function ask(path, request = {}) {
   } catch {
     throw new Refusal(`The server answered ${response.status} without saying why.`);
   }
-  if (!response.ok) throw new Refusal(answer.error ?? `The server answered ${response.status}.`, answer.reason);
+  if (!response.ok) throw new Refusal(answer.error ?? `The server answered ${response.status}.`, response.headers.get('torchlane-reason'));
   return { answer, headers: response.headers };
 }
 
 /** @returns {Promise<Overview>} */
 export async function overview() {
-  return (await ask('/console/state', { signal: AbortSignal.timeout(PATIENCE) })).answer;
+  return (await ask('console/state', { signal: AbortSignal.timeout(PATIENCE) })).answer;
 }
 
 /**
@@ -89,7 +89,7 @@ export async function overview() {
  * @returns {Promise<Details>}
  */
 export async function details(model) {
-  const path = `/console/models/${encodeURIComponent(model)}`;
+  const path = `console/models/${encodeURIComponent(model)}`;
   return (await ask(path, { signal: AbortSignal.timeout(PATIENCE) })).answer;
 }
 
@@ -103,7 +103,7 @@ export async function details(model) {
  * @returns {Promise<{previous_version: string | null, live_version: string | null, new_version: string | null}>}
  */
 export async function change(model, kind, wish) {
-  const path = `/console/models/${encodeURIComponent(model)}/${kind}`;
+  const path = `console/models/${encodeURIComponent(model)}/${kind}`;
   const headers = { 'content-type': 'application/json', 'x-torchlane-console': '1' };
   return (await ask(path, { method: 'POST', headers, body: JSON.stringify(wish) })).answer;
 }
@@ -113,7 +113,7 @@ export async function change(model, kind, wish) {
  * @param {string} model
  */
 export async function bring(model) {
-  await ask(`/v2/models/${encodeURIComponent(model)}`);
+  await ask(`v2/models/${encodeURIComponent(model)}`);
 }
 
 /**
@@ -123,7 +123,7 @@ export async function bring(model) {
  */
 export function inferPath(model, version) {
   const of = version ? `/versions/${encodeURIComponent(version)}` : '';
-  return `/v2/models/${encodeURIComponent(model)}${of}/infer`;
+  return `v2/models/${encodeURIComponent(model)}${of}/infer`;
 }
 
 /**

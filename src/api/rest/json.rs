@@ -14,6 +14,8 @@ use crate::error::{Error, Reason, Result, shown};
 /// # Errors
 /// It is something else: one line, with a position.
 pub(in crate::api) fn read<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T> {
+    // Some editors and programs of Windows write a byte-order mark in front.
+    let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text);
     serde_json::from_slice(text).map(|Object(read)| read).map_err(|error| {
         let why = error.to_string();
         let why = shown(&in_words(&why), 300).into_owned();
@@ -80,6 +82,7 @@ mod tests {
         let body = Body { one: Some(1), list: vec![Object(Inner { two: -2 })] };
         assert_eq!(read::<Body>(br#"{"one": 1, "list": [{"two": -2}], "more": []}"#).unwrap(), body);
         assert_eq!(read::<Body>(b"{}").unwrap(), Body::default());
+        assert_eq!(read::<Body>("\u{feff}{}".as_bytes()).unwrap(), Body::default());
         for (text, says) in [
             ("[]", "invalid type: list, expected an object at line 1"),
             ("[1, []]", "invalid type: list, expected an object at line 1"),
