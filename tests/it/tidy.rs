@@ -19,6 +19,7 @@ fn sources(dir: &Path, into: &mut Vec<PathBuf>) {
 fn naming(word: &str) -> Vec<String> {
     let mut files = Vec::new();
     sources(Path::new("src"), &mut files);
+    files.sort();
     let names = |path: &PathBuf| {
         // Code only: pages and comments may speak of anything.
         fs::read_to_string(path).unwrap().lines().any(|line| {
