@@ -1,7 +1,9 @@
 //! What runs models. [`Backend`] loads an archive into a [`Module`]; a [`Servable`] is a module with everything
-//! that serving it needs to know. Only `torch.rs` names libtorch.
+//! that serving it needs to know. Only `torch.rs` names libtorch; `crash.rs` says which model a fatal signal came from.
 
+mod crash;
 mod fake;
+mod named;
 #[cfg(feature = "torch")]
 mod torch;
 
@@ -14,7 +16,9 @@ use std::{
 
 use thiserror::Error;
 
+pub use crash::{Task, report_crashes};
 pub use fake::FakeBackend;
+pub use named::Named;
 #[cfg(feature = "torch")]
 pub use torch::TorchBackend;
 

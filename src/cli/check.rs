@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     app::{self, ModelCheck},
+    backend,
     config::Provenance,
     model::Decision,
 };
@@ -63,6 +64,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let checks = if args.no_models {
         Vec::new()
     } else {
+        backend::report_crashes(false);
         app::check_models(&layered.settings).map_err(Failure::failed)?
     };
     if args.output.json {

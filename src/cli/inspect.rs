@@ -11,7 +11,7 @@ use crate::{
     lifecycle::{about_state, about_training},
     loader::archive::{
         self, TensorInfo,
-        safety::{Finding, Policy, Safety, Verdict},
+        safety::{Finding, Policy, Safety, Severity, Verdict},
     },
     model::{Decision, ModelManifest},
 };
@@ -32,7 +32,10 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let info = archive::inspect(&args.file).map_err(|error| Failure::Failed(error.of(&args.file)))?;
+    // The same checks as a server's before a load.
+    let checked =
+        archive::inspect(&args.file).and_then(|info| archive::check_entries(&args.file).map(|()| info));
+    let info = checked.map_err(|error| Failure::Failed(error.of(&args.file)))?;
     let safety = Safety { policy: Policy::Strict, allow: args.allow.clone() };
     if let Some((value, allowed)) = safety.problem() {
         return Err(Failure::Usage(format!("--allow {value}: it takes {allowed}")));
@@ -53,7 +56,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         info.entries
     );
     let written = match (&info.torch_version, info.format_version) {
-        (Some(torch), Some(format)) => format!("torch {torch} or newer (archive format {format})"),
+        (Some(torch), Some(format)) => format!("torch {torch} (archive format {format})"),
         (None, Some(format)) => format!("not recorded (archive format {format})"),
         _ => "not recorded".to_owned(),
     };
@@ -103,7 +106,11 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 fn summary(findings: &[Finding]) -> String {
     match findings.len() {
         0 => Tone::Good.paint("nothing but ordinary operators, plain pickles"),
-        n => Tone::Bad.paint(&format!("{n} not known to be safe, see the end")),
+        n => match findings.iter().filter(|finding| finding.severity == Severity::Note).count() {
+            notes if notes == n => Tone::Warn
+                .paint(&format!("ordinary, but for some values {n} operators end the process, see the end")),
+            notes => Tone::Bad.paint(&format!("{} not known to be safe, see the end", n - notes)),
+        },
     }
 }
 
@@ -117,7 +124,11 @@ fn findings(findings: &[Finding], all: bool) {
             finding.danger.to_string(),
         ]
     };
-    section(&["NOT KNOWN TO BE SAFE", "FIRST AT", "PLACES", "WHY"], findings.iter().map(row).collect(), all);
+    let (notes, bad): (Vec<&Finding>, Vec<_>) =
+        findings.iter().partition(|finding| finding.severity == Severity::Note);
+    for (title, some) in [("CAN END THE PROCESS", notes), ("NOT KNOWN TO BE SAFE", bad)] {
+        section(&[title, "FIRST AT", "PLACES", "WHY"], some.into_iter().map(row).collect(), all);
+    }
 }
 
 fn tensors(title: &'static str, tensors: &[TensorInfo], all: bool) {

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     admission::Breaker,
-    backend::{ArchiveSummary, Backend, BackendError, Module, Pass, Servable},
+    backend::{ArchiveSummary, Backend, BackendError, Module, Named, Pass, Servable, Task},
     ensemble::NESTED,
     error::{Error, Reason},
     loader::{
@@ -242,6 +242,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     let signature = Arc::new(signature);
     let (stateful, mut decisions) = decisions::about_state(summary.stateful.as_ref(), &manifest);
     decisions.extend(decisions::about_training(summary.training.as_ref()));
+    decisions.extend(rules.safety.note(&summary.findings).map(|line| Decision::new("safety", line)));
     let max_batch = if stateful { 1 } else { manifest.batching.max_batch() };
     let samples = samples(files, &signature, max_batch)?;
     phases.verify = lap();
@@ -250,12 +251,18 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     let load = at(Phase::Load);
     let loaded = match plan {
         Some(_) => Ok(Box::new(NoModule) as Box<dyn Module>),
-        None => pace::step(|| backend.load(archive, overlay.as_ref())),
+        None => pace::step(|| {
+            let name = of.model.as_str();
+            let task = Task::new(format_args!("the load of model '{name}' version {}", files.version));
+            let _running = task.begin();
+            backend.load(archive, overlay.as_ref())
+        }),
     };
     let module = loaded.map_err(|error| {
         tracing::error!(target: "torchlane::load", error = %error.full, archive = %archive.display(), "loading failed");
         load(&error)
     })?;
+    let (module, serves) = Named::new(module, of.model, files.version);
     // What was hashed must be what was loaded.
     if let Some(changed) = checked.changed() {
         return Err(load(&format!(
@@ -270,7 +277,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
 
     let mut servable = Servable {
         version: files.version,
-        module,
+        module: Box::new(module),
         signature,
         breaker: Breaker::new(manifest.scheduling.breaker_failures),
         manifest: Arc::new(manifest),
@@ -323,6 +330,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     servable.memory_bytes = footprint::measured(told, gained, summary.tensor_bytes, estimate);
     phases.check = lap();
     phases.rested = pace::rested();
+    serves.store(true, Ordering::Relaxed);
     Ok(Prepared {
         servable: Arc::new(servable),
         phases,

@@ -15,6 +15,8 @@ mod check;
 mod client;
 mod conform;
 mod console;
+#[cfg(feature = "torch")]
+mod crash;
 mod docs;
 mod edges;
 mod ending;

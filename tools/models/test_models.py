@@ -137,6 +137,13 @@ class Nan(nn.Module):
         return x * float("nan")
 
 
+class Remainder(nn.Module):
+    """`x`, `y` -> x times what is left of the rows of x by those of y. Without rows in y it ends the process."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x * (x.size(0) % y.size(0))
+
+
 class Slow(nn.Module):
     """`x` -> x, after some tens of milliseconds; the buffer `iterations` says how many products of matrices it takes."""
 
@@ -381,6 +388,7 @@ def made() -> Dict[str, nn.Module]:
         "inplace": InPlace(),
         "returns_buffer": ReturnsBuffer(),
         "nan": Nan(),
+        "remainder": Remainder(),
         "slow": Slow(1000),
         "nested": Nested(),
         "embedding": Embedding(),

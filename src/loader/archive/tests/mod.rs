@@ -1,5 +1,6 @@
 //! Archives that torch wrote, archives that nobody should write, and bytes at random.
 
+mod corpus;
 mod effects;
 mod hostile;
 mod random;
