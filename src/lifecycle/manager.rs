@@ -492,7 +492,7 @@ impl Manager {
                         room
                     }
                 };
-                let Prepared { servable, phases, warmup, check, measured, forgotten } =
+                let Prepared { servable, phases, warmup, check, measured, forgotten, .. } =
                     self.prepare(entry, files.clone(), expected, room, urgency).await?;
                 entry.slot.served().forget(&forgotten);
                 (servable, files, phases, warmup, check, measured)

@@ -14,11 +14,12 @@ use thiserror::Error;
 use tokio::time::Instant;
 
 use super::{
-    CheckReport, Phases, Rules, WarmupReport, described::Described, footprint, golden, shapes, warmup,
+    CheckReport, Phases, Rules, WarmupReport, decisions, described::Described, footprint, golden, shapes,
+    warmup,
 };
 use crate::{
     admission::Breaker,
-    backend::{ArchiveSummary, Backend, BackendError, Module, Pass, Servable},
+    backend::{ArchiveSummary, Backend, BackendError, Module, Named, Pass, Servable, Task},
     ensemble::NESTED,
     error::{Error, Reason},
     loader::{
@@ -29,12 +30,12 @@ use crate::{
         weights::{Overlay, Weights},
     },
     model::{
-        ArgKind, Argument, Binding, DeclaredTensor, ModelManifest, ModelName, NamedTensor, Sample, Signature,
-        read_samples,
+        ArgKind, Argument, Binding, Decision, DeclaredTensor, ModelManifest, ModelName, NamedTensor, Sample,
+        Signature, read_samples,
     },
     registry::{InputShapes, ModelSlot},
     repository::VersionFiles,
-    sched::{Measured, Quick, Rows, Statistics},
+    sched::{Measured, Quick, Statistics},
 };
 
 /// The phases that can fail.
@@ -238,9 +239,13 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     check_safety(rules, archive, summary)?;
     let weights = weights(of, checked.bytes)?;
     let overlay = overlay(files, weights.as_ref(), summary)?;
+    let config = described.config.clone();
     let (manifest, signature) = described.for_archive(summary)?;
     let signature = Arc::new(signature);
-    let max_batch = if summary.stateful { 1 } else { manifest.batching.max_batch() };
+    let (stateful, mut decisions) = decisions::about_state(summary.stateful.as_ref(), &manifest);
+    decisions.extend(decisions::about_training(summary.training.as_ref()));
+    decisions.extend(rules.safety.note(&summary.findings).map(|line| Decision::new("safety", line)));
+    let max_batch = if stateful { 1 } else { manifest.batching.max_batch() };
     let samples = samples(files, &signature, max_batch)?;
     phases.verify = lap();
 
@@ -248,12 +253,18 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     let load = at(Phase::Load);
     let loaded = match plan {
         Some(_) => Ok(Box::new(NoModule) as Box<dyn Module>),
-        None => pace::step(|| backend.load(archive, overlay.as_ref())),
+        None => pace::step(|| {
+            let name = of.model.as_str();
+            let task = Task::new(format_args!("the load of model '{name}' version {}", files.version));
+            let _running = task.begin();
+            backend.load(archive, overlay.as_ref())
+        }),
     };
     let module = loaded.map_err(|error| {
         tracing::error!(target: "torchlane::load", error = %error.full, archive = %archive.display(), "loading failed");
         load(&error)
     })?;
+    let (module, serves) = Named::new(module, of.model, files.version);
     // What was hashed must be what was loaded.
     if let Some(changed) = checked.changed() {
         return Err(load(&format!(
@@ -268,15 +279,17 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
 
     let mut servable = Servable {
         version: files.version,
-        module,
+        module: Box::new(module),
         signature,
         breaker: Breaker::new(manifest.scheduling.breaker_failures),
         manifest: Arc::new(manifest),
+        config,
         effect_free: summary.effect_free,
-        stateful: summary.stateful,
+        stateful,
+        decisions: Arc::default(),
         quick: Arc::default(),
         max_batch,
-        rows: Rows::default(),
+        rows: Arc::default(),
         good: OnceLock::new(),
         sha256: checked.sha256,
         weights_sha256,
@@ -288,6 +301,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
         statistics: Statistics::default(),
         memory: OnceLock::new(),
     };
+    decisions.into_iter().for_each(|decision| servable.decide(of.model, decision));
     if servable.ensemble.is_some() {
         // Its steps are warmed up by themselves, and its samples are those of its models.
         let (warmup, check, measured, forgotten) = Default::default();
@@ -297,28 +311,19 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     let planned = shapes::plan(&servable, served, &samples);
     let warmed = warmup::run(&servable, &planned, &samples, of.learned)
         .map_err(|error| LoadFailure::new(Phase::WarmUp, error))?;
-    let (model, version) = (of.model.as_str(), files.version.0);
-    if let Some(why) = servable.rows.why_alone() {
-        tracing::warn!(model, version, "requests are run one by one: {why}");
+    if let Some(decision) = servable.rows.decision() {
+        servable.decide(of.model, decision);
     }
-    if !servable.rows.random().is_empty() {
-        let outputs = servable.rows.random().join(", ");
-        tracing::warn!(model, version, outputs, "answers are random: rows were not compared");
-    }
-    for shapes in &warmed.forgotten {
-        tracing::info!(
-            model,
-            version,
-            ?shapes,
-            "shapes that were served before do not fit this version: forgotten"
-        );
+    if !warmed.forgotten.is_empty() {
+        let text =
+            "Shapes that earlier versions served do not fit this version, so torchlane has forgotten them.";
+        servable.decide(of.model, Decision::new("warmup", text));
     }
     if let Some(device) = servable.module.names_device() {
-        tracing::warn!(
-            model,
-            version,
-            "its code names device '{device}', and this server runs on the CPU: requests that reach that code fail; export the model on the CPU"
+        let text = format!(
+            "The code names device '{device}', and torchlane runs on the CPU: requests that reach that code fail. Export the model on the CPU."
         );
+        servable.decide(of.model, Decision::new("device", text));
     }
     let waits = !servable.manifest.batching.max_delay.is_zero();
     if servable.effect_free && !summary.loops && servable.max_concurrency() == 0 && !waits {
@@ -336,6 +341,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     servable.memory_bytes = footprint::measured(told, gained, summary.tensor_bytes, estimate);
     phases.check = lap();
     phases.rested = pace::rested();
+    serves.store(true, Ordering::Relaxed);
     Ok(Prepared {
         servable: Arc::new(servable),
         phases,

@@ -7,12 +7,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::RolloutBrief;
+use super::{RolloutBrief, RolloutState};
 use crate::{
     backend::Servable,
     error::Error,
     loader::Urgency,
-    model::{Generation, Label, LoadMode, ModelName, Signature, Version},
+    model::{Decisions, Generation, Label, LoadMode, ModelName, Signature, Version},
+    sched::Rows,
 };
 
 /// Where a model stands.
@@ -171,9 +172,16 @@ pub struct ModelStatus {
     pub last_error: Option<String>,
     /// Of the last reload that succeeded.
     pub last_phases: Option<Phases>,
+    /// The live version only fails: its requests are rejected except for trials.
+    pub breaker_open: bool,
 }
 
 impl ModelStatus {
+    /// The rollout, if it is under way.
+    pub fn rolling_out(&self) -> Option<RolloutBrief> {
+        self.rollout.filter(|brief| brief.state == RolloutState::Running)
+    }
+
     /// Whether requests are answered, be it after a load.
     pub fn serves(&self) -> bool {
         self.live.is_some() || self.on_demand
@@ -199,8 +207,19 @@ pub struct LiveStatus {
     pub signature: Arc<Signature>,
     /// Version of torch that wrote the archive.
     pub torch_version: Option<String>,
-    /// Most rows in one pass.
+    /// Most rows in one pass, unless `rows` says that requests must run alone.
     pub max_batch: usize,
+    /// How its results go with the rows of a pass.
+    pub rows: Arc<Rows>,
+    /// What torchlane decided about it.
+    pub decisions: Arc<Decisions>,
+}
+
+impl LiveStatus {
+    /// Most rows in one pass.
+    pub fn max_batch(&self) -> usize {
+        if self.rows.is_alone() { 1 } else { self.max_batch }
+    }
 }
 
 /// A version that is loaded beside the live one.

@@ -10,7 +10,7 @@ use std::sync::{
 };
 
 use crate::{
-    model::{NamedTensor, TensorSpec},
+    model::{Decision, NamedTensor, TensorSpec},
     tensor::{DType, HostTensor, Tolerance, alike, split_rows},
 };
 
@@ -71,9 +71,17 @@ impl Rows {
         self.alone.get().map(String::as_str)
     }
 
-    /// Outputs that differ from pass to pass.
-    pub fn random(&self) -> &[String] {
-        self.random.get().map_or(&[], Vec::as_slice)
+    /// What is to be said of it, if anything is.
+    pub(crate) fn decision(&self) -> Option<Decision> {
+        if let Some(why) = self.why_alone() {
+            let text = format!("torchlane runs each request alone: {why}.");
+            return Some(Decision::new("batching", text));
+        }
+        let random = self.random.get().filter(|random| !random.is_empty())?.join(", ");
+        let text = format!(
+            "Answers are random ({random}), so torchlane compared only their shapes with those of requests alone."
+        );
+        Some(Decision::new("batching", text))
     }
 
     /// Keeps what a trial showed. Of trials with the values of callers `enough` must agree before requests share a pass;

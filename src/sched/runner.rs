@@ -16,7 +16,7 @@ use crate::{
     backend::{BackendError, Servable},
     call::{InferReply, Timing},
     error::{Error, LOGGED, Reason, Result, beginning, shown},
-    model::{Binding, NamedTensor},
+    model::{Binding, ModelName, NamedTensor},
     registry::Lease,
     telemetry::{BatchSpan, Passing, Went},
     tensor::HostTensor,
@@ -112,7 +112,7 @@ fn learn(mut jobs: Vec<Job>, servable: &Servable, renew: &(dyn Fn() + Sync)) -> 
         }
         Verdict::Alone(format!("requests together and alone could not be compared: {}", error.short))
     });
-    decide(verdict, servable, slot.name().as_str());
+    decide(verdict, servable, slot.name());
     servable.rows.end_try();
     back
 }
@@ -142,20 +142,11 @@ fn turned(tensor: &HostTensor) -> Option<HostTensor> {
 /// Values of callers may be chosen to look harmless: two of their trials must agree.
 const AGREED: u32 = 2;
 
-fn decide(verdict: Verdict, servable: &Servable, model: &str) {
-    if !servable.rows.learn(verdict, AGREED) {
-        return;
-    }
-    let version = servable.version.0;
-    match servable.rows.why_alone() {
-        Some(why) => tracing::warn!(model, version, "requests are run one by one: {why}"),
-        None => {
-            let random = servable.rows.random();
-            if !random.is_empty() {
-                let outputs = random.join(", ");
-                tracing::warn!(model, version, outputs, "answers are random: rows were not compared");
-            }
-        }
+fn decide(verdict: Verdict, servable: &Servable, model: &ModelName) {
+    if servable.rows.learn(verdict, AGREED)
+        && let Some(decision) = servable.rows.decision()
+    {
+        servable.decide(model, decision);
     }
 }
 
@@ -187,34 +178,35 @@ fn run_together(mut jobs: Vec<Job>, servable: &Servable, renew: &(dyn Fn() + Syn
     match outcome {
         Ok(Ran { answers, rows: rows_run, took }) => {
             servable.breaker.succeeded(started);
-            if let Some(job) = jobs.first() {
+            if let (Some(job), Some(outputs)) = (jobs.first(), answers.first()) {
                 // Only what went well: the next version is warmed up with it.
-                job.bound.slot.served().record(servable, &job.bound.call.inputs);
+                job.bound.slot.served().record(servable, &job.bound.call.inputs, outputs);
                 servable.remember_good(&job.bound.call.inputs);
             }
             let batch_size = jobs.iter().map(|job| job.bound.binding.rows).sum();
-            let answered = jobs.iter().map(|job| Answered {
-                total: ended - job.bound.call.received,
-                queued: job.queued + started.duration_since(job.submitted),
-            });
-            servable.statistics.ran(batch_size, took, answered);
+            servable.statistics.ran(batch_size, took);
             if let Some(job) = jobs.first() {
                 job.bound.slot.profile().record(job.bound.class, rows_run, compute);
             }
             for (job, outputs) in jobs.into_iter().zip(answers) {
                 let timing = timing(&job, started, compute, batch_size);
-                let reply = select(outputs, &job.bound.call.outputs).map(|outputs| InferReply {
-                    version: servable.version,
-                    outputs,
-                    timing,
-                });
+                let answered = Answered {
+                    statistics: servable.statistics.clone(),
+                    rows: job.bound.binding.rows,
+                    total: ended - job.bound.call.received,
+                    queued: timing.queue + timing.batch_wait,
+                    took,
+                };
+                let outputs = select(outputs, &job.bound.call.outputs);
+                let version = servable.version;
+                let reply = outputs.map(|outputs| (InferReply { version, outputs, timing }, answered));
                 job.reply(reply);
             }
             Done { good: true, back: Vec::new() }
         }
         Err(failed) if jobs.len() > 1 => {
             if let (Failed::Cut(error), Some(job)) = (failed, jobs.first()) {
-                decide(Verdict::Alone(error.short), servable, job.bound.slot.name().as_str());
+                decide(Verdict::Alone(error.short), servable, job.bound.slot.name());
             }
             // One bad request must not fail the others: each gets its own pass and its own answer, in its own turn.
             for job in &mut jobs {
@@ -246,7 +238,7 @@ fn judge_failure(job: &Job, servable: &Servable, renew: &(dyn Fn() + Sync)) {
             renew();
             let began = Instant::now();
             // A model that may keep something between passes is not asked: it would keep the probe.
-            let keeps = servable.max_concurrency() == 1;
+            let keeps = servable.stateful;
             match servable.good_inputs().filter(|_| !keeps) {
                 _ if keeps && callers > 1 => breaker.open(began),
                 _ if keeps => {}

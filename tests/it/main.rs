@@ -15,7 +15,10 @@ mod batching;
 mod boundary;
 mod check;
 mod client;
+mod conform;
 mod console;
+#[cfg(feature = "torch")]
+mod crash;
 mod docs;
 mod edges;
 mod ending;
@@ -24,6 +27,7 @@ mod fake;
 mod history;
 mod integrity;
 mod oip;
+mod pages;
 #[cfg(feature = "torch")]
 mod read_digits;
 mod refusals;
@@ -33,6 +37,7 @@ mod rollout;
 mod runtime;
 mod server;
 mod settings;
+mod state;
 mod store;
 mod tidy;
 #[cfg(feature = "torch")]
