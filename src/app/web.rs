@@ -32,6 +32,7 @@ use super::{
 use crate::{
     api::http::{METRICS, PROBES},
     tasks::{Need, Tasks},
+    threads::OwnRuntime,
 };
 
 /// What is to be known of answers, and who notes that something moves.
@@ -90,12 +91,11 @@ fn thread(
     ending: Arc<oneshot::Sender<()>>,
     work: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = OwnRuntime::build(tokio::runtime::Builder::new_current_thread().enable_all())?;
     let cut = cut.clone();
     std::thread::Builder::new().name(name.to_owned()).spawn(move || {
         let _ending = ending;
         let _cut = runtime.block_on(cut.run_until_cancelled_owned(work));
-        runtime.shutdown_background();
     })?;
     Ok(())
 }
