@@ -5,6 +5,7 @@ mod activity;
 mod background;
 mod cpu;
 mod drain;
+mod heads;
 mod health;
 mod idle;
 mod io;
