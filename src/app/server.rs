@@ -97,8 +97,17 @@ pub enum StartError {
     #[error(transparent)]
     Traces(#[from] TraceError),
     /// The system refused threads or the like.
-    #[error("cannot start: {0}")]
+    #[error("cannot start: {0}{hint}", hint = hint(.0))]
     System(#[from] std::io::Error),
+}
+
+/// What to do about the system's refusal.
+fn hint(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        // What Linux says where threads are short.
+        std::io::ErrorKind::WouldBlock => ": raise the limit on processes and threads (pids.max, ulimit -u)",
+        _ => "",
+    }
 }
 
 /// Serves until a signal ends it. Blocks.
