@@ -173,6 +173,7 @@ pub(super) mod tests {
                 signature: Arc::new(Signature::default()),
                 torch_version: None,
                 max_batch: 1,
+                rows: Arc::default(),
                 decisions: Arc::default(),
             }),
             previous: Some(Version(1)),

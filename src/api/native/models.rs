@@ -90,13 +90,13 @@ pub(super) fn model(status: ModelStatus) -> proto::Model {
     };
     if let Some(live) = status.live {
         model.live_version = live.version.to_string();
+        model.max_batch = u32::try_from(live.max_batch()).unwrap_or(u32::MAX);
         model.sha256 = live.sha256;
         model.weights_sha256 = live.weights_sha256.unwrap_or_default();
         model.bytes = live.bytes;
         model.live_since = timestamp(live.since);
         model.signature = Some(signature(&live.signature));
         model.torch_version = live.torch_version.unwrap_or_default();
-        model.max_batch = u32::try_from(live.max_batch()).unwrap_or(u32::MAX);
         let decisions = live.decisions.all().into_iter();
         model.decisions = decisions
             .map(|Decision { what, text }| proto::Decision { what: what.to_owned(), text })
