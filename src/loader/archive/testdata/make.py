@@ -1,8 +1,8 @@
 """Makes the archives beside it, with torch 2.13: `python make.py`, from this folder."""
 
+import io
 from typing import Dict, Final, List, NamedTuple, Optional, Tuple, Union
 
-import io
 import torch
 from torch import nn
 from torch.ao import quantization
