@@ -40,6 +40,7 @@ use crate::{
         LoaderPool, Pace,
         seal::{Integrity, KeyError, Policy, TrustedKey},
     },
+    model::Decision,
     proto::{
         self, inference::grpc_inference_service_server::GrpcInferenceServiceServer,
         model_server_server::ModelServerServer,
@@ -96,8 +97,17 @@ pub enum StartError {
     #[error(transparent)]
     Traces(#[from] TraceError),
     /// The system refused threads or the like.
-    #[error("cannot start: {0}")]
+    #[error("cannot start: {0}{hint}", hint = hint(.0))]
     System(#[from] std::io::Error),
+}
+
+/// What to do about the system's refusal.
+fn hint(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        // What Linux says where threads are short.
+        std::io::ErrorKind::WouldBlock => ": raise the limit on processes and threads (pids.max, ulimit -u)",
+        _ => "",
+    }
 }
 
 /// Serves until a signal ends it. Blocks.
@@ -277,7 +287,7 @@ async fn run(
         },
     );
     let front = front(
-        settings.console,
+        settings.console.clone(),
         console::Resources {
             manager: manager.clone(),
             history: history.clone(),
@@ -285,6 +295,7 @@ async fn run(
             health: health.clone(),
             control: control.clone(),
         },
+        [grpc_addr, http_addr],
         settings.admission.max_deadline,
     );
     let service = ModelServerService::new(
@@ -376,6 +387,7 @@ async fn run(
         watch: WatchConfig { interval: settings.watch.interval, settle: settings.watch.settle },
         allow_empty: settings.allow_empty,
         stuck_after: settings.executors.stuck_after,
+        console: settings.console.enabled.then_some(http_addr),
     };
     let mut background = Background::start(&tasks, looked, config, signals.take_others());
     let why = tokio::select! {
@@ -431,9 +443,16 @@ fn trouble(scheduler: &Scheduler, tasks: &Tasks) -> Option<String> {
 }
 
 /// What is at `/` on the HTTP port.
-fn front(settings: config::Console, with: console::Resources, patience: Duration) -> Router {
+fn front(
+    settings: config::Console,
+    with: console::Resources,
+    [grpc, http]: [SocketAddr; 2],
+    patience: Duration,
+) -> Router {
     if settings.enabled {
-        console::router(with, console::Rights { admin: settings.admin, patience })
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let identity = console::Identity { title: settings.title, host, grpc, http };
+        console::router(with, identity, console::Rights { admin: settings.admin, patience })
     } else {
         http::hello()
     }
@@ -493,8 +512,8 @@ pub struct ModelCheck {
     pub problem: Option<String>,
     /// What is said of it and not heeded, a line each.
     pub warnings: Vec<String>,
-    /// What it calls that ends the process for some values.
-    pub note: Option<String>,
+    /// What torchlane decided about it.
+    pub decisions: Vec<Decision>,
 }
 
 /// Prepares the newest version of every model as a server would, and drops it again.
@@ -518,7 +537,7 @@ async fn check(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
             if checks.iter().any(|check| check.name == name) {
                 continue;
             }
-            let (mut warnings, mut note) = (Vec::new(), None);
+            let (mut warnings, mut decisions) = (Vec::new(), Vec::new());
             let (version, problem) = match found.versions.last() {
                 None => {
                     let unreadable = repository.find(&found.name).await.err().map(|error| error.to_string());
@@ -534,7 +553,7 @@ async fn check(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
                                 let alone = Preparation::alone(&found.name, &files, &rules);
                                 match prepare(backend.as_ref(), &alone) {
                                     Ok(prepared) => {
-                                        note = prepared.note;
+                                        decisions = prepared.servable.decisions.all();
                                         None
                                     }
                                     Err(failure) => Some(failure.to_string()),
@@ -547,7 +566,7 @@ async fn check(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
                     (Some(files.version.0), problem)
                 }
             };
-            checks.push(ModelCheck { name, version, problem, warnings, note });
+            checks.push(ModelCheck { name, version, problem, warnings, decisions });
         }
     }
     Ok(checks)

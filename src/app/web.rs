@@ -37,6 +37,7 @@ use super::{
 use crate::{
     api::http::{METRICS, PROBES},
     tasks::{Need, Tasks},
+    threads::OwnRuntime,
 };
 
 /// What the port shares with others, and how patient it is.
@@ -106,12 +107,11 @@ fn thread(
     ending: Arc<oneshot::Sender<()>>,
     work: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = OwnRuntime::build(tokio::runtime::Builder::new_current_thread().enable_all())?;
     let cut = cut.clone();
     std::thread::Builder::new().name(name.to_owned()).spawn(move || {
         let _ending = ending;
         let _cut = runtime.block_on(cut.run_until_cancelled_owned(work));
-        runtime.shutdown_background();
     })?;
     Ok(())
 }

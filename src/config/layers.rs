@@ -11,6 +11,7 @@ use figment::{
 use thiserror::Error;
 
 use super::{Settings, redact};
+use crate::plain;
 
 /// A configuration that cannot be used. One line.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -145,12 +146,32 @@ fn source(figment: &Figment, key: &str) -> String {
         return "default".to_owned();
     }
     if metadata.name.contains("environment") {
-        return format!("environment variable TORCHLANE_{}", key.to_uppercase().replace('.', "__"));
+        return format!("environment variable {}", variable(key));
     }
     match &metadata.source {
         Some(figment::Source::File(path)) => path.display().to_string(),
         _ => metadata.name.to_string(),
     }
+}
+
+/// The environment variable of a setting.
+fn variable(key: &str) -> String {
+    format!("TORCHLANE_{}", key.to_uppercase().replace('.', "__"))
+}
+
+/// The setting that a misspelt key most likely means: the same letters with other separators, or nearly the same ones.
+fn near(key: &str) -> Option<String> {
+    let defaults = Figment::from(Serialized::defaults(Settings::default()));
+    let known: Vec<String> = provenance(&defaults).ok()?.into_iter().map(|row| row.key).collect();
+    // Its section was left out.
+    if let Some(whole) = known.iter().find(|known| known.rsplit('.').next() == Some(key)) {
+        return Some(whole.clone());
+    }
+    let letters = |key: &str| key.to_lowercase().replace(['.', '_', '-'], "");
+    let wanted = letters(key);
+    let distance = |known: &String| strsim::damerau_levenshtein(&letters(known), &wanted);
+    let nearest = known.into_iter().map(|known| (distance(&known), known)).min()?;
+    (nearest.0 <= wanted.len() / 5).then_some(nearest.1)
 }
 
 fn explain(error: &figment::Error, figment: &Figment) -> ConfigError {
@@ -164,24 +185,33 @@ fn explain(error: &figment::Error, figment: &Figment) -> ConfigError {
                 key if key == field || key.ends_with(&format!(".{field}")) => key.to_owned(),
                 key => format!("{key}.{field}"),
             };
-            (full.clone(), format!("{full} is not a setting: known here are {}", known.join(", ")))
+            let from_environment =
+                error.metadata.as_ref().is_some_and(|metadata| metadata.name.contains("environment"));
+            let hint = match near(&full) {
+                Some(near) if from_environment => format!("did you mean {}?", variable(&near)),
+                Some(near) => format!("did you mean {near}?"),
+                None => format!("known here are {}", known.join(", ")),
+            };
+            (full.clone(), format!("{full} is not a setting: {hint}"))
         }
         Kind::InvalidType(got, wanted) | Kind::InvalidValue(got, wanted) => {
-            (key.clone(), format!("{key} is {}, {} is needed", show_actual(got), in_words(wanted)))
+            (key.clone(), format!("{key} is {}: write {}", show_actual(got), needed(wanted)))
         }
         Kind::UnknownVariant(got, known) => {
-            (key.clone(), format!("{key} is '{got}', one of {} is needed", known.join(", ")))
+            (key.clone(), format!("{key} is '{got}': write one of {}", known.join(", ")))
         }
         Kind::Message(said) if said.contains("socket address") => (
             key.clone(),
             format!("{key}: write an IP address and a port, such as 0.0.0.0:50051 or [::]:50051"),
         ),
-        other if key.is_empty() => (key.clone(), other.to_string()),
-        other => (key.clone(), format!("{key}: {other}")),
+        other => {
+            let what = plain::error(&other.to_string(), plain::Form::Toml);
+            (key.clone(), if key.is_empty() { what } else { format!("{key}: {what}") })
+        }
     };
     let from = match &error.metadata {
         Some(metadata) if metadata.name.contains("environment") => {
-            format!("environment variable TORCHLANE_{}", key.to_uppercase().replace('.', "__"))
+            format!("environment variable {}", variable(&key))
         }
         Some(metadata) => match &metadata.source {
             Some(figment::Source::File(path)) => path.display().to_string(),
@@ -192,18 +222,12 @@ fn explain(error: &figment::Error, figment: &Figment) -> ConfigError {
     ConfigError::new(&format!("{what} ({from})").replace('\n', " "))
 }
 
-/// What serde expects, for people.
-fn in_words(wanted: &str) -> String {
-    match wanted {
-        "a boolean" => "true or false".to_owned(),
-        "a string" | "path string" => "a text in quotes".to_owned(),
-        "socket address" => "an IP address and a port such as 0.0.0.0:50051".to_owned(),
-        "usize" | "u64" | "u32" => "a whole number, 0 or more,".to_owned(),
-        "f64" => "a number".to_owned(),
-        "parsable string" => "a size such as '64MiB'".to_owned(),
-        "a sequence" => "a list such as ['models']".to_owned(),
-        wanted if wanted.starts_with("struct") => "a table of settings".to_owned(),
-        wanted => wanted.to_owned(),
+/// What is needed, with an example where the words alone do not show its form.
+fn needed(wanted: &str) -> String {
+    match plain::expected(wanted, plain::Form::Toml).as_str() {
+        "a list" => "a list such as ['models']".to_owned(),
+        "a table" => "a table of settings".to_owned(),
+        words => words.to_owned(),
     }
 }
 
@@ -214,7 +238,7 @@ fn show_actual(got: &Actual) -> String {
         Actual::Signed(value) => value.to_string(),
         Actual::Float(value) => value.to_string(),
         Actual::Str(value) => format!("'{value}'"),
-        other => other.to_string(),
+        other => format!("a {}", plain::found(&other.to_string(), plain::Form::Toml)),
     }
 }
 
@@ -277,21 +301,24 @@ mod tests {
     #[test]
     fn bad_keys_and_values_are_named_with_their_place() {
         let cases = [
-            ("[server]\ngraze = '5s'", "server.graze is not a setting"),
+            ("[server]\ngraze = '5s'", "server.graze is not a setting: did you mean server.grace?"),
+            ("[server]\nunheard_of = '5s'", "server.unheard_of is not a setting: known here are grpc_addr,"),
+            ("[tenants.a]\nwieght = 2", "is not a setting: known here are weight,"),
+            ("[server]\nmax_streams = {}", "server.max_streams is a table: write a whole number"),
             ("[server]\ngrace = 'soon'", "'soon' is not a duration"),
             ("[server]\ngrace = 5", "write a duration such as"),
             (
                 "[admission]\nmax_in_flight = 'many'",
-                "admission.max_in_flight is 'many', a whole number, 0 or more, is",
+                "admission.max_in_flight is 'many': write a whole number, 0 or more",
             ),
             (
                 "[admission]\nmax_in_flight = -1",
-                "admission.max_in_flight is -1, a whole number, 0 or more, is needed",
+                "admission.max_in_flight is -1: write a whole number, 0 or more",
             ),
-            ("[server]\nmax_message_bytes = '64XB'", "is '64XB', a size such as '64MiB' is needed"),
-            ("[log]\nformat = 'yaml'", "log.format is 'yaml', one of pretty, json is needed"),
-            ("repositories = 'models'", "repositories is 'models', a list such as ['models'] is needed"),
-            ("server = 5", "server is 5, a table of settings is needed"),
+            ("[server]\nmax_message_bytes = '64XB'", "is '64XB': write a size such as '64MiB'"),
+            ("[log]\nformat = 'yaml'", "log.format is 'yaml': write one of pretty, json"),
+            ("repositories = 'models'", "repositories is 'models': write a list such as ['models']"),
+            ("server = 5", "server is 5: write a table of settings"),
             ("[server]\ngrpc_addr = 'localhost:1'", "such as 0.0.0.0:50051"),
             ("[admission]\nmin_share = 0.9", "admission.min_share = 0.9 is out of range: 0 to 0.3"),
             ("[pressure]\nmemory = 1.5", "pressure.memory = 1.5 is out of range: 0 (not looked at) to 1"),
@@ -308,6 +335,26 @@ mod tests {
         }
         let error = with_file("", &[("server.grpc_addr", "here")]).unwrap_err().to_string();
         assert!(error.contains("server.grpc_addr") && error.contains("flag"), "{error}");
+    }
+
+    #[test]
+    fn a_setting_in_other_letters_is_known() {
+        for (wrong, right) in [
+            ("server_grace", "server.grace"),
+            ("servergrace", "server.grace"),
+            ("log_level", "log.level"),
+            ("server.drain-delay", "server.drain_delay"),
+            ("memory.budgte", "memory.budget"),
+            ("executor.threads", "executors.threads"),
+            ("watch_interval", "watch.interval"),
+            ("max_message_bytes", "server.max_message_bytes"),
+        ] {
+            assert_eq!(near(wrong).as_deref(), Some(right), "{wrong}");
+        }
+        for far in ["unheard_of", "x", "color"] {
+            assert_eq!(near(far), None, "{far}");
+        }
+        assert_eq!(variable("server.grace"), "TORCHLANE_SERVER__GRACE");
     }
 
     #[test]

@@ -177,18 +177,20 @@ pub struct OpenInference {
 }
 
 /// `[console]`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Console {
     /// A page for people at `/` on the HTTP port.
     pub enabled: bool,
     /// That page can reload, roll back and unload models: for whoever reaches the port.
     pub admin: bool,
+    /// Stands at the top of the page, beside the host's name: which server this is.
+    pub title: String,
 }
 
 impl Default for Console {
     fn default() -> Self {
-        Self { enabled: true, admin: false }
+        Self { enabled: true, admin: false, title: String::new() }
     }
 }
 

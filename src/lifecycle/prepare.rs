@@ -14,7 +14,8 @@ use thiserror::Error;
 use tokio::time::Instant;
 
 use super::{
-    CheckReport, Phases, Rules, WarmupReport, described::Described, footprint, golden, shapes, warmup,
+    CheckReport, Phases, Rules, WarmupReport, decisions, described::Described, footprint, golden, shapes,
+    warmup,
 };
 use crate::{
     admission::Breaker,
@@ -29,8 +30,8 @@ use crate::{
         weights::{Overlay, Weights},
     },
     model::{
-        ArgKind, Argument, Binding, DeclaredTensor, ModelManifest, ModelName, NamedTensor, Sample, Signature,
-        read_samples,
+        ArgKind, Argument, Binding, Decision, DeclaredTensor, ModelManifest, ModelName, NamedTensor, Sample,
+        Signature, read_samples,
     },
     registry::{InputShapes, ModelSlot},
     repository::VersionFiles,
@@ -133,8 +134,6 @@ pub struct Prepared {
     pub check: CheckReport,
     /// How long its passes took.
     pub measured: Vec<Measured>,
-    /// What it calls that ends the process for some values.
-    pub note: Option<String>,
 }
 
 /// What a version is prepared from, and beside what.
@@ -180,9 +179,6 @@ impl<'a> Preparation<'a> {
 
 /// Refuses, or logs, what is not known to be safe: before libtorch sees a byte of it.
 fn check_safety(rules: &Rules, archive: &Path, summary: &ArchiveSummary) -> Result<(), LoadFailure> {
-    if let Some(line) = rules.safety.note(&summary.findings) {
-        tracing::warn!(target: "torchlane::load", archive = %archive.display(), "{line}");
-    }
     match rules.safety.judge(&summary.findings) {
         Verdict::Serve => Ok(()),
         Verdict::Warn(line) => {
@@ -244,7 +240,10 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     let config = described.config.clone();
     let (manifest, signature) = described.for_archive(summary)?;
     let signature = Arc::new(signature);
-    let max_batch = if summary.stateful { 1 } else { manifest.batching.max_batch() };
+    let (stateful, mut decisions) = decisions::about_state(summary.stateful.as_ref(), &manifest);
+    decisions.extend(decisions::about_training(summary.training.as_ref()));
+    decisions.extend(rules.safety.note(&summary.findings).map(|line| Decision::new("safety", line)));
+    let max_batch = if stateful { 1 } else { manifest.batching.max_batch() };
     let samples = samples(files, &signature, max_batch)?;
     phases.verify = lap();
 
@@ -284,7 +283,8 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
         manifest: Arc::new(manifest),
         config,
         effect_free: summary.effect_free,
-        stateful: summary.stateful,
+        stateful,
+        decisions: Arc::default(),
         quick: Arc::default(),
         max_batch,
         sha256: checked.sha256,
@@ -297,10 +297,11 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
         statistics: Statistics::default(),
         memory: OnceLock::new(),
     };
+    decisions.into_iter().for_each(|decision| servable.decide(of.model, decision));
     if servable.ensemble.is_some() {
         // Its steps are warmed up by themselves, and its samples are those of its models.
         let (warmup, check, measured) = Default::default();
-        return Ok(Prepared { servable: Arc::new(servable), phases, warmup, check, measured, note: None });
+        return Ok(Prepared { servable: Arc::new(servable), phases, warmup, check, measured });
     }
     of.progress.begin(Phase::WarmUp);
     let shapes = shapes::shapes(&servable, served, &samples)
@@ -309,7 +310,8 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     let warmed = warmup::run(&servable, &shapes, &samples, of.learned)
         .map_err(|error| LoadFailure::new(Phase::WarmUp, error))?;
     if !warmed.batchable && servable.max_batch > 1 {
-        tracing::warn!(archive = %archive.display(), "results do not follow the batch: requests are run one by one");
+        let text = "The results do not follow the rows of a batch, so torchlane runs each request alone.";
+        servable.decide(of.model, Decision::new("batching", text));
         servable.max_batch = 1;
     }
     let waits = !servable.manifest.batching.max_delay.is_zero();
@@ -335,7 +337,6 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
         warmup: warmed.report,
         check,
         measured: warmed.measured,
-        note: rules.safety.note(&summary.findings),
     })
 }
 

@@ -154,7 +154,7 @@ fn begin_span(jobs: &[Job], servable: &Servable, began: Instant) -> Option<Batch
 /// Whether the version answers inputs as its warm-up had them, zeros, in the shapes of this request: then it was the values of
 /// the request that it threw at. A model that may keep something between passes is not asked: it would keep the zeros.
 fn works(job: &Job, servable: &Servable) -> bool {
-    if servable.max_concurrency() == 1 {
+    if servable.stateful {
         return false;
     }
     let Binding { args, leaves: inputs, .. } = &job.bound.binding;

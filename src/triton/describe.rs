@@ -10,6 +10,7 @@ use super::{
     dtype::data_type,
     manifest::{BACKEND, ENSEMBLE, PLATFORM},
     names::ARCHIVE,
+    parameters,
 };
 use crate::{
     ensemble::Step,
@@ -116,6 +117,7 @@ fn made(name: &str, signature: &Signature, manifest: &ModelManifest, max_batch: 
         default_model_filename: of_archives(ARCHIVE),
         scheduling_choice: scheduling(manifest, batched),
         response_cache: manifest.response_cache.then_some(ModelResponseCache { enable: true }),
+        parameters: parameters::of(&manifest.scheduling),
         model_warmup: warmup(signature, &manifest.warmup.shapes, batched),
         ..ModelConfig::default()
     }

@@ -40,6 +40,7 @@ const FILES: &[(&str, &str, &str)] = &[
     ("/console/resources.js", JS, include_str!("resources.js")),
     ("/console/rollout.js", JS, include_str!("rollout.js")),
     ("/console/trial.js", JS, include_str!("trial.js")),
+    ("/console/troubles.js", JS, include_str!("troubles.js")),
 ];
 
 /// A route for each.

@@ -140,7 +140,10 @@ impl<S> OpenInference<S> {
         self.bring(name, deadline).await?;
         let (slot, lease) = self.found(name, wanted)?;
         let signature = seen(&lease.signature, slot.served(), lease.max_batch > 1);
-        Ok(triton::describe(name, &signature, &lease.manifest, lease.max_batch, lease.config.as_deref()))
+        let mut config =
+            triton::describe(name, &signature, &lease.manifest, lease.max_batch, lease.config.as_deref());
+        config.parameters.extend(triton::decided(lease.decisions.all()));
+        Ok(config)
     }
 
     /// A hold on the version that a request without more to say would get.

@@ -23,6 +23,7 @@ mod operators;
 pub(in crate::loader) mod pickle;
 pub mod safety;
 mod sniff;
+mod state;
 pub(in crate::loader) mod tensors;
 #[cfg(test)]
 mod tests;
@@ -35,7 +36,7 @@ use std::path::Path;
 
 pub use error::ArchiveError;
 pub use inflate::check_entries;
-pub use info::{ArchiveInfo, Argument, Effects, MethodSignature, TensorInfo};
+pub use info::{ArchiveInfo, Argument, Effects, MethodSignature, Seen, TensorInfo};
 pub use types::TypeExpr;
 
 use code::Code;
@@ -83,7 +84,9 @@ pub fn inspect_reader<R: Read + Seek>(reader: R, size: u64) -> Result<ArchiveInf
     if container.has("model.json") {
         return Err(ArchiveError::Deceptive("there is a model.json beside data.pkl"));
     }
-    let mut code = read_code(&mut container, &names)?;
+    let files = read_code(&mut container, &names)?;
+    let mut code = Code::default();
+    files.iter().for_each(|(module, text)| code.read(module, text));
     let data = required(&mut container, "data.pkl")?;
     let constants = container.read("constants.pkl")?.unwrap_or_default();
     let mut findings = Findings::default();
@@ -123,6 +126,7 @@ pub fn inspect_reader<R: Read + Seek>(reader: R, size: u64) -> Result<ArchiveInf
     let attributes = other_attributes(top, is_module);
     let constants = read_constants(&constants, &container, &mut seen, &code, &mut findings)?;
 
+    let state::Flow { state: keeps, training: trains } = state::follow(&files, &pickle);
     let mut tensors = found.parameters.iter().chain(&found.buffers).chain(&constants);
     if tensors.any(|tensor| {
         tensor.shape.iter().zip(&tensor.strides).any(|(size, stride)| *size > 1 && *stride == 0)
@@ -150,6 +154,8 @@ pub fn inspect_reader<R: Read + Seek>(reader: R, size: u64) -> Result<ArchiveInf
         attributes,
         operators: code.operators().clone(),
         effects: code.effects(),
+        state: keeps,
+        trains,
         loops: code.loops(),
         findings: findings.into_list(),
     })
@@ -186,16 +192,20 @@ fn code_module(name: &str) -> Option<String> {
     is_code.then(|| stem.replace('/', "."))
 }
 
-fn read_code<R: Read + Seek>(container: &mut Container<R>, names: &[String]) -> Result<Code, ArchiveError> {
-    let mut code = Code::default();
+/// Paths of modules, and their text.
+fn read_code<R: Read + Seek>(
+    container: &mut Container<R>,
+    names: &[String],
+) -> Result<Vec<(String, Vec<u8>)>, ArchiveError> {
+    let mut files = Vec::new();
     for name in names {
         if let Some(module) = code_module(name)
             && let Some(text) = container.read(name)?
         {
-            code.read(&module, &text);
+            files.push((module, text));
         }
     }
-    Ok(code)
+    Ok(files)
 }
 
 /// `code/....py.debug_pkl`: which line of Python a line of code came from. libtorch reads one when it words an error.

@@ -4,6 +4,7 @@ mod corpus;
 mod effects;
 mod hostile;
 mod random;
+mod state;
 mod unsafe_models;
 mod written;
 
