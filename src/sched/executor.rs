@@ -241,7 +241,7 @@ impl Scheduler {
         }
         for pass in &mut stuck {
             pass.replaced = self.add_thread(&mut state).unwrap_or(false);
-            let next = state.idle.to_wake();
+            let next = state.idle.wake_next();
             self.shared.wake(next);
         }
         stuck
@@ -276,7 +276,7 @@ impl Scheduler {
         }
         let handle = state.queue.push(job);
         // Whoever holds jobs back sees to it that they are looked at in time.
-        let wake = if state.queue.is_held(&handle) { None } else { state.idle.to_wake() };
+        let wake = if state.queue.is_held(&handle) { None } else { state.idle.wake_next() };
         drop(state);
         self.shared.wake(wake);
         PendingReply { receiver, waiting: Some((self.shared.clone(), handle)) }
@@ -364,7 +364,7 @@ impl Shared {
         }
         for job in jobs {
             state.queue.push(job);
-            let next = state.idle.to_wake();
+            let next = state.idle.wake_next();
             self.wake(next);
         }
     }
@@ -394,7 +394,7 @@ impl Shared {
                         if popped.more || popped.wait_until.is_some() {
                             // While this one is busy, another must wake up for the rest, and for jobs that are held back. The
                             // notice of one that was put in may have come to this one.
-                            let next = state.idle.to_wake();
+                            let next = state.idle.wake_next();
                             self.wake(next);
                         }
                         state.set_lead(index, popped.jobs.first().map(|job| job.bound.lane));

@@ -17,7 +17,7 @@ impl Idle {
         self.0.retain(|idle| *idle != executor);
     }
 
-    pub(super) fn to_wake(&mut self) -> Option<usize> {
+    pub(super) fn wake_next(&mut self) -> Option<usize> {
         self.0.pop()
     }
 
@@ -37,17 +37,17 @@ mod tests {
         idle.sleeps(other);
         idle.sleeps(held);
         // A job is put in, and a notice is on its way.
-        assert_eq!(idle.to_wake(), Some(held));
+        assert_eq!(idle.wake_next(), Some(held));
         // Its own timer is faster: it works, and sleeps again.
         idle.woke(held);
         idle.sleeps(held);
         // The notice comes: there is nothing to do.
         idle.woke(held);
         idle.sleeps(held);
-        assert_eq!([idle.to_wake(), idle.to_wake(), idle.to_wake()], [Some(held), Some(other), None]);
+        assert_eq!([idle.wake_next(), idle.wake_next(), idle.wake_next()], [Some(held), Some(other), None]);
         // Woken by its timer while nobody noticed: it is not woken for others while it works.
         idle.sleeps(held);
         idle.woke(held);
-        assert_eq!(idle.to_wake(), None);
+        assert_eq!(idle.wake_next(), None);
     }
 }

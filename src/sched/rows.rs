@@ -218,7 +218,7 @@ impl Output<'_> {
             Ok(()) => true,
             Err(apart) => apart.is_some() && self.rules.trusted,
         });
-        if whole && !(random && !self.rules.trusted) {
+        if whole && (!random || self.rules.trusted) {
             return Ok(Found { goes: Goes::Whole, random, telling: false });
         }
         Err(match by_rows {

@@ -74,8 +74,8 @@ pub(super) fn run(jobs: Vec<Job>, lease: Option<Lease>, renew: &(dyn Fn() + Sync
         }
     }
     if lease.rows.is_alone() {
-        let others = ready.split_off(1.min(ready.len()));
-        back.extend(others.into_iter().map(|job| Job { alone: true, ..job }));
+        back.extend(ready.split_off(1.min(ready.len())));
+        back.iter_mut().for_each(|job| job.alone = true);
     }
     if ready.len() > 1 && lease.rows.shared().is_none() {
         back.extend(learn(ready, &lease, renew));
