@@ -1,7 +1,7 @@
 //! The command line. Results go to standard output, everything else to standard error; an error is one line that says
 //! what to do. Exit status: 0 well, 1 failed, 2 the command or the configuration is wrong.
 
-/// Prints a line. The standard macro panics where nobody reads any more (`torchlane models | head -1`).
+/// Prints a line. The standard macro panics if the reader has gone (`torchlane models | head -1`).
 macro_rules! println {
     () => { $crate::cli::print_line(format_args!("")) };
     ($($part:tt)*) => { $crate::cli::print_line(format_args!($($part)*)) };

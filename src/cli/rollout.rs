@@ -26,7 +26,7 @@ pub(super) struct Args {
     /// Send a percent of the callers to it; several, one after the other: --canary 1,10,50
     #[arg(long, value_name = "PERCENT", value_delimiter = ',', group = "how")]
     canary: Vec<f64>,
-    /// Have it run a percent of the requests too, and compare; it answers nobody
+    /// Run a percent of the requests by it too, and compare; its answers are not sent
     #[arg(long, value_name = "PERCENT", group = "how")]
     shadow: Option<f64>,
     /// Send requests with this header to it, or with tenant=NAME those of that tenant
