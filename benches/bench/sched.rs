@@ -254,7 +254,7 @@ fn queue(rounds: usize) -> Result<Value> {
 
 fn batch_key() -> Result<BatchKey> {
     use torchlane::model::{ArgKind, Argument, Binding, ModelManifest, Signature};
-    let argument = Argument { name: "x".into(), kind: ArgKind::Tensor, has_default: false };
+    let argument = Argument { name: "x".into(), kind: ArgKind::Tensor, has_default: false, skips: 0 };
     let signature = Arc::new(Signature::new(vec![argument], &[], &ModelManifest::default())?);
     let tensor = HostTensor::zeros(DType::F32, [1, 2].as_slice().into())?;
     let binding = Binding::new(&signature, &[NamedTensor { name: "x".into(), tensor }], 8)?;
