@@ -171,6 +171,9 @@ async fn hooks_of_the_top_module_run() {
     assert_eq!(floats(&infer(&client, "hooked", vec![f32s("x", &[1], &[2.0])]).await.outputs[0]), [1025.0]);
 }
 
+/// Name, shape and values of an output.
+type Expected = (&'static str, &'static [i64], &'static [f32]);
+
 #[tokio::test]
 async fn what_is_not_plain_memory_is_read_right_or_refused_by_name() {
     let dir = models(&[("odd", ""), ("names_device", "")]);
@@ -180,7 +183,7 @@ async fn what_is_not_plain_memory_is_read_right_or_refused_by_name() {
         let kind = tensor("kind", "INT64", &[], kind.to_le_bytes().into());
         request("odd", vec![f32s("x", &[2], &[2.0, 3.0]), kind])
     };
-    let good: [(i64, &[(&str, &[i64], &[f32])]); 7] = [
+    let good: [(i64, &[Expected]); 7] = [
         (0, &[("output_0", &[2], &[-2.0, -3.0])]),
         (8, &[("output_0", &[3, 2], &[2.0, 3.0, 2.0, 3.0, 2.0, 3.0])]),
         (9, &[("output_0", &[1], &[3.0])]),
