@@ -1,8 +1,11 @@
 //! Configuration in, running process out. Every stack is put together here, in one place to read.
 
+mod accept;
 mod activity;
+mod background;
 mod cpu;
 mod drain;
+mod health;
 mod idle;
 mod io;
 mod paced;
@@ -10,6 +13,7 @@ mod repositories;
 mod resources;
 mod rollouts;
 mod server;
+mod signals;
 mod stack;
 mod taking;
 mod watchdog;
@@ -17,3 +21,4 @@ mod web;
 
 pub use cpu::{CpuPlan, cpu_quota};
 pub use server::{ModelCheck, StartError, check_models, serve, serve_until};
+pub use signals::Beginning;
