@@ -152,6 +152,7 @@ impl Backend for FakeBackend {
                 offset: 0,
                 strides: Vec::new(),
             }],
+            buffers: Vec::new(),
         })
     }
 

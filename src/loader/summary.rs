@@ -50,6 +50,7 @@ pub fn of_archive(path: &Path) -> Result<ArchiveSummary, BackendError> {
         tensor_bytes: info.tensor_bytes(),
         torch_version: info.torch_version,
         findings: info.findings,
+        buffers: info.buffers.iter().map(|buffer| buffer.name.clone()).collect(),
         tensors: info.parameters.into_iter().chain(info.buffers).collect(),
     })
 }
