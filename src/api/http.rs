@@ -20,15 +20,25 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// `/livez`, `/readyz` and `/metrics`.
-pub fn router(health: Health, metrics: Arc<Metrics>) -> Router {
+/// `/livez`, `/readyz` and `/metrics`. `notes` says what an operator should know of repositories and models.
+pub fn router(
+    health: Health,
+    metrics: Arc<Metrics>,
+    notes: impl Fn() -> Vec<String> + Clone + Send + Sync + 'static,
+) -> Router {
     let alive = health.clone();
     let ready = move || async move {
-        if health.is_ready() {
-            (StatusCode::OK, "ready\n")
+        let (status, first) = if health.is_ready() {
+            (StatusCode::OK, "ready")
+        } else if health.is_draining() {
+            (StatusCode::SERVICE_UNAVAILABLE, "not ready: the server is stopping")
         } else {
-            (StatusCode::SERVICE_UNAVAILABLE, "not ready: models are loading, or the server is stopping\n")
-        }
+            (StatusCode::SERVICE_UNAVAILABLE, "not ready: models are loading, or the server is stopping")
+        };
+        let notes = notes();
+        let lines: Vec<&str> =
+            std::iter::once(first).chain(notes.iter().map(String::as_str).take(NOTES)).collect();
+        (status, lines.join("\n") + "\n")
     };
     let live = move || async move {
         if alive.is_broken() {
@@ -45,6 +55,9 @@ pub fn router(health: Health, metrics: Arc<Metrics>) -> Router {
         .route("/metrics", get(scrape))
         .method_not_allowed_fallback(no_method)
 }
+
+/// More notes than this are left out of `/readyz`.
+const NOTES: usize = 20;
 
 /// A line at `/` that says what there is, where there is no console.
 pub fn hello() -> Router {

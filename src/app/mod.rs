@@ -1,6 +1,7 @@
 //! Configuration in, running process out. Every stack is put together here, in one place to read.
 
 mod activity;
+mod check;
 mod cpu;
 mod drain;
 mod idle;
@@ -15,5 +16,6 @@ mod taking;
 mod watchdog;
 mod web;
 
+pub use check::{ModelCheck, check_models};
 pub use cpu::{CpuPlan, cpu_quota};
-pub use server::{ModelCheck, StartError, check_models, serve, serve_until};
+pub use server::{StartError, Starting, serve_until};

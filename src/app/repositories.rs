@@ -5,7 +5,8 @@ use std::{fs, path::Path, sync::Arc};
 use super::server::StartError;
 use crate::{
     config::Settings,
-    repository::{Directory, Source, Uploads},
+    lifecycle::Started,
+    repository::{Directory, Repositories, Repository, Source, Uploads},
     telemetry::Metrics,
 };
 
@@ -22,37 +23,51 @@ pub(super) fn look_at_uploads(settings: &Settings) -> Result<Option<Directory>, 
     Ok(there.map(Directory::open).transpose()?)
 }
 
-/// All of them, in the order in which they count. `uploads` comes last, unless it is one of them anyway.
-pub(super) async fn open(
+/// All of them, in the order in which they count. `uploads` comes last, unless it is one of them anyway. None is asked for
+/// anything yet.
+pub(super) fn open(
     settings: &Settings,
     uploads: Option<&Directory>,
     metrics: &Metrics,
-) -> Result<Vec<Source>, StartError> {
+) -> Result<Repositories, StartError> {
     let config = settings.mirror();
+    let of_uploads = |directory: &Directory| {
+        let place = directory.root().display().to_string();
+        let source = Source::Directory(directory.clone());
+        Repository::new(source, place, metrics.repositories.clone()).may_be_empty()
+    };
     let mut repositories = Vec::new();
     for path in &settings.repositories {
-        let repository = Source::open(path, &config, metrics.store())?;
-        // Whoever looks for the directory for uploads knows it by its path.
-        match uploads.filter(|uploads| is_same(repository.root(), uploads.root())) {
-            Some(uploads) => repositories.push(Source::Directory(uploads.clone())),
-            None => repositories.push(repository),
-        }
+        let source = Source::open(path, &config, metrics.store())?;
+        // Whatever looks for the directory for uploads knows it by its path.
+        repositories.push(match uploads.filter(|uploads| is_same(source.root(), uploads.root())) {
+            Some(uploads) => of_uploads(uploads),
+            None => Repository::new(source, path.display().to_string(), metrics.repositories.clone()),
+        });
     }
     if let Some(uploads) = uploads
         && !repositories.iter().any(|repository| repository.root() == Some(uploads.root()))
     {
-        repositories.push(Source::Directory(uploads.clone()));
+        repositories.push(of_uploads(uploads));
     }
-    let mut models = 0;
-    for repository in &repositories {
-        models += repository.scan().await?.len();
+    Ok(Repositories::new(repositories))
+}
+
+/// Why a server cannot go on after its first looks: nothing is there to be served, and nothing will come by itself.
+pub(super) fn nothing_to_serve(settings: &Settings, started: &Started, count: usize) -> Option<StartError> {
+    let lost = started.troubles.iter().find(|trouble| !trouble.is_transient);
+    if started.found > 0 || started.troubles.iter().any(|trouble| trouble.is_transient) {
+        return None;
     }
-    if models == 0 && !settings.allow_empty {
-        let paths =
-            settings.repositories.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ");
-        return Err(StartError::Empty(paths));
+    if let Some(trouble) = lost.filter(|_| !settings.allow_empty || started.troubles.len() == count) {
+        return Some(StartError::Unreadable(trouble.message.clone()));
     }
-    Ok(repositories)
+    (!settings.allow_empty).then(|| empty(settings))
+}
+
+pub(super) fn empty(settings: &Settings) -> StartError {
+    let places = settings.repositories.iter().map(|path| path.display().to_string());
+    StartError::Empty(places.collect::<Vec<_>>().join(", "))
 }
 
 fn is_same(one: Option<&Path>, other: &Path) -> bool {
@@ -74,8 +89,8 @@ mod tests {
         let roots = async |settings: &Settings| {
             let uploads = super::uploads(settings).await.unwrap();
             let directory = uploads.as_deref().map(Uploads::directory);
-            let opened = open(settings, directory, &Metrics::default()).await.unwrap();
-            opened.iter().map(|source| source.root().unwrap().to_owned()).collect::<Vec<_>>()
+            let opened = open(settings, directory, &Metrics::default()).unwrap();
+            opened.iter().map(|repository| repository.root().unwrap().to_owned()).collect::<Vec<_>>()
         };
         assert_eq!(roots(&settings).await, std::slice::from_ref(&models));
         settings.oip.uploads = Some(uploads.clone());

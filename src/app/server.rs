@@ -4,7 +4,11 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
 use thiserror::Error;
-use tokio::{runtime::Handle, sync::broadcast::error::RecvError, time::Instant};
+use tokio::{
+    runtime::{Handle, Runtime},
+    sync::broadcast::error::RecvError,
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{codec::CompressionEncoding, service::Routes};
 
@@ -30,8 +34,7 @@ use crate::{
     config::{self, BackendKind, Loader, Settings},
     layers::{CountBytes, End, Guard, ReadDeadline, RequestCap, Shed},
     lifecycle::{
-        History, Manager, ManagerConfig, ModelStatus, OnDemand, Preparation, ResidencyConfig, Rules,
-        WatchConfig, prepare, unheeded, watch,
+        History, Manager, ManagerConfig, ModelStatus, OnDemand, ResidencyConfig, Rules, WatchConfig, watch,
     },
     loader::{
         LoaderPool, Pace,
@@ -56,6 +59,9 @@ pub enum StartError {
     /// A repository that cannot be used.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
+    /// No repository can be read, and trying again would not help.
+    #[error("{0}")]
+    Unreadable(String),
     /// No model anywhere.
     #[error("no models in {0}: put an archive at MODEL/1/model.pt there, or start with --allow-empty")]
     Empty(String),
@@ -86,13 +92,49 @@ pub enum StartError {
     System(#[from] std::io::Error),
 }
 
-/// Serves until a signal ends it. Blocks.
-///
-/// # Errors
-/// See [`StartError`].
-pub fn serve(settings: Settings) -> Result<(), StartError> {
-    let stop = CancellationToken::new();
-    serve_until(settings, stop, |_, _| {})
+/// A process that listens for signals, and does nothing else yet. A signal that comes before is lost or kills: so this comes
+/// before anything that takes time.
+#[derive(Debug)]
+pub struct Starting {
+    runtime: Runtime,
+    signals: Signals,
+}
+
+impl Starting {
+    /// From here on SIGTERM and SIGINT end the server in order.
+    ///
+    /// # Errors
+    /// The system refuses what a runtime needs.
+    pub fn new() -> Result<Self, StartError> {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().thread_name("main").build()?;
+        let within = runtime.enter();
+        let signals = Signals::listen();
+        drop(within);
+        Ok(Self { runtime, signals })
+    }
+
+    /// Serves until a signal ends it. Blocks.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn serve(self, settings: Settings) -> Result<(), StartError> {
+        self.serve_until(settings, CancellationToken::new(), |_, _| {})
+    }
+
+    fn serve_until(
+        self,
+        settings: Settings,
+        stop: CancellationToken,
+        started: impl FnOnce(SocketAddr, SocketAddr),
+    ) -> Result<(), StartError> {
+        let Self { runtime, signals } = self;
+        let backend = backend(settings.backend)?;
+        let outcome = runtime.block_on(run(settings, backend, signals, stop, started));
+        // A file system that does not answer must not keep the process.
+        runtime.shutdown_background();
+        outcome
+    }
 }
 
 /// Serves until a signal or `stop`. `started` is told the gRPC and HTTP addresses once both listen.
@@ -104,14 +146,7 @@ pub fn serve_until(
     stop: CancellationToken,
     started: impl FnOnce(SocketAddr, SocketAddr),
 ) -> Result<(), StartError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().thread_name("main").build()?;
-    // Before anything that takes time: a signal that nobody listens for ends the process at once.
-    let signals = {
-        let _within = runtime.enter();
-        Signals::listen()
-    };
-    let backend = backend(settings.backend)?;
-    runtime.block_on(run(settings, backend, signals, stop, started))
+    Starting::new()?.serve_until(settings, stop, started)
 }
 
 /// Loads give way to what the scheduler runs.
@@ -124,7 +159,7 @@ fn pace(settings: &Loader, scheduler: &Arc<Scheduler>, executors: usize) -> Arc<
     })
 }
 
-fn backend(kind: BackendKind) -> Result<Arc<dyn Backend>, StartError> {
+pub(super) fn backend(kind: BackendKind) -> Result<Arc<dyn Backend>, StartError> {
     match kind {
         BackendKind::Fake => Ok(Arc::new(FakeBackend)),
         #[cfg(feature = "torch")]
@@ -145,7 +180,7 @@ async fn run(
     let traces = Traces::start(&settings.telemetry, &metrics.spans)?;
     let uploads = repositories::uploads(&settings).await?;
     let directory = uploads.as_deref().map(Uploads::directory);
-    let repositories = repositories::open(&settings, directory, &metrics).await?;
+    let repositories = repositories::open(&settings, directory, &metrics)?;
     let grpc = io::bind(settings.server.grpc_addr, "--grpc-addr").await.map_err(StartError::Listen)?;
     let web_listener =
         io::bind(settings.server.http_addr, "--http-addr").await.map_err(StartError::Listen)?;
@@ -202,6 +237,7 @@ async fn run(
             tasks.spawn(async move { health.set_model(name.as_str(), live).await });
         })
     };
+    let count = repositories.iter().count();
     let config = ManagerConfig {
         repositories,
         uploads,
@@ -320,7 +356,12 @@ async fn run(
         max_deadline: settings.admission.max_deadline,
         closing: closing.clone(),
     };
-    let routes = http::router(health.clone(), metrics.clone()).merge(front).merge(rest::router(door, limits));
+    let notes = {
+        let manager = manager.clone();
+        move || manager.complaints()
+    };
+    let routes =
+        http::router(health.clone(), metrics.clone(), notes).merge(front).merge(rest::router(door, limits));
     let router = http::for_one_host(routes);
     let cut = CancellationToken::new();
     let wire = (outward, http_moves.clone());
@@ -332,21 +373,24 @@ async fn run(
     );
     started(grpc_addr, http_addr);
 
+    let (nothing, nothing_to_serve) = tokio::sync::oneshot::channel();
     let loading = {
-        let (manager, health, allow_empty) = (manager.clone(), health.clone(), settings.allow_empty);
+        let (manager, health, settings) = (manager.clone(), health.clone(), settings.clone());
         let ending = ending.clone();
         let config = WatchConfig { interval: settings.watch.interval, settle: settings.watch.settle };
         let tracker = tasks.clone();
         tasks.spawn(async move {
             let (_, mut events) = manager.watch();
-            let (found, loaded) = manager.load_all(config.settle).await.unwrap_or_else(|error| {
-                tracing::error!(%error, "cannot read the repositories");
-                (Vec::new(), 0)
-            });
-            if !config.interval.is_zero() {
-                tracker.spawn(ending.run_until_cancelled_owned(watch(manager.clone(), config, found)));
+            let begin_watch = |at, found| {
+                let watching = watch(manager.clone(), at, config, found);
+                drop(tracker.spawn(ending.clone().run_until_cancelled_owned(watching)));
+            };
+            let started = manager.start(config.settle, begin_watch).await;
+            if let Some(error) = repositories::nothing_to_serve(&settings, &started, count) {
+                let _stops_already = nothing.send(error);
+                return;
             }
-            if loaded == 0 && !allow_empty {
+            if started.loaded == 0 && !settings.allow_empty {
                 tracing::error!("no model could be loaded: mend one and reload it");
                 while !manager.list().iter().any(ModelStatus::serves) {
                     if let Err(RecvError::Closed) = events.recv().await {
@@ -370,9 +414,14 @@ async fn run(
         settings.executors.stuck_after,
     ));
     let sampling = tasks.spawn(resources::sample(pressure));
+    let mut outcome = Ok(());
     let why = tokio::select! {
         signal = signals.next() => signal,
         () = stop.cancelled() => "asked to",
+        Ok(error) = nothing_to_serve => {
+            outcome = Err(error);
+            "there is nothing to serve"
+        }
     };
 
     // Down: not ready first, then deaf, then done.
@@ -384,7 +433,8 @@ async fn run(
     let _aborted = (giving_back.await, watching.await);
     tracing::info!(why, drain_delay = ?settings.server.drain_delay, grace = ?settings.server.grace, "stopping: no longer ready");
     tokio::select! {
-        () = tokio::time::sleep(settings.server.drain_delay) => {}
+        () = tokio::time::sleep(settings.server.drain_delay), if outcome.is_ok() => {}
+        () = std::future::ready(()), if outcome.is_err() => {}
         again = signals.next() => tracing::warn!(again, "not waiting any longer for others to notice"),
     }
     closing.cancel();
@@ -400,13 +450,17 @@ async fn run(
         control.finish().await;
     };
     let patience = |most| grace_ends.saturating_duration_since(Instant::now()).clamp(LAST_WORDS, most);
-    let _abandoned = tokio::time::timeout(patience(LAST_CHANGES), last_changes).await;
+    let most = patience(LAST_CHANGES);
+    tokio::select! {
+        _abandoned = tokio::time::timeout(most, last_changes) => {}
+        again = signals.next() => tracing::warn!(again, "not waiting for changes of models to end"),
+    }
     drop(scheduler);
     if let Some(traces) = traces {
         traces.finish(patience(LAST_SPANS)).await;
     }
     tracing::info!("stopped");
-    Ok(())
+    outcome
 }
 
 /// Time for changes of models once no request is left.
@@ -434,7 +488,7 @@ fn history(settings: &Settings) -> Result<Arc<History>, StartError> {
 }
 
 /// What every version must satisfy, by the settings.
-fn rules(settings: &Settings) -> Result<Rules, StartError> {
+pub(super) fn rules(settings: &Settings) -> Result<Rules, StartError> {
     Ok(Rules {
         integrity: integrity(&settings.integrity)?,
         safety: settings.safety.clone(),
@@ -465,67 +519,4 @@ fn residency(settings: &Settings) -> ResidencyConfig {
         max_waiting_per_model: settings.memory.max_waiting_per_model,
         at_once: settings.loader.threads,
     }
-}
-
-/// What `torchlane check` found out about one version of a model.
-#[derive(Debug, Clone)]
-pub struct ModelCheck {
-    /// The model.
-    pub name: String,
-    /// The version, where there is one.
-    pub version: Option<u64>,
-    /// What keeps it from being served.
-    pub problem: Option<String>,
-    /// What is said of it and not heeded, a line each.
-    pub warnings: Vec<String>,
-}
-
-/// Prepares the newest version of every model as a server would, and drops it again.
-///
-/// # Errors
-/// A repository or the backend cannot be used.
-pub fn check_models(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(check(settings))
-}
-
-async fn check(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
-    let backend = backend(settings.backend)?;
-    let _guard = backend.enter_thread(ThreadRole::Loader);
-    let rules = rules(settings)?;
-    let mut checks: Vec<ModelCheck> = Vec::new();
-    let uploads = repositories::look_at_uploads(settings)?;
-    for repository in repositories::open(settings, uploads.as_ref(), &Metrics::default()).await? {
-        for found in repository.scan().await? {
-            let name = found.name.to_string();
-            if checks.iter().any(|check| check.name == name) {
-                continue;
-            }
-            let mut warnings = Vec::new();
-            let (version, problem) = match found.versions.last() {
-                None => {
-                    let unreadable = repository.find(&found.name).await.err().map(|error| error.to_string());
-                    let nothing = || format!("no version: put an archive at {name}/1/model.pt");
-                    (None, Some(unreadable.unwrap_or_else(nothing)))
-                }
-                Some(files) => {
-                    let problem = match repository.materialize(files.clone()).await {
-                        // In the order of a server: what a model is said to be, then its files.
-                        Ok(files) => match unheeded(&found.name, &files) {
-                            Ok(told) => {
-                                warnings = told;
-                                let alone = Preparation::alone(&found.name, &files, &rules);
-                                prepare(backend.as_ref(), &alone).err().map(|failure| failure.to_string())
-                            }
-                            Err(failure) => Some(failure.to_string()),
-                        },
-                        Err(error) => Some(error.to_string()),
-                    };
-                    (Some(files.version.0), problem)
-                }
-            };
-            checks.push(ModelCheck { name, version, problem, warnings });
-        }
-    }
-    Ok(checks)
 }

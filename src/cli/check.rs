@@ -1,9 +1,12 @@
 //! `torchlane check`
 
 use super::{Failure, print_table, serve::ConfigArgs};
-use crate::app::{self, ModelCheck};
+use crate::{
+    app::{self, ModelCheck},
+    telemetry,
+};
 
-/// Exits with 1 if the newest version of any model would not load. What is said of models and not heeded is listed.
+/// Exits with 1 if a version that a server would load does not load. Warnings of the loads go to standard error.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -22,7 +25,11 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         return Ok(());
     }
     println!();
-    let checks = app::check_models(&layered.settings).map_err(Failure::failed)?;
+    let format = layered.settings.log.format;
+    let until_written = telemetry::init_logging(format, "warn").map_err(Failure::Usage)?;
+    let checks = app::check_models(&layered.settings).map_err(Failure::failed);
+    drop(until_written);
+    let checks = checks?;
     let bad = checks.iter().filter(|check| check.problem.is_some()).count();
     let warned = |ModelCheck { name, warnings, .. }: &ModelCheck| -> Vec<String> {
         warnings.iter().map(|warning| format!("{name}: {warning}")).collect()
@@ -37,11 +44,11 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         .collect();
     print_table(&["MODEL", "VERSION", "RESULT"], &rows);
     if !warnings.is_empty() {
-        println!("\nNot heeded, though models load without it:");
+        println!("\nWarnings:");
         warnings.iter().for_each(|warning| println!("{warning}"));
     }
     if bad > 0 {
-        return Err(Failure::Failed(format!("{bad} of {} models would not load", rows.len())));
+        return Err(Failure::Failed(format!("{bad} of {} would not load", rows.len())));
     }
     Ok(())
 }

@@ -64,9 +64,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             }
             return Ok(());
         }
-        let answer = client.list_models(proto::ListModelsRequest {}).await.map_err(refused)?;
+        let answer = client.list_models(proto::ListModelsRequest {}).await.map_err(refused)?.into_inner();
         let rows: Vec<_> = answer
-            .into_inner()
             .models
             .iter()
             .map(|model| {
@@ -87,6 +86,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             &["MODEL", "STATE", "LIVE", "SHA256", "SIZE", "MEMORY", "SINCE (UTC)", "ON DISK", "LAST ERROR"],
             &rows,
         );
+        for note in &answer.notes {
+            eprintln!("note: {note}");
+        }
         Ok(())
     })
 }

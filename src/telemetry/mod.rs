@@ -29,7 +29,7 @@ pub use response_cache::{CacheCounts, CacheMetrics};
 pub use rollouts::RolloutMetrics;
 pub use samples::{SampleLayer, SampleSettings, Sampled, Sampler};
 pub use spans::SpanMetrics;
-pub use store::StoreMetrics;
+pub use store::{RepositoryMetrics, StoreMetrics};
 pub(crate) use trace::{BatchSpan, Passing, Went};
 pub use trace::{ReloadEnd, RequestTrace, Sampling, TelemetrySettings, TraceError, TraceRate, Traces};
 pub use untaken::Untaken;

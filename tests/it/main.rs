@@ -25,6 +25,7 @@ mod oip;
 #[cfg(feature = "torch")]
 mod read_digits;
 mod refusals;
+mod repositories;
 mod residency;
 mod response_cache;
 mod rollout;
