@@ -16,7 +16,7 @@ mod resolve;
 mod tenants;
 
 pub use breaker::{Breaker, Trial};
-pub use control::{ControlLane, ControlPlace};
+pub use control::{ControlLane, ControlPlace, Errand};
 pub use deadline::{Deadline, DeadlineLayer};
 pub use forecast::{Ahead, Deadlines, Forecast, ForecastLayer, Forecaster, Underway};
 pub use in_flight::{HeldAnswer, InFlightBytes, MessageBytes};

@@ -55,7 +55,7 @@ async fn check(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
     }
     let models = repositories.models();
     if models.is_empty() && checks.is_empty() && !settings.allow_empty {
-        return Err(repositories::empty(settings));
+        return Err(repositories::empty(&settings.repositories));
     }
     for found in &models {
         checks.extend(check_model(backend.as_ref(), &rules, &repositories, found).await);

@@ -2,19 +2,20 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{lifecycle::Manager, sched::Scheduler};
+use crate::{lifecycle::Manager, sched::Scheduler, tasks::Pulse};
 
 /// The executors have run nothing for between one and two of these.
 const QUIET: Duration = Duration::from_secs(5);
 
 /// Gives memory back whenever the server has come to rest. Runs until it is dropped.
-pub(super) async fn give_back(scheduler: Arc<Scheduler>, manager: Arc<Manager>) {
+pub(super) async fn give_back(scheduler: Arc<Scheduler>, manager: Arc<Manager>, pulse: Pulse) {
     let mut watch = Watch::default();
     loop {
         tokio::time::sleep(QUIET).await;
         if watch.came_to_rest(scheduler.snapshot().batches) {
             manager.release_memory().await;
         }
+        pulse.beat();
     }
 }
 

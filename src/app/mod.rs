@@ -1,9 +1,12 @@
 //! Configuration in, running process out. Every stack is put together here, in one place to read.
 
+mod accept;
 mod activity;
+mod background;
 mod check;
 mod cpu;
 mod drain;
+mod health;
 mod idle;
 mod io;
 mod paced;
@@ -11,6 +14,7 @@ mod repositories;
 mod resources;
 mod rollouts;
 mod server;
+mod signals;
 mod stack;
 mod taking;
 mod watchdog;
@@ -18,4 +22,5 @@ mod web;
 
 pub use check::{ModelCheck, check_models};
 pub use cpu::{CpuPlan, cpu_quota};
-pub use server::{StartError, Starting, serve_until};
+pub use server::{StartError, serve, serve_until};
+pub use signals::Beginning;

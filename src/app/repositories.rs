@@ -1,6 +1,10 @@
 //! The repositories that the settings name, and the directory for uploads among them.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::server::StartError;
 use crate::{
@@ -54,19 +58,24 @@ pub(super) fn open(
 }
 
 /// Why a server cannot go on after its first looks: nothing is there to be served, and nothing will come by itself.
-pub(super) fn nothing_to_serve(settings: &Settings, started: &Started, count: usize) -> Option<StartError> {
-    let lost = started.troubles.iter().find(|trouble| !trouble.is_transient);
+pub(super) fn nothing_to_serve(
+    places: &[PathBuf],
+    allow_empty: bool,
+    started: &Started,
+) -> Option<StartError> {
     if started.found > 0 || started.troubles.iter().any(|trouble| trouble.is_transient) {
         return None;
     }
-    if let Some(trouble) = lost.filter(|_| !settings.allow_empty || started.troubles.len() == count) {
-        return Some(StartError::Unreadable(trouble.message.clone()));
+    // A directory for uploads is empty at first, and can always be read.
+    let is_lost = !started.troubles.is_empty() && started.troubles.len() >= places.len();
+    match started.troubles.first().filter(|_| !allow_empty || is_lost) {
+        Some(trouble) => Some(StartError::Unreadable(trouble.message.clone())),
+        None => (!allow_empty).then(|| empty(places)),
     }
-    (!settings.allow_empty).then(|| empty(settings))
 }
 
-pub(super) fn empty(settings: &Settings) -> StartError {
-    let places = settings.repositories.iter().map(|path| path.display().to_string());
+pub(super) fn empty(places: &[PathBuf]) -> StartError {
+    let places = places.iter().map(|path| path.display().to_string());
     StartError::Empty(places.collect::<Vec<_>>().join(", "))
 }
 

@@ -4,21 +4,20 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
 use thiserror::Error;
-use tokio::{
-    runtime::{Handle, Runtime},
-    sync::broadcast::error::RecvError,
-    time::Instant,
-};
+use tokio::{runtime::Handle, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{codec::CompressionEncoding, service::Routes};
 
 use super::{
     activity::Activity,
+    background::{Background, Config, Looked},
     cpu::{CpuPlan, cpu_quota},
-    drain::{Doors, LAST_WORDS, Signals},
-    idle, io, repositories, resources, rollouts, stack,
+    drain::{Doors, LAST_WORDS},
+    io, repositories,
+    signals::{Beginning, Signals},
+    stack,
     taking::Outward,
-    watchdog, web,
+    web,
 };
 use crate::{
     admission::{ControlLane, Forecaster, InFlightBytes, LimitSnapshot, Pressure, ResolveLayer, Tenants},
@@ -33,9 +32,7 @@ use crate::{
     backend::{Backend, FakeBackend, ThreadRole},
     config::{self, BackendKind, Loader, Settings},
     layers::{CountBytes, End, Guard, ReadDeadline, RequestCap, Shed},
-    lifecycle::{
-        History, Manager, ManagerConfig, ModelStatus, OnDemand, ResidencyConfig, Rules, WatchConfig, watch,
-    },
+    lifecycle::{History, Manager, ManagerConfig, OnDemand, ResidencyConfig, Rules, Started, WatchConfig},
     loader::{
         LoaderPool, Pace,
         seal::{Integrity, KeyError, Policy, TrustedKey},
@@ -50,6 +47,7 @@ use crate::{
     response_cache::ResponseCache,
     rollout::{Mirror, RouteLayer},
     sched::{ExecutorConfig, QueueConfig, Scheduler},
+    tasks::{Need, Tasks},
     telemetry::{AccessLog, LogFilter, Metrics, Sampler, Sources, TraceError, Traces},
 };
 
@@ -92,49 +90,12 @@ pub enum StartError {
     System(#[from] std::io::Error),
 }
 
-/// A process that listens for signals, and does nothing else yet. A signal that comes before is lost or kills: so this comes
-/// before anything that takes time.
-#[derive(Debug)]
-pub struct Starting {
-    runtime: Runtime,
-    signals: Signals,
-}
-
-impl Starting {
-    /// From here on SIGTERM and SIGINT end the server in order.
-    ///
-    /// # Errors
-    /// The system refuses what a runtime needs.
-    pub fn new() -> Result<Self, StartError> {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().thread_name("main").build()?;
-        let within = runtime.enter();
-        let signals = Signals::listen();
-        drop(within);
-        Ok(Self { runtime, signals })
-    }
-
-    /// Serves until a signal ends it. Blocks.
-    ///
-    /// # Errors
-    /// See [`StartError`].
-    pub fn serve(self, settings: Settings) -> Result<(), StartError> {
-        self.serve_until(settings, CancellationToken::new(), |_, _| {})
-    }
-
-    fn serve_until(
-        self,
-        settings: Settings,
-        stop: CancellationToken,
-        started: impl FnOnce(SocketAddr, SocketAddr),
-    ) -> Result<(), StartError> {
-        let Self { runtime, signals } = self;
-        let backend = backend(settings.backend)?;
-        let outcome = runtime.block_on(run(settings, backend, signals, stop, started));
-        // A file system that does not answer must not keep the process.
-        runtime.shutdown_background();
-        outcome
-    }
+/// Serves until a signal ends it. Blocks.
+///
+/// # Errors
+/// See [`StartError`].
+pub fn serve(beginning: Beginning, settings: Settings) -> Result<(), StartError> {
+    serve_from(beginning, settings, CancellationToken::new(), |_, _| {})
 }
 
 /// Serves until a signal or `stop`. `started` is told the gRPC and HTTP addresses once both listen.
@@ -146,7 +107,20 @@ pub fn serve_until(
     stop: CancellationToken,
     started: impl FnOnce(SocketAddr, SocketAddr),
 ) -> Result<(), StartError> {
-    Starting::new()?.serve_until(settings, stop, started)
+    serve_from(Beginning::now()?, settings, stop, started)
+}
+
+fn serve_from(
+    Beginning { runtime, signals }: Beginning,
+    settings: Settings,
+    stop: CancellationToken,
+    started: impl FnOnce(SocketAddr, SocketAddr),
+) -> Result<(), StartError> {
+    let backend = backend(settings.backend)?;
+    let served = runtime.block_on(run(settings, backend, signals, stop, started));
+    // Work on a file system that does not answer is not waited for.
+    runtime.shutdown_background();
+    served
 }
 
 /// Loads give way to what the scheduler runs.
@@ -187,8 +161,7 @@ async fn run(
     let (grpc_addr, http_addr) = (grpc.local_addr()?, web_listener.local_addr()?);
 
     let plan = CpuPlan::new(cpu_quota(), &settings.executors, settings.server.io_threads);
-    let tasks = TaskTracker::new();
-    let (health, health_service) = Health::new().await;
+    let tasks = Tasks::new(metrics.tasks.clone(), Handle::current());
     let registry = Arc::new(Registry::default());
     let executors = ExecutorConfig {
         threads: plan.executors,
@@ -202,6 +175,10 @@ async fn run(
         },
     };
     let scheduler = Arc::new(Scheduler::start(executors, &backend)?);
+    let (health, health_service) = {
+        let (scheduler, tasks) = (Arc::downgrade(&scheduler), tasks.clone());
+        Health::new(move || trouble(&*scheduler.upgrade()?, &tasks)).await
+    };
     let pace = pace(&settings.loader, &scheduler, plan.executors);
     let loader = LoaderPool::start(settings.loader.threads, settings.loader.spare, pace.clone(), &backend)?;
     let limiter = stack::limiter(&settings.admission);
@@ -222,22 +199,18 @@ async fn run(
         cache: cache.clone(),
         stuck_loads: loader.stuck(),
     });
-    let history = history(&settings)?;
+    let history = history(&settings, &tasks)?;
     let observer = {
         let (cache, registry) = (cache.clone(), registry.clone());
-        let (metrics, health, tasks) = (metrics.clone(), health.clone(), tasks.clone());
-        let history = history.clone();
+        let (metrics, history) = (metrics.clone(), history.clone());
         Box::new(move |event: &crate::lifecycle::ModelEvent| {
             metrics.model_event(event);
             history.record(event);
-            if let Some(cache) = &cache {
+            if let Some(cache) = cache.as_ref().filter(|_| event.change.retires()) {
                 cache.forget_old(&event.model.name, &registry);
             }
-            let (health, name, live) = (health.clone(), event.model.name.clone(), event.model.serves());
-            tasks.spawn(async move { health.set_model(name.as_str(), live).await });
         })
     };
-    let count = repositories.iter().count();
     let config = ManagerConfig {
         repositories,
         uploads,
@@ -250,12 +223,10 @@ async fn run(
     };
     let manager = Manager::new(config, registry.clone(), backend.clone(), loader, observer);
 
-    // `ending` ends what changes models by itself.
-    let ending = CancellationToken::new();
     // `closing` ends accepting and sends GOAWAY; `killed` is the end of patience.
     let (closing, killed) = (CancellationToken::new(), CancellationToken::new());
     let access = Arc::new(AccessLog::new(settings.log.access));
-    let mirror = Mirror::new(tasks.clone(), Handle::current(), pressure.clone(), metrics.clone());
+    let mirror = Mirror::new(TaskTracker::new(), Handle::current(), pressure.clone(), metrics.clone());
     let residents = OnDemand::new(manager.clone(), Handle::current(), metrics.residency.clone());
     let sampler = Sampler::start(&settings.samples, &tenants)?;
     let infer = stack::infer(
@@ -263,7 +234,7 @@ async fn run(
         ResolveLayer::new(registry.clone(), tenants.clone(), pressure.clone())
             .with_residents(residents.clone()),
         cache,
-        forecaster,
+        forecaster.clone(),
         limiter.clone(),
         scheduler.clone(),
         stack::Seen {
@@ -276,7 +247,10 @@ async fn run(
             traces: traces.clone(),
         },
     );
-    let control = ControlLane::new(settings.admission.control_in_flight, settings.admission.control_queue);
+    let control = {
+        let (at_once, queue) = (settings.admission.control_in_flight, settings.admission.control_queue);
+        ControlLane::new(at_once, queue, Handle::current())
+    };
     let limit = usize::try_from(settings.server.max_message_bytes.as_u64()).unwrap_or(usize::MAX);
     let door = OpenInference::new(
         infer.clone(),
@@ -347,7 +321,12 @@ async fn run(
     let grpc_moves = Activity::new();
     let limits = io::Limits { threads: plan.io, streams: settings.server.max_streams };
     let io = io::IoThreads::start(service, enter, limits, &grpc_moves, &closing, &killed, &outward)?;
-    let accepting = tasks.spawn(io.accept(grpc, closing.clone()));
+    let (io, grpc) = (Arc::new(io), Arc::new(grpc));
+    let accepting = {
+        let (io, closing) = (io.clone(), closing.clone());
+        let accept = move |_| io.clone().accept(grpc.clone(), closing.clone());
+        tasks.keep("accept-grpc", Need::Essential, accept)
+    };
     let http_moves = Activity::new();
     let limits = rest::Limits {
         requests: cap.clone(),
@@ -360,65 +339,48 @@ async fn run(
         let manager = manager.clone();
         move || manager.complaints()
     };
-    let routes =
-        http::router(health.clone(), metrics.clone(), notes).merge(front).merge(rest::router(door, limits));
-    let router = http::for_one_host(routes);
+    let (probes, scrapes) = (http::probes(health.clone(), notes), http::metrics(metrics.clone()));
+    let all = probes.clone().merge(scrapes.clone()).merge(front).merge(rest::router(door, limits));
+    let routers = web::Routers {
+        probes: http::for_one_host(probes),
+        metrics: http::for_one_host(scrapes),
+        all: http::for_one_host(all),
+    };
     let cut = CancellationToken::new();
     let wire = (outward, http_moves.clone());
-    let web = web::start(web_listener, router, killed.clone(), cut.clone(), wire)?;
-    let doors = Doors { accepting, cap: cap.clone(), killed, web, cut, grpc_moves, http_moves };
+    let web = web::start(web_listener, routers, &killed, &cut, &wire, &tasks)?;
+    let doors = Doors { accepting, io, cap: cap.clone(), killed, web, cut, grpc_moves, http_moves };
     tracing::info!(
         grpc = %grpc_addr, http = %http_addr, cpus = plan.quota, executors = plan.executors, intra_op = plan.intra_op,
         io_threads = plan.io, version = env!("CARGO_PKG_VERSION"), "listening"
     );
     started(grpc_addr, http_addr);
 
-    let (nothing, nothing_to_serve) = tokio::sync::oneshot::channel();
-    let loading = {
-        let (manager, health, settings) = (manager.clone(), health.clone(), settings.clone());
-        let ending = ending.clone();
-        let config = WatchConfig { interval: settings.watch.interval, settle: settings.watch.settle };
-        let tracker = tasks.clone();
-        tasks.spawn(async move {
-            let (_, mut events) = manager.watch();
-            let begin_watch = |at, found| {
-                let watching = watch(manager.clone(), at, config, found);
-                drop(tracker.spawn(ending.clone().run_until_cancelled_owned(watching)));
-            };
-            let started = manager.start(config.settle, begin_watch).await;
-            if let Some(error) = repositories::nothing_to_serve(&settings, &started, count) {
-                let _stops_already = nothing.send(error);
-                return;
-            }
-            if started.loaded == 0 && !settings.allow_empty {
-                tracing::error!("no model could be loaded: mend one and reload it");
-                while !manager.list().iter().any(ModelStatus::serves) {
-                    if let Err(RecvError::Closed) = events.recv().await {
-                        return;
-                    }
-                }
-            }
-            health.set_ready().await;
-            let models = manager.list();
-            let live = models.iter().filter(|model| model.live.is_some()).count();
-            let on_demand = models.iter().filter(|model| model.on_demand).count();
-            tracing::info!(models = live, on_demand, "ready");
-        })
-    };
-    tasks.spawn(ending.clone().run_until_cancelled_owned(rollouts::look_after(manager.clone())));
-    let giving_back = tasks.spawn(idle::give_back(scheduler.clone(), manager.clone()));
-    let watching = tasks.spawn(watchdog::watch(
-        scheduler.clone(),
+    let looked = Looked {
+        manager: manager.clone(),
+        health: health.clone(),
+        scheduler: scheduler.clone(),
         registry,
-        health.clone(),
-        settings.executors.stuck_after,
-    ));
-    let sampling = tasks.spawn(resources::sample(pressure));
+        forecaster,
+        pressure,
+    };
+    let server = settings.server.clone();
+    let config = Config {
+        watch: WatchConfig { interval: settings.watch.interval, settle: settings.watch.settle },
+        allow_empty: settings.allow_empty,
+        stuck_after: settings.executors.stuck_after,
+    };
+    let (ends, mut nothing_to_serve) = tokio::sync::mpsc::channel(1);
+    let judge = move |started: &Started| {
+        let error = repositories::nothing_to_serve(&settings.repositories, settings.allow_empty, started);
+        error.is_some_and(|error| ends.try_send(error).is_ok())
+    };
+    let mut background = Background::start(&tasks, looked, config, Arc::new(judge), signals.take_others());
     let mut outcome = Ok(());
     let why = tokio::select! {
         signal = signals.next() => signal,
         () = stop.cancelled() => "asked to",
-        Ok(error) = nothing_to_serve => {
+        Some(error) = nothing_to_serve.recv() => {
             outcome = Err(error);
             "there is nothing to serve"
         }
@@ -426,35 +388,28 @@ async fn run(
 
     // Down: not ready first, then deaf, then done.
     health.set_draining().await;
-    loading.abort();
-    ending.cancel();
-    giving_back.abort();
-    watching.abort();
-    let _aborted = (giving_back.await, watching.await);
-    tracing::info!(why, drain_delay = ?settings.server.drain_delay, grace = ?settings.server.grace, "stopping: no longer ready");
+    background.stop_changes().await;
+    tracing::info!(why, drain_delay = ?server.drain_delay, grace = ?server.grace, "stopping: no longer ready");
+    let delay = if outcome.is_ok() { server.drain_delay } else { Duration::ZERO };
     tokio::select! {
-        () = tokio::time::sleep(settings.server.drain_delay), if outcome.is_ok() => {}
-        () = std::future::ready(()), if outcome.is_err() => {}
+        () = tokio::time::sleep(delay) => {}
         again = signals.next() => tracing::warn!(again, "not waiting any longer for others to notice"),
     }
     closing.cancel();
-    let grace_ends = Instant::now() + settings.server.grace;
+    let grace_ends = Instant::now() + server.grace;
     let nothing_runs =
         || cap.is_idle() && control.is_idle() && limiter.snapshot() == LimitSnapshot::default();
     doors.close(nothing_runs, grace_ends, &mut signals).await;
-    sampling.abort();
+    background.stop().await;
     metrics.detach();
-    // Changes that were begun end in one state or the other; a load that takes longer is left behind.
-    let last_changes = async {
-        manager.stop().await;
-        control.finish().await;
-    };
     let patience = |most| grace_ends.saturating_duration_since(Instant::now()).clamp(LAST_WORDS, most);
-    let most = patience(LAST_CHANGES);
+    // Changes that callers asked for have the whole grace time to end, also those whose callers have left.
     tokio::select! {
-        _abandoned = tokio::time::timeout(most, last_changes) => {}
-        again = signals.next() => tracing::warn!(again, "not waiting for changes of models to end"),
+        _abandoned = tokio::time::timeout(patience(Duration::MAX), control.finish()) => {}
+        again = signals.next() => tracing::warn!(again, "changes of models were still under way: they are abandoned"),
     }
+    // Others that were begun end in one state or the other; a load that takes longer is left behind.
+    let _abandoned = tokio::time::timeout(patience(LAST_CHANGES), manager.stop()).await;
     drop(scheduler);
     if let Some(traces) = traces {
         traces.finish(patience(LAST_SPANS)).await;
@@ -469,6 +424,16 @@ const LAST_CHANGES: Duration = Duration::from_secs(5);
 /// Time for the last spans to be taken by the collector.
 const LAST_SPANS: Duration = Duration::from_secs(5);
 
+/// What keeps this process from serving for as long as it lives: it is to be replaced.
+fn trouble(scheduler: &Scheduler, tasks: &Tasks) -> Option<String> {
+    if scheduler.healthy() == 0 {
+        return Some("every executor is held by a pass that does not end".to_owned());
+    }
+    tasks
+        .lost()
+        .map(|task| format!("the background task '{task}' panics again and again: the log says where"))
+}
+
 /// What is at `/` on the HTTP port.
 fn front(settings: config::Console, with: console::Resources, patience: Duration) -> Router {
     if settings.enabled {
@@ -479,9 +444,9 @@ fn front(settings: config::Console, with: console::Resources, patience: Duration
 }
 
 /// What becomes of changes, and the file that it is written to.
-fn history(settings: &Settings) -> Result<Arc<History>, StartError> {
+fn history(settings: &Settings, tasks: &Tasks) -> Result<Arc<History>, StartError> {
     let path = settings.audit.file.as_deref();
-    History::new(path).map(Arc::new).map_err(|source| {
+    History::new(path, tasks).map(Arc::new).map_err(|source| {
         let path = path.unwrap_or(std::path::Path::new("")).to_owned();
         StartError::AuditLog { path, source }
     })

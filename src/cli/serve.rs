@@ -70,12 +70,12 @@ impl ConfigArgs {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    // First: until then a signal kills the process, or is lost where it is the first process of a container.
-    let starting = app::Starting::new().map_err(Failure::failed)?;
+    // Before anything that takes time: a signal that nobody listens for ends the process at once.
+    let beginning = app::Beginning::now().map_err(Failure::failed)?;
     let settings = args.config.load()?.settings;
     let until_written =
         telemetry::init_logging(settings.log.format, &settings.log.level).map_err(Failure::Usage)?;
-    let outcome = starting.serve(settings).map_err(Failure::failed);
+    let outcome = app::serve(beginning, settings).map_err(Failure::failed);
     drop(until_written);
     if outcome.is_ok() && threads::left_behind() {
         backend::exit_at_once(0);

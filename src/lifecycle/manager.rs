@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, SystemTime},
 };
 
@@ -15,7 +15,8 @@ use super::{
     Asker, Change, CheckReport, Done, Expected, ModelEvent, ModelStatus, Phases, Prepared, ReloadReport,
     ResidencyConfig, Rules, WarmupReport,
     beside::Side,
-    entry::{Entry, Hold, Holding, Loading, Past, Turn},
+    entry::{Entry, Hold, Holding, Loading, Past, Turn, Waiting},
+    flight::Share,
 };
 use crate::{
     admission::{ControlPlace, unknown_model},
@@ -102,7 +103,10 @@ impl Told {
     }
 }
 
-/// Told of every change after it is true: health, metrics.
+/// Longest that a call waits for a look at the disk that only makes its answer newer.
+pub(super) const GLANCE: Duration = Duration::from_secs(2);
+
+/// Told of every change after it is true: metrics, the history.
 pub type Observer = Box<dyn Fn(&ModelEvent) + Send + Sync>;
 
 /// Loads, swaps, rolls back and unloads.
@@ -115,7 +119,9 @@ pub struct Manager {
     events: broadcast::Sender<ModelEvent>,
     observer: Observer,
     pub(super) tasks: TaskTracker,
-    pub(super) looked: tokio::sync::Mutex<Option<Instant>>,
+    /// When the repositories were looked at last. Held by the look that is under way.
+    pub(super) looked: Arc<tokio::sync::Mutex<Option<Instant>>>,
+    pub(super) me: Weak<Self>,
 }
 
 impl std::fmt::Debug for Manager {
@@ -134,8 +140,11 @@ impl Manager {
         observer: Observer,
     ) -> Arc<Self> {
         let (events, _) = broadcast::channel(1024);
-        let (entries, tasks, looked) = (Mutex::default(), TaskTracker::new(), tokio::sync::Mutex::default());
-        Arc::new(Self { config, registry, backend, loader, entries, events, observer, tasks, looked })
+        let (entries, tasks, looked) = (Mutex::default(), TaskTracker::new(), Arc::default());
+        Arc::new_cyclic(|me| {
+            let me = me.clone();
+            Self { config, registry, backend, loader, entries, events, observer, tasks, looked, me }
+        })
     }
 
     /// Gives memory that nothing uses back to the system, as a loader thread does after each piece of its work.
@@ -190,7 +199,19 @@ impl Manager {
             urgency: Urgency::Patient,
             asker,
         };
-        self.change(&entry, order, place).await
+        let is_newest = |generation| entry.is_newest(generation);
+        match entry.shared.share(&order.files, &order.expected, is_newest, || entry.begin()) {
+            Share::Joins(joining) => {
+                // It only waits: others may have its place.
+                drop(place);
+                joining.outcome().await
+            }
+            Share::Leads(waiting, leading) => {
+                let outcome = self.change_in_turn(&entry, order, waiting, place).await;
+                leading.ended(&outcome);
+                outcome
+            }
+        }
     }
 
     /// Goes back to the version that was live before, if its archive is still the same.
@@ -214,7 +235,7 @@ impl Manager {
         let holding = self.holding(model).await;
         let version = files.version;
         let order =
-            Order { files, expected, holding, keep: false, room: None, urgency: Urgency::Hurried, asker };
+            Order { files, expected, holding, keep: false, room: None, urgency: Urgency::Undo, asker };
         self.change(&entry, order, place).await.map_err(|error| match error.reason() {
             Reason::DigestMismatch => error.within(format_args!(
                 "what was live is not on disk any more (restore version {version}'s files, or reload another version)"
@@ -324,7 +345,12 @@ impl Manager {
 
     /// What is live from now on is what somebody chose.
     async fn holding(&self, model: &str) -> Holding {
-        self.find(model).await.map_or(Holding::As, |found| Holding::Begin(Hold::at(&found)))
+        let found = match tokio::time::timeout(GLANCE, self.find(model)).await {
+            Ok(found) => found.ok(),
+            // What is taken back does not wait for a disk: what was there at the last look has to do.
+            Err(_) => self.known(model).ok().and_then(|entry| entry.last_found()),
+        };
+        found.map_or(Holding::As, |found| Holding::Begin(Hold::at(&found)))
     }
 
     pub(super) async fn find(&self, model: &str) -> Result<Found> {
@@ -334,6 +360,11 @@ impl Manager {
             Ok(None) => Err(unknown_model(model, &self.registry)),
             Err(error) => Err(Error::new(error.reason(), error.to_string())),
         }
+    }
+
+    /// How many repositories there are.
+    pub fn repositories(&self) -> usize {
+        self.config.repositories.iter().count()
     }
 
     /// What an operator should know of the repositories and of what models ask of them, one sentence each.
@@ -350,8 +381,17 @@ impl Manager {
         order: Order,
         place: Option<ControlPlace>,
     ) -> Result<ReloadReport> {
+        self.change_in_turn(entry, order, entry.begin(), place).await
+    }
+
+    async fn change_in_turn(
+        &self,
+        entry: &Entry,
+        order: Order,
+        waiting: Waiting<'_>,
+        place: Option<ControlPlace>,
+    ) -> Result<ReloadReport> {
         let started = Instant::now();
-        let waiting = entry.begin();
         let generation = waiting.generation;
         let turn = entry.turn(waiting).await?;
         self.carry_out(entry, order, (turn, generation), started, place).await
@@ -370,6 +410,11 @@ impl Manager {
         let (version, asker) = (Some(order.files.version), order.asker.clone());
         let told = |phases| Told::of(version, &asker).done(previous, phases);
         entry.set_loading(Some(Loading::ToLive(order.files.version)));
+        let ended = match (order.urgency, had_version) {
+            (Urgency::Undo, _) => Change::RolledBack,
+            (_, true) => Change::Reloaded,
+            (_, false) => Change::Ready,
+        };
         let begun = if had_version { Change::Reloading } else { Change::Loading };
         self.announce(entry, begun, Told::of(version, &asker));
         let outcome = self.replace(entry, order, generation, started).await;
@@ -377,11 +422,7 @@ impl Manager {
         let (mut report, old, side) = match outcome {
             Ok((report, old, side)) => {
                 entry.set_phases(report.phases);
-                self.announce(
-                    entry,
-                    if had_version { Change::Reloaded } else { Change::Ready },
-                    told(report.phases),
-                );
+                self.announce(entry, ended, told(report.phases));
                 (report, old, side)
             }
             Err(error) => {
@@ -558,6 +599,7 @@ impl Manager {
         let (model, name, about) = (entry.name(), change.as_str(), version.map(|version| version.0));
         let asker = event.asker.as_ref().map(ToString::to_string);
         match &event.error {
+            // What somebody or something newer wanted is no error.
             Some(error) if matches!(change, Change::Abandoned | Change::RolloutAborted) => {
                 tracing::info!(target: "torchlane::models", %model, change = name, version = about, live, asker, "{error}")
             }

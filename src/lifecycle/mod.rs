@@ -3,12 +3,15 @@
 //! **Invariant**: only legal transitions; the newest generation wins; a replacement never lowers availability: until
 //! the swap nothing of the live version is touched, and a failure anywhere leaves it serving.
 
+mod audit;
 mod beside;
 mod demand;
 mod described;
 mod entry;
+mod flight;
 mod footprint;
 mod golden;
+mod health;
 mod history;
 mod load;
 mod manager;
@@ -40,4 +43,5 @@ pub use status::{
     ReloadReport, WarmupReport,
 };
 pub use warmup::WarmupFailure;
-pub use watch::{WatchConfig, watch};
+pub use watch::WatchConfig;
+pub(crate) use watch::{Watched, watch};

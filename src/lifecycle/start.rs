@@ -13,12 +13,16 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{Asker, Manager};
 use crate::{
+    files,
     model::{LoadMode, ModelName},
     repository::{Found, Look, Trouble, VersionFiles},
 };
 
 /// Repositories that answer within this time are loaded as one, in one order.
 const TOGETHER: Duration = Duration::from_secs(1);
+
+/// Models whose files are looked at side by side.
+const AT_ONCE: usize = 16;
 
 /// What the first look at a repository found.
 #[derive(Debug)]
@@ -136,14 +140,22 @@ impl Manager {
         if !self.config.memory.is_limited() {
             return found;
         }
-        let mut ordered = Vec::with_capacity(found.len());
-        for found in found {
+        let order = async |found: Found| {
             let load = self.manifest_of(&found).await.ok().and_then(|manifest| manifest.load);
             let is_pinned = load.unwrap_or(self.config.residency.load) == LoadMode::Pinned;
-            let newest = found.versions.last();
-            let written = newest.and_then(|newest| newest.archive.metadata().ok()?.modified().ok());
-            ordered.push((Reverse((is_pinned, written)), found));
-        }
+            let newest = found.versions.last().map(|newest| newest.archive.clone());
+            let written = match newest {
+                Some(archive) => {
+                    let of = archive.clone();
+                    let written = move || of.metadata().ok()?.modified().ok();
+                    files::run(&archive, files::LOOK, written).await.ok().flatten()
+                }
+                None => None,
+            };
+            (Reverse((is_pinned, written)), found)
+        };
+        // Side by side: one file that does not answer delays no others.
+        let mut ordered: Vec<_> = futures::stream::iter(found).map(order).buffered(AT_ONCE).collect().await;
         ordered.sort_by_key(|(order, _)| *order);
         ordered.into_iter().map(|(_, found)| found).collect()
     }

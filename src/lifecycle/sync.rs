@@ -8,7 +8,7 @@ use super::{
     Asker, Change, Expected, Manager, Phases,
     described::Described,
     entry::{Entry, Holding},
-    manager::{Order, Told},
+    manager::{GLANCE, Order, Told},
     rollout::{Way, way},
     room::Resting,
 };
@@ -29,15 +29,25 @@ pub(super) const AGAIN: Duration = Duration::from_secs(30);
 pub(super) const AGAIN_AT_MOST: Duration = Duration::from_secs(3600);
 
 impl Manager {
-    /// Takes note of the models and versions that are on disk now. A look is at most [`LOOK_AGAIN`] old.
+    /// Takes note of the models and versions that are on disk now. A look is at most [`LOOK_AGAIN`] old. One that takes
+    /// longer than [`GLANCE`] goes on, and the caller has what was known before.
     pub async fn refresh(&self) {
-        let mut looked = self.looked.lock().await;
-        if looked.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
-            return;
-        }
-        self.config.repositories.refresh().await;
-        self.take_note();
-        *looked = Some(Instant::now());
+        let underway = match (self.looked.clone().try_lock_owned(), self.me.upgrade()) {
+            (Ok(mut looked), Some(manager)) => {
+                if looked.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
+                    return;
+                }
+                let look = self.tasks.spawn(async move {
+                    manager.config.repositories.refresh().await;
+                    manager.take_note();
+                    *looked = Some(Instant::now());
+                });
+                futures::future::Either::Left(async { drop(look.await) })
+            }
+            // Others wait for the same look.
+            _ => futures::future::Either::Right(async { drop(self.looked.lock().await) }),
+        };
+        let _late = tokio::time::timeout(GLANCE, underway).await;
     }
 
     /// Lists what the repositories held at the last looks, without loading it.
@@ -123,7 +133,7 @@ impl Manager {
             && *asker != Asker::Request
             && let Some(files) = target.and_then(|version| files_of(found, version))
         {
-            match self.resting(entry, files) {
+            match self.resting(entry, files).await? {
                 Resting::Load(reserved) => room = reserved,
                 Resting::Left => {
                     entry.set_plan(&plan);
@@ -206,7 +216,8 @@ impl Manager {
             return Ok(ModelManifest::default());
         };
         let newest = self.materialize(newest.clone()).await?;
-        let mut described = Described::read(&newest)?;
+        let of = newest.clone();
+        let mut described = files::run(newest.place(), files::LOOK, move || Described::read(&of)).await??;
         described.warnings.extend(hidden);
         self.entry(&found.name).warn_once(&described.warnings, newest.manifest_stamp);
         Ok(described.manifest)

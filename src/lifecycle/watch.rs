@@ -4,13 +4,18 @@
 //! Looking is the truth: it works on every file system. Where the system tells of changes (inotify and its like) the next
 //! look comes at once, that is all.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use notify::{RecursiveMode, Watcher as _};
+use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{Asker, Manager};
-use crate::repository::{Found, Settle};
+use crate::{
+    model::ModelName,
+    repository::{Found, Settle},
+    tasks::Pulse,
+};
 
 /// How repositories are watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,8 +42,8 @@ struct Pace {
 }
 
 impl Pace {
-    /// How long to wait at most, and whether a hint from the system may cut that short: changes below a repository that cannot be
-    /// read say nothing about whether it can.
+    /// How long to wait at most, and whether a hint may cut that short: changes below a repository that cannot be read say
+    /// nothing about whether it can.
     fn wait(&self, interval: Duration, now: Instant) -> (Duration, bool) {
         if self.failed > 0 {
             let pause = RETRY.start * 2_u32.saturating_pow((self.failed - 1).min(16));
@@ -49,17 +54,37 @@ impl Pace {
     }
 }
 
-/// Watches the repository at `at` until it is dropped. `begin` is what was there when its models were loaded at the start.
-/// Without an interval this ends once the repository has been read.
-pub async fn watch(manager: Arc<Manager>, at: usize, config: WatchConfig, begin: Vec<Found>) {
-    let Some(repository) = manager.config.repositories.get(at) else { return };
-    let mut settle = Settle::new(config.settle);
-    settle.begin(&begin, Instant::now());
-    let hint = Arc::new(Notify::new());
-    let _hints = if config.interval.is_zero() { None } else { hints(repository.root(), &hint) };
-    let interval = if config.interval.is_zero() { Duration::MAX } else { config.interval };
+/// What looks at one repository have found so far. It outlives a look that panics.
+#[derive(Debug)]
+pub(crate) struct Watched(Settle);
+
+impl Watched {
+    /// Begins with what was there when its models were loaded at the start.
+    pub(crate) fn new(config: WatchConfig, begin: &[Found]) -> Self {
+        let mut settle = Settle::new(config.settle);
+        settle.begin(begin, Instant::now());
+        Self(settle)
+    }
+}
+
+/// Watches the repository at `at` until it is dropped. `hint` asks for a look at once.
+pub(crate) async fn watch(
+    (manager, at): (Arc<Manager>, usize),
+    config: WatchConfig,
+    Watched(settle): &mut Watched,
+    hint: Arc<Notify>,
+    pulse: Pulse,
+) {
+    let repositories = &manager.config.repositories;
+    let Some(repository) = repositories.get(at) else { return };
+    // Without an interval only what asks for a look gets one, and a repository that could not be read.
+    let (interval, _hints) = match repository.root().filter(|_| !config.interval.is_zero()) {
+        Some(root) => (config.interval, Some(hints(root.to_owned(), &hint))),
+        None if config.interval.is_zero() => (Duration::MAX, None),
+        None => (config.interval, None),
+    };
     let mut pace = Pace { failed: u32::from(repository.is_in_trouble()), ..Pace::default() };
-    while !config.interval.is_zero() || pace.failed > 0 || pace.again.is_some() {
+    loop {
         tokio::time::sleep(LEAST).await;
         match pace.wait(interval, Instant::now()) {
             (wait, true) => drop(tokio::time::timeout(wait, hint.notified()).await),
@@ -67,6 +92,7 @@ pub async fn watch(manager: Arc<Manager>, at: usize, config: WatchConfig, begin:
         }
         let look = repository.look().await;
         manager.take_note();
+        pulse.beat();
         if look.trouble.is_some() {
             // What serves goes on serving.
             pace = Pace { again: None, failed: pace.failed.saturating_add(1) };
@@ -74,43 +100,59 @@ pub async fn watch(manager: Arc<Manager>, at: usize, config: WatchConfig, begin:
         }
         let settled = settle.look(look.found, Instant::now());
         pace = Pace { again: settled.again, failed: 0 };
-        // Another repository that comes before this one may have the model too.
+        // A repository that comes before this one may have the model too.
         for found in settled.quiet {
-            if manager.config.repositories.owner(&found.name) == Some(at) {
+            if repositories.owner(&found.name) == Some(at) {
                 manager.clone().sync_soon(found);
             }
         }
         for name in settled.gone {
-            if manager.config.repositories.owner(&name).is_some()
-                || !manager.entries.lock().contains_key(&name)
-            {
-                settle.forget(&name);
-            } else {
+            let is_known = manager.entries.lock().contains_key(&name);
+            if is_known && repositories.owner(&name).is_none() {
                 manager.clone().forget_soon(name, at);
+            } else {
+                settle.forget(&name);
             }
         }
     }
 }
 
-/// Wakes the next look up when the system tells of a change below a repository.
-fn hints(root: Option<&Path>, hint: &Arc<Notify>) -> Option<notify::RecommendedWatcher> {
-    let root = root?;
-    let wake = hint.clone();
-    let told = move |event: notify::Result<notify::Event>| {
-        // Reading a file is no change: a load would wake up the look that follows it.
-        if event.is_ok_and(|event| !event.kind.is_access()) {
-            wake.notify_one();
+/// Lives as long as the system's hints are wanted.
+type Hints = Arc<Mutex<Option<notify::RecommendedWatcher>>>;
+
+/// Wakes the next look up when the system tells of a change below a repository. A thread of its own sets that up: on a slow
+/// file system a large repository takes minutes.
+fn hints(root: PathBuf, hint: &Arc<Notify>) -> Hints {
+    let hints = Hints::default();
+    let (wake, wanted) = (hint.clone(), Arc::downgrade(&hints));
+    let set_up = move || {
+        let looks = wake.clone();
+        let told = move |event: notify::Result<notify::Event>| {
+            // Reading a file is no change: a load would wake up the look that follows it.
+            if event.is_ok_and(|event| !event.kind.is_access()) {
+                wake.notify_one();
+            }
+        };
+        let mut watcher = match notify::recommended_watcher(told) {
+            Ok(watcher) => watcher,
+            Err(error) => {
+                tracing::info!(%error, "no hints from the system: changes are seen by looking");
+                return;
+            }
+        };
+        if let Err(error) = watcher.watch(&root, RecursiveMode::Recursive) {
+            tracing::info!(%error, root = %root.display(), "no hints from the system here: changes are seen by looking");
+        }
+        if let Some(wanted) = wanted.upgrade() {
+            *wanted.lock() = Some(watcher);
+            // What changed before this moment has given no hint.
+            looks.notify_one();
         }
     };
-    let watcher = notify::recommended_watcher(told).and_then(|mut watcher| {
-        watcher.watch(root, RecursiveMode::Recursive)?;
-        Ok(watcher)
-    });
-    watcher
-        .inspect_err(|error| {
-            tracing::info!(%error, root = %root.display(), "no hints from the system here: changes are seen by looking");
-        })
-        .ok()
+    if let Err(error) = std::thread::Builder::new().name("hints".to_owned()).spawn(set_up) {
+        tracing::info!(%error, "no hints from the system: changes are seen by looking");
+    }
+    hints
 }
 
 impl Manager {
@@ -128,7 +170,7 @@ impl Manager {
         });
     }
 
-    fn forget_soon(self: Arc<Self>, name: crate::model::ModelName, at: usize) {
+    fn forget_soon(self: Arc<Self>, name: ModelName, at: usize) {
         let Some(at_it) = self.entry(&name).sync_alone() else { return };
         let tasks = self.tasks.clone();
         tasks.spawn(async move {
@@ -148,8 +190,8 @@ mod tests {
     fn a_repository_that_cannot_be_read_is_asked_less_and_less() {
         let now = Instant::now();
         // What was due before it failed must not make each wait nothing.
-        let due = Some(now - Duration::from_secs(1));
-        let wait = |failed| Pace { again: due, failed }.wait(Duration::from_secs(2), now);
+        let again = Some(now);
+        let wait = |failed| Pace { again, failed }.wait(Duration::from_secs(2), now);
         assert_eq!(wait(0), (Duration::ZERO, true));
         let waits: Vec<_> = (1..=8).map(|failed| wait(failed).0.as_millis()).collect();
         assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);

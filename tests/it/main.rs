@@ -29,6 +29,7 @@ mod repositories;
 mod residency;
 mod response_cache;
 mod rollout;
+mod runtime;
 mod server;
 mod settings;
 mod store;
