@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     error::{Error, Reason, Result},
+    files,
     model::{ModelManifest, ModelName, Version, VersionPlan},
     repository::{Found, VersionFiles},
     residency::Reservation,

@@ -84,7 +84,8 @@ impl Manager {
         }
         let (directory, of) = (uploads.directory().clone(), name.clone());
         // What is there and cannot be read may be replaced.
-        let is_there = blocking(uploads, move || Ok(directory.find(&of).is_ok_and(|found| found.is_some()))).await?;
+        let is_there =
+            blocking(uploads, move || Ok(directory.find(&of).is_ok_and(|found| found.is_some()))).await?;
         if matches!(upload, Upload::Config(_)) && !is_there {
             let message = format!(
                 "no model '{name}' in {} (oip.uploads): send its files with 'config'",

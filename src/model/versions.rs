@@ -75,8 +75,8 @@ impl VersionPlan {
         });
         let makeshift = self.live.filter(|_| self.makeshift).map(|version| {
             format!(
-                "model '{model}': version {version} has a label of its own, and there is no version without one: it \
-                 answers requests that name no version"
+                "model '{model}': there is no version without a label of its own. Version {version}, which has one, answers \
+                 requests that name no version, unless another version is still loaded"
             )
         });
         absent.chain(missing).chain(makeshift).collect()

@@ -109,7 +109,7 @@ pub struct VersionFiles {
     /// Keeps them there, where they came from a store.
     pub kept: Kept,
     /// What else the look saw.
-    pub aside: Aside,
+    pub aside: Box<Aside>,
 }
 
 /// What a look saw beside a version's files. The same files are the same version whatever stands here.
@@ -151,7 +151,7 @@ impl VersionFiles {
             stamp: 0,
             manifest_stamp: 0,
             kept: Kept::default(),
-            aside: Aside::default(),
+            aside: Box::default(),
         };
         files.stamped(stamp([None]))
     }
@@ -202,7 +202,7 @@ impl VersionFiles {
             stamp: 0,
             manifest_stamp: 0,
             kept: Kept::default(),
-            aside,
+            aside: Box::new(aside),
         }
     }
 }

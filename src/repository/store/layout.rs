@@ -21,7 +21,7 @@ use crate::{
     loader::seal::FILE as SEAL,
     model::{ModelName, Version},
     repository::{
-        Aside, Found, Kept, MOST_TEXT, VersionFiles,
+        Found, Kept, MOST_TEXT, VersionFiles,
         description::{ARCHIVE, CONFIG, MANIFEST},
         directory::{SAMPLES, WEIGHTS},
         inside::is_archive_by_name,
@@ -100,7 +100,7 @@ impl Plan {
             stamp: self.stamp(|path| !self.describes(path)),
             manifest_stamp: self.stamp(|path| self.describes(path)),
             kept: Kept::default(),
-            aside: Aside::default(),
+            aside: Box::default(),
         }
     }
 

@@ -182,11 +182,24 @@ async fn objects(
                     return Err(object_store::Error::InvalidPath { source });
                 }
                 odd(key);
-                offset = Some(key.to_owned());
+                offset = Some(behind(key));
             }
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Where to go on behind an odd key. If a folder makes it odd, all keys in that folder are odd, and one line is enough for them.
+fn behind(key: &str) -> String {
+    let mut end = 0;
+    for segment in key.split_inclusive('/') {
+        end += segment.len();
+        let is_odd = segment == "/" || Location::parse(segment).is_err();
+        if let Some(folder) = key.get(..end).filter(|folder| is_odd && folder.ends_with('/')) {
+            return format!("{folder}{}", char::MAX);
+        }
+    }
+    key.to_owned()
 }
 
 /// The key that cannot be a path.
@@ -223,9 +236,9 @@ mod tests {
                 .iter()
                 .filter(|key| key.starts_with(prefix.unwrap_or_default()) && **key > after)
                 .collect();
-            let page = rest.iter().take(most);
+            let page: Vec<_> = rest.iter().take(most).collect();
             let objects = page
-                .clone()
+                .iter()
                 .map(|key| {
                     Ok(ObjectMeta {
                         location: Location::parse(key)?,
@@ -258,7 +271,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn odd_keys_cost_only_themselves(
+        fn odd_keys_cost_nothing_else(
             keys in proptest::collection::btree_set("p/[a./\u{1}]{1,4}", 0..40),
             good in proptest::collection::btree_set("p/[b-f]{1,3}", 0..40),
         ) {
@@ -274,7 +287,7 @@ mod tests {
                 fits.iter().map(|key| Location::parse(key).unwrap().to_string()).collect();
             prop_assert_eq!(names.iter().cloned().collect::<BTreeSet<_>>(), expected);
             prop_assert_eq!(names.len(), names.iter().collect::<BTreeSet<_>>().len(), "each once");
-            prop_assert_eq!(skipped, odd);
+            prop_assert!(skipped.is_subset(&odd) && skipped.is_empty() == odd.is_empty(), "{:?}", skipped);
         }
     }
 }
