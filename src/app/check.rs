@@ -60,8 +60,9 @@ async fn check(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
     for found in &models {
         checks.extend(check_model(backend.as_ref(), &rules, &repositories, found).await);
     }
-    if let Some(last) = checks.last_mut() {
-        last.warnings.extend(repositories.shadowed());
+    for (name, said) in repositories.shadowed() {
+        let check = checks.iter_mut().find(|check| check.name == name.as_str());
+        check.into_iter().for_each(|check| check.warnings.push(said.clone()));
     }
     Ok(checks)
 }

@@ -102,11 +102,7 @@ impl Manager {
         };
         let plan = manifest.versions.plan(&found.numbers());
         let complaints = plan.complaints(entry.name().as_str(), &found.numbers());
-        if entry.set_complaints(&complaints) {
-            for complaint in &complaints {
-                tracing::warn!(target: "torchlane::models", "{complaint}");
-            }
-        }
+        let is_news = entry.set_complaints(&complaints);
         entry.set_load(self.load_mode(&manifest));
         let live = entry.live();
         // What was chosen by hand stays, but follows its own files and `model.toml`.
@@ -118,7 +114,12 @@ impl Manager {
             (false, Some((version, _))) if stays(&plan, found, *version) => Some(*version),
             (false, _) => plan.live,
         };
-        if target.is_none() && live.is_none() && !held {
+        let fails = target.is_none() && live.is_none() && !held;
+        // The failure says the first.
+        for complaint in complaints.iter().skip(usize::from(fails)).filter(|_| is_news) {
+            tracing::warn!(target: "torchlane::models", "{complaint}");
+        }
+        if fails {
             entry.set_plan(&plan);
             let nothing = || format!("[versions] chooses none of the versions of model '{}'", entry.name());
             let error = Error::new(Reason::LoadFailed, complaints.first().cloned().unwrap_or_else(nothing));

@@ -23,7 +23,7 @@ const NEWS: Duration = Duration::from_secs(2);
 const REST: Duration = Duration::from_secs(5);
 
 /// An empty directory stands where a volume is not mounted.
-const EMPTY: &str = "it holds no model any more. Is a volume not mounted?";
+const EMPTY: &str = "it holds no model any more (is a volume not mounted?)";
 
 /// All of them, in the order in which they count.
 #[derive(Debug, Default)]
@@ -109,7 +109,7 @@ impl Repository {
                     self.metrics.readable(&self.place, true);
                     return Look { found, trouble: None };
                 }
-                (EMPTY.to_owned(), true)
+                (format!("model repository {}: {EMPTY}", self.place), true)
             }
             Err(error) => (error.to_string(), error.is_transient()),
         };
@@ -130,7 +130,9 @@ impl Repository {
             }
         }
         let mut seen = self.seen.lock();
-        let is_known = seen.trouble.as_ref().is_some_and(|known| known.message == message);
+        // Clients say how long they tried: that is no news.
+        let words = |text: &str| text.replace(|c: char| c.is_ascii_digit(), "");
+        let is_known = seen.trouble.as_ref().is_some_and(|known| words(&known.message) == words(&message));
         if !is_known {
             let models = seen.models.len();
             tracing::error!(
@@ -227,16 +229,16 @@ impl Repositories {
     /// What is wrong with them, one sentence each: those that cannot be read, and models that are in several.
     pub fn complaints(&self) -> Vec<String> {
         let troubles = self.troubles().into_iter().map(|trouble| trouble.message);
-        troubles.chain(self.shadowed()).collect()
+        troubles.chain(self.shadowed().into_iter().map(|(_, said)| said)).collect()
     }
 
-    /// Models that are in several repositories, one sentence for each repository whose model is not served.
-    pub fn shadowed(&self) -> Vec<String> {
+    /// Models that are in several repositories, with a sentence for each repository whose model is not served.
+    pub fn shadowed(&self) -> Vec<(ModelName, String)> {
         let mut said = Vec::new();
         for (at, repository) in self.all.iter().enumerate().skip(1) {
             let names: Vec<_> = repository.seen.lock().models.keys().cloned().collect();
             let shadowed = names.iter().filter(|name| self.owner(name).is_some_and(|owner| owner < at));
-            said.extend(shadowed.map(|name| self.shadowed_by(name, at)));
+            said.extend(shadowed.map(|name| (name.clone(), self.shadowed_by(name, at))));
         }
         said
     }
