@@ -249,6 +249,9 @@ pub struct Directory {
 /// More than this are not told of, and not remembered.
 const TOLD: usize = 1000;
 
+/// So long an empty directory may stand for a version that is about to come.
+const NEW: Duration = Duration::from_secs(60);
+
 /// What a name in the repository stands for. The first of two with one name counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
@@ -468,7 +471,11 @@ impl Directory {
             } else {
                 unfinished.push(files.version);
                 let directory = model.join(files.version.to_string());
-                if let Some(why) = inside.lacks(&described.archive) {
+                // An empty directory is most often one that a copy has just made.
+                let is_new = || age([Some(directory.as_path())], SystemTime::now()) < Some(NEW);
+                if let Some(why) =
+                    inside.lacks(&described.archive).filter(|_| !inside.is_empty() || !is_new())
+                {
                     self.leave_out(&directory, &why, || true);
                 }
                 continue;
