@@ -13,7 +13,7 @@
 )]
 
 use std::{
-    cell::Cell,
+    cell::{Cell, UnsafeCell},
     ffi::c_int,
     fmt::Display,
     mem::MaybeUninit,
@@ -53,6 +53,18 @@ static TASKS: [Slot; SLOTS] = [const {
     }
 }; SLOTS];
 
+/// Bytes of a thread's stack for signals. What Rust gives a thread hardly holds the registers of a processor with wide ones.
+const STACK: usize = 32 * 1024;
+
+#[repr(align(16))]
+struct Stack(UnsafeCell<[u8; STACK]>);
+
+// SAFETY: only the kernel writes to it, for the one thread that holds the slot of the same place.
+unsafe impl Sync for Stack {}
+
+/// By place in [`TASKS`]. A page of it takes memory once a handler runs on it.
+static STACKS: [Stack; SLOTS] = [const { Stack(UnsafeCell::new([0; STACK])) }; SLOTS];
+
 /// Whether lines are JSON.
 static JSON: AtomicBool = AtomicBool::new(false);
 
@@ -72,10 +84,23 @@ struct Release;
 impl Drop for Release {
     fn drop(&mut self) {
         if let Some(slot) = TASKS.get(MINE.replace(usize::MAX)) {
+            run_handlers_on(None);
             slot.length.store(0, Ordering::Relaxed);
             slot.taken.store(false, Ordering::Release);
         }
     }
+}
+
+/// Sets the stack on which this thread runs signal handlers, or none.
+fn run_handlers_on(stack: Option<&'static Stack>) {
+    let (ss_sp, ss_flags) = match stack {
+        Some(stack) => (stack.0.get().cast(), 0),
+        None => (ptr::null_mut(), libc::SS_DISABLE),
+    };
+    let stack = libc::stack_t { ss_sp, ss_flags, ss_size: STACK };
+    // SAFETY: the memory is static, of this size, and no other thread uses it. If the call fails, the thread keeps the
+    // stack that it has.
+    unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) };
 }
 
 /// What a thread may run, as a crash line names it: `a pass of model 'photo' version 3`.
@@ -111,6 +136,7 @@ impl Task {
             let free = |slot: &Slot| !slot.taken.swap(true, Ordering::Acquire);
             let Some(found) = TASKS.iter().position(free) else { return Running(None) };
             RELEASE.with(|_registered| MINE.set(found));
+            run_handlers_on(STACKS.get(found));
             at = found;
         }
         let Some(slot) = TASKS.get(at) else { return Running(None) };
