@@ -28,18 +28,22 @@ pub const PROBES: [&str; 2] = ["/livez", "/readyz"];
 /// The path of [`metrics`].
 pub const METRICS: &str = "/metrics";
 
-/// `/livez` and `/readyz`.
-pub fn probes(health: Health) -> Router {
+/// More notes than this are left out of `/readyz`.
+const NOTES: usize = 20;
+
+/// `/livez` and `/readyz`. `notes` says what an operator should know of repositories and models.
+pub fn probes(health: Health, notes: impl Fn() -> Vec<String> + Clone + Send + Sync + 'static) -> Router {
     let [livez, readyz] = PROBES;
     let alive = health.clone();
     let ready = move || async move {
+        let notes: String = notes().into_iter().take(NOTES).map(|note| note + "\n").collect();
         let trouble = match health.condition() {
-            Condition::Ready => return (StatusCode::OK, "ready\n".to_owned()),
+            Condition::Ready => return (StatusCode::OK, format!("ready\n{notes}")),
             Condition::Loading => "models are loading".to_owned(),
             Condition::Draining => "the server is stopping".to_owned(),
             Condition::Broken => health.trouble().unwrap_or_default(),
         };
-        (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {trouble}\n"))
+        (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {trouble}\n{notes}"))
     };
     let live = move || async move {
         match alive.trouble() {

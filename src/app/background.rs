@@ -1,6 +1,6 @@
 //! What goes on by itself while the server runs. Each task has a name and is started again if it panics.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Mutex, Notify, broadcast::error::RecvError, watch},
@@ -15,7 +15,7 @@ use super::{
 use crate::{
     admission::{Forecaster, Pressure},
     api::health::Health,
-    lifecycle::{Manager, ModelStatus, WatchConfig, Watched, watch as watch_repositories},
+    lifecycle::{Manager, ModelStatus, Started, WatchConfig, Watched, watch as watch_repository},
     registry::Registry,
     repository::Found,
     sched::Scheduler,
@@ -51,39 +51,49 @@ pub(super) struct Background {
     looking: Vec<JoinHandle<()>>,
 }
 
-/// What was found when the models of the start were loaded. `None`: they are not.
-type Begun = Option<Vec<Found>>;
+/// What each repository held when its models of the start were loaded, by its place among all.
+type Begun = BTreeMap<usize, Vec<Found>>;
+
+/// Whether the process ends because of what the start came to.
+pub(super) type Judge = Arc<dyn Fn(&Started) -> bool + Send + Sync>;
 
 /// Between two looks for what is remembered of models that are gone.
 const TIDY: Duration = Duration::from_secs(60);
 
 impl Background {
     /// Starts them all.
-    pub(super) fn start(tasks: &Tasks, looked: Looked, config: Config, signals: Option<Others>) -> Self {
+    pub(super) fn start(
+        tasks: &Tasks,
+        looked: Looked,
+        config: Config,
+        judge: Judge,
+        signals: Option<Others>,
+    ) -> Self {
         let Looked { manager, health, scheduler, registry, forecaster, pressure } = looked;
-        let (begun, begins) = watch::channel::<Begun>(None);
+        let (begun, begins) = watch::channel(Begun::new());
         let begun = Arc::new(begun);
-        let hint = Arc::new(Notify::new());
         let of = (manager.clone(), health.clone());
-        let load = tasks.keep("start", Need::Essential, move |_| load_all(of.clone(), config, begun.clone()));
-        let (of, wakes) = (manager.clone(), hint.clone());
-        let watched = Arc::new(Mutex::new(None));
-        let watching = tasks.keep("watch", Need::Essential, move |pulse| {
-            watch_from_start(
-                of.clone(),
-                config.watch,
-                (watched.clone(), begins.clone()),
-                wakes.clone(),
-                pulse,
-            )
+        let load = tasks.keep("start", Need::Essential, move |_| {
+            load_all(of.clone(), config, judge.clone(), begun.clone())
         });
+        let mut changing = vec![load];
+        let mut hints = Vec::new();
+        for at in 0..manager.repositories() {
+            let (of, hint) = (manager.clone(), Arc::new(Notify::new()));
+            let (watched, begins, wakes) = (Arc::new(Mutex::new(None)), begins.clone(), hint.clone());
+            changing.push(tasks.keep("watch", Need::Essential, move |pulse| {
+                let begins = (watched.clone(), begins.clone());
+                watch_from_start((of.clone(), at), config.watch, begins, wakes.clone(), pulse)
+            }));
+            hints.push(hint);
+        }
         let of = manager.clone();
         let rollouts =
             tasks.keep("rollouts", Need::Essential, move |pulse| rollouts::look_after(of.clone(), pulse));
-        let mut changing = vec![load, watching, rollouts];
+        changing.push(rollouts);
         if let Some(signals) = signals {
             let signals = Arc::new(Mutex::new(signals));
-            let listen = move |_| listen(signals.clone(), hint.clone());
+            let listen = move |_| listen(signals.clone(), hints.clone());
             changing.push(tasks.keep("signals", Need::Useful, listen));
         }
         let of = (scheduler.clone(), manager.clone());
@@ -126,15 +136,16 @@ async fn stop(tasks: &mut Vec<JoinHandle<()>>) {
 async fn load_all(
     (manager, health): (Arc<Manager>, Health),
     config: Config,
+    judge: Judge,
     begun: Arc<watch::Sender<Begun>>,
 ) {
     let (_, mut events) = manager.watch();
-    let (found, loaded) = manager.load_all(config.watch.settle).await.unwrap_or_else(|error| {
-        tracing::error!(%error, "cannot read the repositories");
-        (Vec::new(), 0)
-    });
-    begun.send_replace(Some(found));
-    if loaded == 0 && !config.allow_empty {
+    let loaded = |at, found| begun.send_modify(|begun| drop(begun.insert(at, found)));
+    let started = manager.start(config.watch.settle, loaded).await;
+    if judge(&started) {
+        return;
+    }
+    if started.loaded == 0 && !config.allow_empty {
         tracing::error!("no model could be loaded: mend one and reload it");
         while !manager.list().iter().any(ModelStatus::serves) {
             if let Err(RecvError::Closed) = events.recv().await {
@@ -160,9 +171,9 @@ fn console_url(http: SocketAddr) -> String {
     }
 }
 
-/// Watches the repositories once the models of the start are loaded.
+/// Watches a repository once its models of the start are loaded.
 async fn watch_from_start(
-    manager: Arc<Manager>,
+    (manager, at): (Arc<Manager>, usize),
     config: WatchConfig,
     (watched, mut begins): (Arc<Mutex<Option<Watched>>>, watch::Receiver<Begun>),
     hint: Arc<Notify>,
@@ -173,21 +184,21 @@ async fn watch_from_start(
         // It was at it before it panicked.
         Some(watched) => watched,
         none => {
-            let Ok(found) = begins.wait_for(Option::is_some).await else { return };
-            none.insert(Watched::new(config, found.as_deref().unwrap_or_default()))
+            let Ok(begun) = begins.wait_for(|begun| begun.contains_key(&at)).await else { return };
+            none.insert(Watched::new(config, begun.get(&at).map(Vec::as_slice).unwrap_or_default()))
         }
     };
-    watch_repositories(manager, config, watched, hint, pulse).await;
+    watch_repository((manager, at), config, watched, hint, pulse).await;
 }
 
 /// Does what signals ask for that do not end the process.
-async fn listen(signals: Arc<Mutex<Others>>, hint: Arc<Notify>) {
+async fn listen(signals: Arc<Mutex<Others>>, hints: Vec<Arc<Notify>>) {
     let mut signals = signals.lock().await;
     loop {
         match signals.next().await {
             Wish::Look => {
                 tracing::info!("SIGHUP: looking at the repositories");
-                hint.notify_one();
+                hints.iter().for_each(|hint| hint.notify_one());
             }
             Wish::Nothing(signal) => {
                 tracing::info!(signal, "this signal has no meaning here: nothing changes")

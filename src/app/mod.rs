@@ -3,6 +3,7 @@
 mod accept;
 mod activity;
 mod background;
+mod check;
 mod cpu;
 mod drain;
 mod heads;
@@ -20,6 +21,7 @@ mod taking;
 mod watchdog;
 mod web;
 
+pub use check::{ModelCheck, check_models};
 pub use cpu::{CpuPlan, cpu_quota};
-pub use server::{ModelCheck, StartError, check_models, serve, serve_until};
+pub use server::{StartError, serve, serve_until};
 pub use signals::Beginning;

@@ -1,12 +1,17 @@
 //! The repositories that the settings name, and the directory for uploads among them.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::server::StartError;
 use crate::{
     config::{Settings, redact},
     files,
-    repository::{Directory, Source, Uploads},
+    lifecycle::Started,
+    repository::{Directory, Repositories, Repository, Source, Uploads},
     telemetry::Metrics,
 };
 
@@ -24,37 +29,56 @@ pub(super) fn look_at_uploads(settings: &Settings) -> Result<Option<Directory>, 
     Ok(there.map(Directory::open).transpose()?)
 }
 
-/// All of them, in the order in which they count. `uploads` comes last, unless it is one of them anyway.
-pub(super) async fn open(
+/// All of them, in the order in which they count. `uploads` comes last, unless it is one of them anyway. None is asked for
+/// anything yet.
+pub(super) fn open(
     settings: &Settings,
     uploads: Option<&Directory>,
     metrics: &Metrics,
-) -> Result<Vec<Source>, StartError> {
+) -> Result<Repositories, StartError> {
     let config = settings.mirror();
+    let of_uploads = |directory: &Directory| {
+        let place = directory.root().display().to_string();
+        let source = Source::Directory(directory.clone());
+        Repository::new(source, place, metrics.repositories.clone()).may_be_empty()
+    };
     let mut repositories = Vec::new();
     for path in &settings.repositories {
-        let repository = Source::open(path, &config, metrics.store())?;
-        // Whoever looks for the directory for uploads knows it by its path.
-        match uploads.filter(|uploads| is_same(repository.root(), uploads.root())) {
-            Some(uploads) => repositories.push(Source::Directory(uploads.clone())),
-            None => repositories.push(repository),
-        }
+        let source = Source::open(path, &config, metrics.store())?;
+        // Whatever looks for the directory for uploads knows it by its path.
+        repositories.push(match uploads.filter(|uploads| is_same(source.root(), uploads.root())) {
+            Some(uploads) => of_uploads(uploads),
+            None => Repository::new(source, path.display().to_string(), metrics.repositories.clone()),
+        });
     }
     if let Some(uploads) = uploads
         && !repositories.iter().any(|repository| repository.root() == Some(uploads.root()))
     {
-        repositories.push(Source::Directory(uploads.clone()));
+        repositories.push(of_uploads(uploads));
     }
-    let mut models = 0;
-    for repository in &repositories {
-        models += repository.scan().await?.len();
+    Ok(Repositories::new(repositories))
+}
+
+/// Why a server cannot go on after its first looks: nothing is there to be served, and nothing will come by itself.
+pub(super) fn nothing_to_serve(
+    places: &[PathBuf],
+    allow_empty: bool,
+    started: &Started,
+) -> Option<StartError> {
+    if started.found > 0 || started.troubles.iter().any(|trouble| trouble.is_transient) {
+        return None;
     }
-    if models == 0 && !settings.allow_empty {
-        let paths =
-            settings.repositories.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ");
-        return Err(StartError::Empty(redact::text(&paths).into_owned()));
+    // A directory for uploads is empty at first, and can always be read.
+    let is_lost = !started.troubles.is_empty() && started.troubles.len() >= places.len();
+    match started.troubles.first().filter(|_| !allow_empty || is_lost) {
+        Some(trouble) => Some(StartError::Unreadable(trouble.message.clone())),
+        None => (!allow_empty).then(|| empty(places)),
     }
-    Ok(repositories)
+}
+
+pub(super) fn empty(places: &[PathBuf]) -> StartError {
+    let places = places.iter().map(|path| path.display().to_string());
+    StartError::Empty(redact::text(&places.collect::<Vec<_>>().join(", ")).into_owned())
 }
 
 fn is_same(one: Option<&Path>, other: &Path) -> bool {
@@ -76,8 +100,8 @@ mod tests {
         let roots = async |settings: &Settings| {
             let uploads = super::uploads(settings).await.unwrap();
             let directory = uploads.as_deref().map(Uploads::directory);
-            let opened = open(settings, directory, &Metrics::default()).await.unwrap();
-            opened.iter().map(|source| source.root().unwrap().to_owned()).collect::<Vec<_>>()
+            let opened = open(settings, directory, &Metrics::default()).unwrap();
+            opened.iter().map(|repository| repository.root().unwrap().to_owned()).collect::<Vec<_>>()
         };
         assert_eq!(roots(&settings).await, std::slice::from_ref(&models));
         settings.oip.uploads = Some(uploads.clone());

@@ -32,15 +32,11 @@ use crate::{
     backend::{Backend, FakeBackend, ThreadRole},
     config::{self, BackendKind, Loader, Settings},
     layers::{Conform, CountBytes, End, Guard, Hosts, ReadDeadline, RequestCap, Shed},
-    lifecycle::{
-        History, Manager, ManagerConfig, OnDemand, Preparation, ResidencyConfig, Rules, WatchConfig, prepare,
-        unheeded,
-    },
+    lifecycle::{History, Manager, ManagerConfig, OnDemand, ResidencyConfig, Rules, Started, WatchConfig},
     loader::{
         LoaderPool, Pace,
         seal::{Integrity, KeyError, Policy, TrustedKey},
     },
-    model::Decision,
     proto::{
         self, inference::grpc_inference_service_server::GrpcInferenceServiceServer,
         model_server_server::ModelServerServer,
@@ -71,6 +67,9 @@ pub enum StartError {
     /// A repository that cannot be used.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
+    /// No repository can be read, and trying again would not help.
+    #[error("{0}")]
+    Unreadable(String),
     /// No model anywhere.
     #[error("no models in {0}: put an archive at MODEL/1/model.pt there, or start with --allow-empty")]
     Empty(String),
@@ -153,7 +152,7 @@ fn pace(settings: &Loader, scheduler: &Arc<Scheduler>, executors: usize) -> Arc<
     })
 }
 
-fn backend(kind: BackendKind) -> Result<Arc<dyn Backend>, StartError> {
+pub(super) fn backend(kind: BackendKind) -> Result<Arc<dyn Backend>, StartError> {
     match kind {
         BackendKind::Fake => Ok(Arc::new(FakeBackend)),
         #[cfg(feature = "torch")]
@@ -174,7 +173,7 @@ async fn run(
     let traces = Traces::start(&settings.telemetry, &metrics.spans)?;
     let uploads = repositories::uploads(&settings).await?;
     let directory = uploads.as_deref().map(Uploads::directory);
-    let repositories = repositories::open(&settings, directory, &metrics).await?;
+    let repositories = repositories::open(&settings, directory, &metrics)?;
     let grpc = io::bind(settings.server.grpc_addr, "--grpc-addr").await.map_err(StartError::Listen)?;
     let web_listener =
         io::bind(settings.server.http_addr, "--http-addr").await.map_err(StartError::Listen)?;
@@ -358,7 +357,11 @@ async fn run(
         max_deadline: settings.admission.max_deadline,
         closing: closing.clone(),
     };
-    let (probes, scrapes) = (http::probes(health.clone()), http::metrics(metrics.clone()));
+    let notes = {
+        let manager = manager.clone();
+        move || manager.complaints()
+    };
+    let (probes, scrapes) = (http::probes(health.clone(), notes), http::metrics(metrics.clone()));
     let all = probes.clone().merge(scrapes.clone()).merge(front).merge(rest::router(door, limits));
     let routers = web::Routers {
         probes: http::admitted(probes, hosts(http_addr)),
@@ -383,28 +386,40 @@ async fn run(
         forecaster,
         pressure,
     };
+    let server = settings.server.clone();
     let config = Config {
         watch: WatchConfig { interval: settings.watch.interval, settle: settings.watch.settle },
         allow_empty: settings.allow_empty,
         stuck_after: settings.executors.stuck_after,
         console: settings.console.enabled.then_some(http_addr),
     };
-    let mut background = Background::start(&tasks, looked, config, signals.take_others());
+    let (ends, mut nothing_to_serve) = tokio::sync::mpsc::channel(1);
+    let judge = move |started: &Started| {
+        let error = repositories::nothing_to_serve(&settings.repositories, settings.allow_empty, started);
+        error.is_some_and(|error| ends.try_send(error).is_ok())
+    };
+    let mut background = Background::start(&tasks, looked, config, Arc::new(judge), signals.take_others());
+    let mut outcome = Ok(());
     let why = tokio::select! {
         signal = signals.next() => signal,
         () = stop.cancelled() => "asked to",
+        Some(error) = nothing_to_serve.recv() => {
+            outcome = Err(error);
+            "there is nothing to serve"
+        }
     };
 
     // Down: not ready first, then deaf, then done.
     health.set_draining().await;
     background.stop_changes().await;
-    tracing::info!(why, drain_delay = ?settings.server.drain_delay, grace = ?settings.server.grace, "stopping: no longer ready");
+    tracing::info!(why, drain_delay = ?server.drain_delay, grace = ?server.grace, "stopping: no longer ready");
+    let delay = if outcome.is_ok() { server.drain_delay } else { Duration::ZERO };
     tokio::select! {
-        () = tokio::time::sleep(settings.server.drain_delay) => {}
+        () = tokio::time::sleep(delay) => {}
         again = signals.next() => tracing::warn!(again, "not waiting any longer for others to notice"),
     }
     closing.cancel();
-    let grace_ends = Instant::now() + settings.server.grace;
+    let grace_ends = Instant::now() + server.grace;
     let nothing_runs =
         || cap.is_idle() && control.is_idle() && limiter.snapshot() == LimitSnapshot::default();
     doors.close(nothing_runs, grace_ends, &mut signals).await;
@@ -423,7 +438,7 @@ async fn run(
         traces.finish(patience(LAST_SPANS)).await;
     }
     tracing::info!("stopped");
-    Ok(())
+    outcome
 }
 
 /// Time for changes of models once no request is left.
@@ -468,7 +483,7 @@ fn history(settings: &Settings, tasks: &Tasks) -> Result<Arc<History>, StartErro
 }
 
 /// What every version must satisfy, by the settings.
-fn rules(settings: &Settings) -> Result<Rules, StartError> {
+pub(super) fn rules(settings: &Settings) -> Result<Rules, StartError> {
     Ok(Rules {
         integrity: integrity(&settings.integrity)?,
         safety: settings.safety.clone(),
@@ -499,75 +514,4 @@ fn residency(settings: &Settings) -> ResidencyConfig {
         max_waiting_per_model: settings.memory.max_waiting_per_model,
         at_once: settings.loader.threads,
     }
-}
-
-/// What `torchlane check` found out about one version of a model.
-#[derive(Debug, Clone)]
-pub struct ModelCheck {
-    /// The model.
-    pub name: String,
-    /// The version, where there is one.
-    pub version: Option<u64>,
-    /// What keeps it from being served.
-    pub problem: Option<String>,
-    /// What is said of it and not heeded, a line each.
-    pub warnings: Vec<String>,
-    /// What torchlane decided about it.
-    pub decisions: Vec<Decision>,
-}
-
-/// Prepares the newest version of every model as a server would, and drops it again.
-///
-/// # Errors
-/// A repository or the backend cannot be used.
-pub fn check_models(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(check(settings))
-}
-
-async fn check(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
-    let backend = backend(settings.backend)?;
-    let _guard = backend.enter_thread(ThreadRole::Loader);
-    let rules = rules(settings)?;
-    let mut checks: Vec<ModelCheck> = Vec::new();
-    let uploads = repositories::look_at_uploads(settings)?;
-    for repository in repositories::open(settings, uploads.as_ref(), &Metrics::default()).await? {
-        for found in repository.scan().await? {
-            let name = found.name.to_string();
-            if checks.iter().any(|check| check.name == name) {
-                continue;
-            }
-            let (mut warnings, mut decisions) = (Vec::new(), Vec::new());
-            let (version, problem) = match found.versions.last() {
-                None => {
-                    let unreadable = repository.find(&found.name).await.err().map(|error| error.to_string());
-                    let nothing = || format!("no version: put an archive at {name}/1/model.pt");
-                    (None, Some(unreadable.unwrap_or_else(nothing)))
-                }
-                Some(files) => {
-                    let problem = match repository.materialize(files.clone()).await {
-                        // In the order of a server: what a model is said to be, then its files.
-                        Ok(files) => match unheeded(&found.name, &files) {
-                            Ok(told) => {
-                                warnings = told;
-                                let alone = Preparation::alone(&found.name, &files, &rules);
-                                match prepare(backend.as_ref(), &alone) {
-                                    Ok(prepared) => {
-                                        decisions = prepared.servable.decisions.all();
-                                        None
-                                    }
-                                    Err(failure) => Some(failure.to_string()),
-                                }
-                            }
-                            Err(failure) => Some(failure.to_string()),
-                        },
-                        Err(error) => Some(error.to_string()),
-                    };
-                    (Some(files.version.0), problem)
-                }
-            };
-            checks.push(ModelCheck { name, version, problem, warnings, decisions });
-        }
-    }
-    Ok(checks)
 }

@@ -159,6 +159,7 @@ impl Backend for FakeBackend {
                 offset: 0,
                 strides: Vec::new(),
             }],
+            buffers: Vec::new(),
         })
     }
 

@@ -70,6 +70,8 @@ pub struct ArchiveSummary {
     pub tensor_bytes: u64,
     /// Parameters, then buffers: what weights can be laid over.
     pub tensors: Vec<TensorInfo>,
+    /// Which of `tensors` are buffers.
+    pub buffers: Vec<String>,
 }
 
 /// Why an archive could not be read, loaded or run. One line; the log has the rest.

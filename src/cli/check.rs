@@ -13,9 +13,11 @@ use crate::{
     backend,
     config::Provenance,
     model::Decision,
+    telemetry,
 };
 
-/// Prints the settings that are not defaults, then loads the newest version of each model. Exits with 1 if one does not load.
+/// Prints the settings that are not defaults, then loads each version that a server would load. Exits with 1 if one does not
+/// load. Warnings of the loads go to standard error.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -65,7 +67,11 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         Vec::new()
     } else {
         backend::report_crashes(false);
-        app::check_models(&layered.settings).map_err(Failure::failed)?
+        let format = layered.settings.log.format;
+        let until_written = telemetry::init_logging(format, "warn").map_err(Failure::Usage)?;
+        let checks = app::check_models(&layered.settings).map_err(Failure::failed);
+        drop(until_written);
+        checks?
     };
     if args.output.json {
         print_json(&told(&settings, &checks))?;

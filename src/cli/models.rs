@@ -73,6 +73,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             return print_message("ListModelsResponse", &answer);
         }
         show::list(&answer.models);
+        for note in &answer.notes {
+            eprintln!("note: {note}");
+        }
         Ok(())
     })
 }

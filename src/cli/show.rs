@@ -108,7 +108,10 @@ impl Table {
             }
         }
         let widths = self.narrowed(most).unwrap_or_else(|| self.squeezed(most));
-        let header = self.header.iter().map(|title| Cell::toned(*title, Tone::Quiet)).collect();
+        let title = |(title, width): (&&'static str, &usize)| {
+            Cell::toned(truncate_str(title, *width, "…"), Tone::Quiet)
+        };
+        let header = self.header.iter().zip(&widths).map(title).collect();
         std::iter::once(&header).chain(&self.rows).flat_map(|row| lay_out(row, &widths)).collect()
     }
 

@@ -119,12 +119,16 @@ impl By {
     }
 }
 
-/// What is said of the model that `files` are of and is not heeded, and what its name keeps from it, a line each.
+/// What is said of the model that `files` are of. With it what has no effect, and what the model's name keeps from it, a line
+/// each.
 ///
 /// # Errors
 /// It cannot be read, or what it says cannot be done.
-pub fn unheeded(model: &ModelName, files: &VersionFiles) -> Result<Vec<String>, LoadFailure> {
-    let mut warnings = Described::read(files)?.warnings;
+pub fn described(
+    model: &ModelName,
+    files: &VersionFiles,
+) -> Result<(ModelManifest, Vec<String>), LoadFailure> {
+    let Described { manifest, mut warnings, .. } = Described::read(files)?;
     warnings.extend(model.hidden_by_route());
-    Ok(warnings)
+    Ok((manifest, warnings))
 }

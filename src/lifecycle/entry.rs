@@ -17,7 +17,7 @@ use super::{
 use crate::{
     backend::Servable,
     error::{Error, Reason, Result},
-    model::{Generation, Label, ModelName, Version},
+    model::{Generation, Label, ModelName, Version, VersionPlan},
     registry::{Beside, ModelSlot},
     repository::{Found, VersionFiles},
 };
@@ -98,6 +98,10 @@ struct Facts {
     previous: Option<Past>,
     beside: BTreeMap<Version, Side>,
     labels: BTreeMap<Label, Version>,
+    /// Labels of versions that are gone: requests for them find nothing.
+    lost_labels: BTreeMap<Label, Version>,
+    /// What `[versions]` asks for and the repository does not have.
+    complaints: Vec<String>,
     rest: Rest,
     hold: Option<Hold>,
     /// It is forgotten: nothing may be loaded into it.
@@ -379,16 +383,37 @@ impl Entry {
         side
     }
 
-    pub(super) fn set_labels(&self, labels: BTreeMap<Label, Version>) {
+    /// What `[versions]` makes of what is there.
+    pub(super) fn set_plan(&self, plan: &VersionPlan) {
         let mut facts = self.facts.lock();
-        facts.labels = labels;
+        facts.labels.clone_from(&plan.labels);
+        facts.lost_labels = plan.missing.iter().cloned().collect();
         self.publish(&facts);
+    }
+
+    /// What is to be said of the model's versions. True: it was not said before.
+    pub(super) fn set_complaints(&self, complaints: &[String]) -> bool {
+        let mut facts = self.facts.lock();
+        let is_new = facts.complaints != complaints;
+        facts.complaints = complaints.to_vec();
+        is_new
+    }
+
+    pub(super) fn complaints(&self) -> Vec<String> {
+        self.facts.lock().complaints.clone()
+    }
+
+    /// The model is as its repository wants it: what failed before is mended.
+    pub(super) fn mended(&self) {
+        self.facts.lock().last_error = None;
     }
 
     fn publish(&self, facts: &Facts) {
         let slots = facts.beside.iter().map(|(version, side)| (*version, side.slot.clone())).collect();
         let split = self.rollouts.lock().split();
-        self.slot.set_beside(Beside { slots, labels: facts.labels.clone(), split });
+        let labels = facts.labels.iter().chain(&facts.lost_labels);
+        let labels = labels.map(|(label, version)| (label.clone(), *version)).collect();
+        self.slot.set_beside(Beside { slots, labels, split });
     }
 
     /// A rollout has changed: requests are split by it from now on.
@@ -409,8 +434,11 @@ impl Entry {
     /// Whether it has been brought in line with `found` already, and it is not time to try again.
     pub(super) fn is_synced(&self, found: &Found, now: Instant) -> bool {
         let facts = self.facts.lock();
-        let again = |again: &Option<Instant>| again.is_some_and(|again| again <= now);
-        facts.synced.as_ref().is_some_and(|(with, at)| with == found && !again(at))
+        let again = |with: &Found, at: &Option<Instant>| {
+            // Somebody may read now what could not be read before.
+            at.is_some_and(|again| again <= now || !with.saw_as(found, |aside| aside.access))
+        };
+        facts.synced.as_ref().is_some_and(|(with, at)| with == found && !again(with, at))
     }
 
     /// It has been brought in line with `found`, or that failed: then it is tried again after ever longer times.

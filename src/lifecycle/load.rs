@@ -33,11 +33,8 @@ impl Expected {
 
 impl Manager {
     /// Sees to it that the files are on this machine, and stay there while they are held.
-    pub(super) async fn materialize(&self, mut files: VersionFiles) -> Result<VersionFiles> {
-        for repository in &self.config.repositories {
-            files = repository.materialize(files).await?;
-        }
-        Ok(files)
+    pub(super) async fn materialize(&self, files: VersionFiles) -> Result<VersionFiles> {
+        Ok(self.config.repositories.materialize(files).await?)
     }
 
     pub(super) async fn prepare(

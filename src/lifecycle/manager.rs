@@ -29,7 +29,7 @@ use crate::{
     loader::{LoaderPool, Urgency},
     model::{Generation, LoadMode, ModelManifest, ModelName, Version},
     registry::{ModelSlot, Registry},
-    repository::{Found, Source, Uploads, VersionFiles},
+    repository::{Found, Repositories, Uploads, VersionFiles},
     residency::{Memory, Reservation},
     sched::ProfilePoint,
     telemetry::Traces,
@@ -39,7 +39,7 @@ use crate::{
 #[derive(Debug)]
 pub struct ManagerConfig {
     /// Where models come from; the first that has a model wins.
-    pub repositories: Vec<Source>,
+    pub repositories: Repositories,
     /// Where models go that come with a call; one of the repositories.
     pub uploads: Option<Arc<Uploads>>,
     /// Longest that a swap waits for requests on the old version before it reports; they still end on it.
@@ -339,14 +339,23 @@ impl Manager {
 
     pub(super) async fn find(&self, model: &str) -> Result<Found> {
         let name: ModelName = model.parse().map_err(|_| unknown_model(model, &self.registry))?;
-        for repository in &self.config.repositories {
-            match repository.find(&name).await {
-                Ok(Some(found)) => return Ok(found),
-                Ok(None) => {}
-                Err(error) => return Err(Error::new(error.reason(), error.to_string())),
-            }
+        match self.config.repositories.find(&name).await {
+            Ok(Some(found)) => Ok(found),
+            Ok(None) => Err(unknown_model(model, &self.registry)),
+            Err(error) => Err(Error::new(error.reason(), error.to_string())),
         }
-        Err(unknown_model(model, &self.registry))
+    }
+
+    /// How many repositories there are.
+    pub fn repositories(&self) -> usize {
+        self.config.repositories.iter().count()
+    }
+
+    /// What an operator should know of the repositories and of what models ask of them, one sentence each.
+    pub fn complaints(&self) -> Vec<String> {
+        let entries: Vec<_> = self.entries.lock().values().cloned().collect();
+        let models = entries.iter().flat_map(|entry| entry.complaints());
+        self.config.repositories.complaints().into_iter().chain(models).collect()
     }
 
     /// A change that somebody asked for: newer than all before it, and it waits for its turn.
@@ -561,8 +570,12 @@ pub(super) fn choose(found: &Found, wanted: Option<Version>) -> Result<VersionFi
         let have =
             found.versions.iter().map(|files| files.version.to_string()).collect::<Vec<_>>().join(", ");
         let have = if have.is_empty() { "no versions".to_owned() } else { format!("versions {have}") };
+        let half = wanted.filter(|version| found.unfinished.contains(version));
+        let half = half.map_or_else(String::new, |version| {
+            format!(". The directory of version {version} holds neither an archive nor weights")
+        });
         let wanted = wanted.map_or_else(|| "a version".to_owned(), |version| format!("version {version}"));
-        Error::new(Reason::UnknownVersion, format!("model '{}' has {have} on disk, not {wanted}", found.name))
-            .with_field("version")
+        let message = format!("model '{}' has {have} on disk, not {wanted}{half}", found.name);
+        Error::new(Reason::UnknownVersion, message).with_field("version")
     })
 }

@@ -22,6 +22,7 @@ mod rollouts;
 mod room;
 mod rules;
 mod shapes;
+mod start;
 mod status;
 mod sync;
 mod told;
@@ -32,7 +33,7 @@ mod watch;
 
 pub use decisions::{about_state, about_training};
 pub use demand::{OnDemand, ResidencyConfig};
-pub use described::unheeded;
+pub use described::described;
 pub use history::{ChangeRecord, History};
 pub use load::Expected;
 pub use manager::{Manager, ManagerConfig, Observer, ReloadRequest};
@@ -40,6 +41,7 @@ pub use prepare::{LoadFailure, Phase, Preparation, Prepared, Progress, prepare};
 pub use rollout::{Patch, RolloutChange};
 pub use rollouts::{RolloutBrief, RolloutState, RolloutStatus};
 pub use rules::Rules;
+pub use start::Started;
 pub use status::{
     Asker, Change, CheckReport, Done, LiveStatus, LoadedStatus, ModelEvent, ModelState, ModelStatus, Phases,
     ReloadReport, WarmupReport,

@@ -21,7 +21,7 @@ use crate::{
     admission::Breaker,
     backend::{ArchiveSummary, Backend, BackendError, Module, Named, Pass, Servable, Task},
     ensemble::NESTED,
-    error::{Error, Reason},
+    error::{Error, Reason, shown},
     loader::{
         Verified,
         archive::safety::Verdict,
@@ -30,8 +30,8 @@ use crate::{
         weights::{Overlay, Weights},
     },
     model::{
-        ArgKind, Argument, Binding, Decision, DeclaredTensor, ModelManifest, ModelName, NamedTensor, Sample,
-        Signature, read_samples,
+        ArgKind, Argument, Binding, Decision, DeclaredTensor, MissingBuffers, ModelManifest, ModelName,
+        NamedTensor, Sample, Signature, read_samples,
     },
     registry::{InputShapes, ModelSlot},
     repository::VersionFiles,
@@ -193,11 +193,46 @@ fn check_safety(rules: &Rules, archive: &Path, summary: &ArchiveSummary) -> Resu
     }
 }
 
-/// Verifies, loads, warms up and checks.
+/// Why an attempt with one archive failed.
+struct Attempt {
+    failure: LoadFailure,
+    /// The archive is not what is wanted, or cannot be read. An older one may do.
+    by_archive: bool,
+}
+
+impl From<LoadFailure> for Attempt {
+    fn from(failure: LoadFailure) -> Self {
+        Self { failure, by_archive: false }
+    }
+}
+
+/// Verifies, loads, warms up and checks. Weights without an archive lie over the nearest older archive that can be read.
 ///
 /// # Errors
-/// The phase that failed, and why.
+/// The phase that failed, and why: with the nearest archive, where there are several.
 pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, LoadFailure> {
+    let nearest = match attempt(backend, of) {
+        Err(Attempt { failure, by_archive: true }) if !of.files.aside.below.is_empty() => failure,
+        outcome => return outcome.map_err(|attempt| attempt.failure),
+    };
+    for archive in &of.files.aside.below {
+        let files = VersionFiles { archive: archive.clone(), ..of.files.clone() };
+        match attempt(backend, &Preparation { files: &files, progress: of.progress.clone(), ..*of }) {
+            Err(Attempt { by_archive: true, .. }) => {}
+            outcome => {
+                tracing::warn!(
+                    target: "torchlane::load", model = %of.model, version = %files.version,
+                    "the weights lie over {}: the nearer archive {} cannot be used ({})",
+                    archive.display(), of.files.archive.display(), nearest.cause
+                );
+                return outcome.map_err(|attempt| attempt.failure);
+            }
+        }
+    }
+    Err(nearest)
+}
+
+fn attempt(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, Attempt> {
     let Preparation { files, expected_sha256, served, rules, .. } = *of;
     let before = backend.allocated();
     let mut phases = Phases::default();
@@ -223,7 +258,8 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     let plan = described.plan(of.model)?;
     if let Some(expected) = expected_sha256.filter(|expected| !expected.eq_ignore_ascii_case(sha256)) {
         let cause = format!("sha256 of {} is {sha256}, {expected} was expected", archive.display());
-        return Err(LoadFailure { reason: Reason::DigestMismatch, ..verify(&cause) });
+        let failure = LoadFailure { reason: Reason::DigestMismatch, ..verify(&cause) };
+        return Err(Attempt { failure, by_archive: true });
     }
     let verified = match checked.known.clone() {
         Some(known) => known,
@@ -231,14 +267,16 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
             Arc::new(Verified { sha256: sha256.clone(), summary: ensemble(&described.manifest) })
         }
         None => {
-            let summary = pace::step(|| backend.inspect(archive)).map_err(|error| verify(&error))?;
+            let broken = |error| Attempt { failure: verify(&error), by_archive: true };
+            let summary = pace::step(|| backend.inspect(archive)).map_err(broken)?;
             Arc::new(Verified { sha256: sha256.clone(), summary })
         }
     };
     let summary = &verified.summary;
     check_safety(rules, archive, summary)?;
     let weights = weights(of, checked.bytes)?;
-    let overlay = overlay(files, weights.as_ref(), summary)?;
+    let keeps = described.manifest.weights.missing_buffers == MissingBuffers::Keep;
+    let overlay = overlay(files, weights.as_ref(), summary, keeps)?;
     let config = described.config.clone();
     let (manifest, signature) = described.for_archive(summary)?;
     let signature = Arc::new(signature);
@@ -267,10 +305,9 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     let (module, serves) = Named::new(module, of.model, files.version);
     // What was hashed must be what was loaded.
     if let Some(changed) = checked.changed() {
-        return Err(load(&format!(
-            "{} changed while it was read: write versions aside and rename them",
-            changed.display()
-        )));
+        let cause =
+            format!("{} changed while it was read: write versions aside and rename them", changed.display());
+        return Err(load(&cause).into());
     }
     rules.known.keep(checked.archive, verified.clone());
     // They are in the module now: the warm-up need not have them in memory twice.
@@ -421,10 +458,19 @@ fn overlay<'a>(
     files: &VersionFiles,
     weights: Option<&'a Weights>,
     summary: &'a ArchiveSummary,
+    keeps_buffers: bool,
 ) -> Result<Option<Overlay<'a>>, LoadFailure> {
-    let overlay = weights.map(|weights| Overlay::new(&summary.tensors, weights)).transpose();
-    overlay.map_err(|error| {
-        let path = files.weights.as_deref().unwrap_or(&files.archive);
-        LoadFailure::new(Phase::Verify, format_args!("{}: {error}", path.display()))
-    })
+    let path = files.weights.as_deref().unwrap_or(&files.archive);
+    let kept = if keeps_buffers { summary.buffers.as_slice() } else { &[] };
+    let overlay = weights.map(|weights| Overlay::new(&summary.tensors, weights, kept)).transpose();
+    let overlay = overlay
+        .map_err(|error| LoadFailure::new(Phase::Verify, format_args!("{}: {error}", path.display())))?;
+    let stays = overlay.map(|overlay| overlay.stays()).unwrap_or_default();
+    if !stays.is_empty() {
+        tracing::info!(
+            target: "torchlane::load", weights = %path.display(), buffers = %shown(&stays.join(", "), 200),
+            "the archive's own buffers stay: the weights lack them"
+        );
+    }
+    Ok(overlay)
 }

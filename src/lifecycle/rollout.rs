@@ -69,7 +69,8 @@ pub(super) enum Way {
     Stays,
 }
 
-/// Only a newer version than the live one is rolled out, and only where the live one is still there to go on with.
+/// Only a newer version than the live one is rolled out. Whether the files of the live one are still there plays no part: it is
+/// loaded, and its directory may have been removed while the new version is on trial.
 pub(super) fn way(
     entry: &Entry,
     found: &Found,
@@ -79,9 +80,7 @@ pub(super) fn way(
 ) -> Way {
     let files = |version| found.versions.iter().find(|files| files.version == version);
     let (Some(live), Some(target)) = (live, target) else { return Way::AtOnce };
-    let (Some(_), Some(target)) = (files(live), files(target).filter(|_| target > live)) else {
-        return Way::AtOnce;
-    };
+    let Some(target) = files(target).filter(|_| target > live) else { return Way::AtOnce };
     let rollouts = entry.rollouts.lock();
     let by_hand = rollouts.is_by_hand() && rollouts.versions().is_some_and(|(v, _, _)| v == target.version);
     if by_hand || rollouts.is_rejected(target) {

@@ -1,13 +1,7 @@
 //! Brings what is loaded in line with what is on disk.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeSet, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use futures::StreamExt as _;
 use tokio::time::Instant;
 
 use super::{
@@ -22,16 +16,13 @@ use super::{
 use crate::{
     error::{Error, Reason, Result},
     files,
-    model::{LoadMode, ModelManifest, ModelName, Version, VersionPlan},
-    repository::{Found, RepositoryError, VersionFiles},
+    model::{ModelManifest, ModelName, Version, VersionPlan},
+    repository::{Found, VersionFiles},
     residency::Reservation,
 };
 
 /// Calls that ask what is on disk share a look for this long.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
-
-/// Models whose files are looked at side by side.
-const AT_ONCE: usize = 16;
 
 /// After a failure the same files are tried again after this long, then twice as long, and so on.
 pub(super) const AGAIN: Duration = Duration::from_secs(30);
@@ -40,85 +31,6 @@ pub(super) const AGAIN: Duration = Duration::from_secs(30);
 pub(super) const AGAIN_AT_MOST: Duration = Duration::from_secs(3600);
 
 impl Manager {
-    /// Loads what should be loaded of every model in the repositories, side by side. A model whose newest version fails
-    /// falls back to the next older one that loads; one without any does not keep the others from serving. What is lazy, or
-    /// finds no room, is left to its first request. Files that were written within the last `settle` are looked at twice.
-    /// Gives back what was found, and how many serve.
-    ///
-    /// # Errors
-    /// A repository cannot be read.
-    pub async fn load_all(
-        self: &Arc<Self>,
-        settle: Duration,
-    ) -> Result<(Vec<Found>, usize), RepositoryError> {
-        let mut found = self.scan().await?;
-        let young = |files: &VersionFiles| files.is_younger_than(settle);
-        if found.iter().flat_map(|found| &found.versions).any(young) {
-            tokio::time::sleep(settle).await;
-            let now = self.scan().await?;
-            // What has changed meanwhile is still being written: it is left to a later look.
-            let seen: HashMap<_, _> = found.iter().map(|found| (&found.name, &found.versions)).collect();
-            let quiet = |name: &ModelName, files: &VersionFiles| {
-                seen.get(name).is_some_and(|before| before.contains(files))
-            };
-            let settled = now.into_iter().filter_map(|Found { name, versions }| {
-                let some = !versions.is_empty();
-                let versions: Vec<_> = versions.into_iter().filter(|files| quiet(&name, files)).collect();
-                (!some || !versions.is_empty()).then_some(Found { name, versions })
-            });
-            let settled: Vec<_> = settled.collect();
-            found = settled;
-        }
-        self.take_note(&found);
-        let ordered = self.in_order_of_start(found.clone()).await;
-        if self.config.memory.is_limited() {
-            let names = ordered.iter().map(|found| found.name.clone());
-            self.starting.send_replace(names.collect());
-        }
-        let loads: Vec<_> = ordered
-            .into_iter()
-            .map(|found| {
-                let manager = self.clone();
-                self.tasks.spawn(async move {
-                    let name = found.name.clone();
-                    let serves = manager.sync(found, Asker::Start).await;
-                    manager.claimed(&name);
-                    serves
-                })
-            })
-            .collect();
-        let mut loaded = 0;
-        for load in loads {
-            loaded += usize::from(load.await.unwrap_or(false));
-        }
-        Ok((found, loaded))
-    }
-
-    /// Where not all fit the budget, what is pinned comes first, then what is newest.
-    async fn in_order_of_start(&self, found: Vec<Found>) -> Vec<Found> {
-        if !self.config.memory.is_limited() {
-            return found;
-        }
-        let order = async |found: Found| {
-            let load = self.manifest_of(&found).await.ok().and_then(|manifest| manifest.load);
-            let is_pinned = load.unwrap_or(self.config.residency.load) == LoadMode::Pinned;
-            let newest = found.versions.last().map(|newest| newest.archive.clone());
-            let written = match newest {
-                Some(archive) => {
-                    let of = archive.clone();
-                    let written = move || of.metadata().ok()?.modified().ok();
-                    files::run(&archive, files::LOOK, written).await.ok().flatten()
-                }
-                None => None,
-            };
-            (Reverse((is_pinned, written)), found)
-        };
-        // Side by side: one file that does not answer delays no others.
-        let mut ordered: Vec<_> = futures::stream::iter(found).map(order).buffered(AT_ONCE).collect().await;
-        ordered.sort_by_key(|(order, _)| *order);
-        ordered.into_iter().map(|(_, found)| found).collect()
-    }
-
     /// Waits until all models have claimed their room that may do so before this one. One whose files do not answer is not
     /// waited for long.
     async fn may_claim(&self, model: &ModelName) {
@@ -130,27 +42,12 @@ impl Manager {
     }
 
     /// A model of the start has its room, or needs none.
-    fn claimed(&self, model: &ModelName) {
+    pub(super) fn claimed(&self, model: &ModelName) {
         self.starting.send_if_modified(|starting| {
             let before = starting.len();
             starting.retain(|other| other != model);
             starting.len() < before
         });
-    }
-
-    /// What is on disk now, by name: of several models with one name the first counts.
-    ///
-    /// # Errors
-    /// A repository cannot be read.
-    pub async fn scan(&self) -> Result<Vec<Found>, RepositoryError> {
-        let mut found = Vec::new();
-        for repository in &self.config.repositories {
-            found.append(&mut repository.scan().await?);
-        }
-        let mut all: Vec<Found> = Vec::new();
-        let mut names = std::collections::HashSet::new();
-        all.extend(found.into_iter().filter(|found| names.insert(found.name.clone())));
-        Ok(all)
     }
 
     /// Takes note of the models and versions that are on disk now. A look is at most [`LOOK_AGAIN`] old. One that takes
@@ -162,11 +59,8 @@ impl Manager {
                     return;
                 }
                 let look = self.tasks.spawn(async move {
-                    match manager.scan().await {
-                        Ok(found) => manager.take_note(&found),
-                        // What was known stays so.
-                        Err(error) => tracing::warn!(%error, "cannot look for new versions"),
-                    }
+                    manager.config.repositories.refresh().await;
+                    manager.take_note();
                     *looked = Some(Instant::now());
                 });
                 futures::future::Either::Left(async { drop(look.await) })
@@ -177,8 +71,9 @@ impl Manager {
         let _late = tokio::time::timeout(GLANCE, underway).await;
     }
 
-    /// Lists what is on disk, without loading it.
-    pub(super) fn take_note(&self, found: &[Found]) {
+    /// Lists what the repositories held at the last looks, without loading it.
+    pub(super) fn take_note(&self) {
+        let found = self.config.repositories.models();
         let names: Vec<ModelName> = found.iter().map(|found| found.name.clone()).collect();
         let slots = self.registry.insert_all(&names);
         let mut entries = self.entries.lock();
@@ -205,7 +100,10 @@ impl Manager {
         entry.set_versions(found.numbers());
         let outcome = self.bring_in_line(&entry, &found, &asker).await;
         match outcome {
-            Ok(()) => entry.set_synced(found, true, Instant::now()),
+            Ok(()) => {
+                entry.mended();
+                entry.set_synced(found, true, Instant::now());
+            }
             // Somebody changes it, or the server ends: nothing that could be mended here. The next look tries again.
             Err(error) if matches!(error.reason(), Reason::Superseded | Reason::ShuttingDown) => {}
             Err(_told) => entry.set_synced(found, false, Instant::now()),
@@ -223,22 +121,32 @@ impl Manager {
             }
         };
         let plan = manifest.versions.plan(&found.numbers());
-        // Not at each load of a model that comes and goes.
-        for (label, version) in plan.missing.iter().filter(|_| *asker != Asker::Request) {
-            tracing::warn!(
-                target: "torchlane::models", model = %entry.name(), %label, %version,
-                "model.toml gives a label to a version that is not there"
-            );
-        }
+        let complaints = plan.complaints(entry.name().as_str(), &found.numbers());
+        let is_news = entry.set_complaints(&complaints);
         entry.set_load(self.load_mode(&manifest));
         let live = entry.live();
-        // What somebody chose stays, but follows its own files and `model.toml`.
-        let target = match (entry.is_held(found), &live) {
+        // What was chosen by hand stays, but follows its own files and `model.toml`.
+        let held = entry.is_held(found);
+        let target = match (held, &live) {
             (true, Some((version, _))) => Some(*version),
             // It was evicted: it comes back as what it was.
             (true, None) => entry.away().map(|away| away.files.version),
+            (false, Some((version, _))) if stays(&plan, found, *version) => Some(*version),
             (false, _) => plan.live,
         };
+        let fails = target.is_none() && live.is_none() && !held;
+        // The failure says the first.
+        for complaint in complaints.iter().skip(usize::from(fails)).filter(|_| is_news) {
+            tracing::warn!(target: "torchlane::models", "{complaint}");
+        }
+        if fails {
+            entry.set_plan(&plan);
+            let nothing = || format!("[versions] chooses none of the versions of model '{}'", entry.name());
+            let error = Error::new(Reason::LoadFailed, complaints.first().cloned().unwrap_or_else(nothing));
+            entry.failed(error.to_string());
+            self.announce(entry, Change::Failed, Told::of(None, asker).failed(&error));
+            return Err(error);
+        }
         let serves = live.as_ref().map(|(version, _)| *version);
         let way = way(entry, found, serves, target, &manifest.rollout);
         let target = if matches!(way, Way::AtOnce) { target } else { serves };
@@ -253,7 +161,7 @@ impl Manager {
             match resting? {
                 Resting::Load(reserved) => room = reserved,
                 Resting::Left => {
-                    entry.set_labels(plan.labels.clone());
+                    entry.set_plan(&plan);
                     self.leave_to_requests(entry, asker);
                     return Ok(());
                 }
@@ -279,14 +187,17 @@ impl Manager {
             Way::Beside(files, _) => Some(files.version),
             _ => entry.rollouts.lock().versions().map(|(version, _, _)| version),
         };
-        let beside: BTreeSet<Version> = plan.beside.iter().copied().chain(rolled_out).collect();
+        // One that is not meant for all requests does not go live while another is.
+        let labelled = plan.live.filter(|_| plan.makeshift);
+        let beside: BTreeSet<Version> =
+            plan.beside.iter().copied().chain(rolled_out).chain(labelled).collect();
         let wanted: Vec<&VersionFiles> = if live.is_some() {
             let newest_first = beside.iter().rev().filter(|version| Some(**version) != live);
             newest_first.filter_map(|version| files_of(found, *version)).collect()
         } else {
             Vec::new()
         };
-        entry.set_labels(plan.labels.clone());
+        entry.set_plan(&plan);
         for old in entry.beside().iter().filter(|old| !wanted.contains(old)) {
             // One that has changed is replaced by its successor, not dropped before it is there.
             if !wanted.iter().any(|files| files.version == old.version) {
@@ -414,7 +325,7 @@ impl Manager {
         let Some(entry) = self.entries.lock().get(name).cloned() else { return };
         let Some((turn, generation)) = entry.quiet_turn().await else { return };
         // It may have come back while this waited.
-        if !matches!(self.find(name.as_str()).await, Err(error) if error.reason() == Reason::UnknownModel) {
+        if self.config.repositories.owner(name).is_some() {
             return;
         }
         let old = entry.slot.swap(None);
@@ -444,6 +355,12 @@ struct Step<'a> {
     live: Option<Version>,
     /// The room for it, where it is reserved already.
     room: Option<Reservation>,
+}
+
+/// Whether what is live goes on serving though the files choose another version: its successor is not meant for all requests,
+/// or its own files are only half there.
+fn stays(plan: &VersionPlan, found: &Found, live: Version) -> bool {
+    plan.makeshift || plan.lacks_stable() || found.unfinished.contains(&live)
 }
 
 fn files_of(found: &Found, version: Version) -> Option<&VersionFiles> {

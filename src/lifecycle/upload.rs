@@ -75,25 +75,17 @@ impl Manager {
     /// No other repository has it, and a configuration alone has something to describe.
     async fn may_replace(&self, uploads: &Uploads, name: &ModelName, upload: &Upload) -> Result<()> {
         let root = uploads.directory().root();
-        let mut is_there = false;
-        for repository in &self.config.repositories {
-            let found = repository.find(name).await;
-            // What is there and cannot be read may be replaced, but only where uploads lie.
-            let is_own = repository.root() == Some(root);
-            match found {
-                Ok(None) => {}
-                Ok(Some(_)) if is_own => is_there = true,
-                Err(_) if is_own => {}
-                Ok(Some(_)) => {
-                    let message = format!(
-                        "model '{name}' is in a repository that takes no uploads: change it there, or upload under another name (oip.uploads is {})",
-                        root.display()
-                    );
-                    return Err(Error::new(Reason::NotUploaded, message).with_field("model"));
-                }
-                Err(error) => return Err(Error::new(error.reason(), error.to_string())),
-            }
+        if self.config.repositories.elsewhere(name, root).await.is_some() {
+            let message = format!(
+                "model '{name}' is in a repository that takes no uploads: change it there, or upload under another name (oip.uploads is {})",
+                root.display()
+            );
+            return Err(Error::new(Reason::NotUploaded, message).with_field("model"));
         }
+        let (directory, of) = (uploads.directory().clone(), name.clone());
+        // What is there and cannot be read may be replaced.
+        let is_there =
+            blocking(uploads, move || Ok(directory.find(&of).is_ok_and(|found| found.is_some()))).await?;
         if matches!(upload, Upload::Config(_)) && !is_there {
             let message =
                 format!("no model '{name}' among the uploads (oip.uploads): send its files with 'config'");
@@ -129,7 +121,10 @@ impl Manager {
         match self.find(name.as_str()).await {
             Ok(found) => self.entry(name).set_versions(found.numbers()),
             // It never was a model.
-            Err(error) if is_new && error.reason() == Reason::UnknownModel => self.forget(name).await,
+            Err(error) if is_new && error.reason() == Reason::UnknownModel => {
+                self.config.repositories.refresh().await;
+                self.forget(name).await;
+            }
             Err(_) => {}
         }
         Ok(())

@@ -11,7 +11,7 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-/// Tells whether a file is still the one that was hashed: device, inode, size and time of change.
+/// Tells whether a file is still the one that was hashed: device, inode, size, and the times of its last write and change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileIdentity {
     device: u64,
@@ -19,6 +19,7 @@ pub struct FileIdentity {
     /// Bytes.
     pub size: u64,
     /// Seconds since 1970, and nanoseconds.
+    written: (i64, i64),
     changed: (i64, i64),
 }
 
@@ -36,8 +37,15 @@ impl FileIdentity {
             device: meta.dev(),
             inode: meta.ino(),
             size: meta.size(),
+            written: (meta.mtime(), meta.mtime_nsec()),
             changed: (meta.ctime(), meta.ctime_nsec()),
         })
+    }
+
+    /// Everything but the time of change is the same. So it is after a backup has made a hard link, or rights were changed; but
+    /// a program may set the time of writing too.
+    pub(super) fn may_be(&self, other: &Self) -> bool {
+        Self { changed: other.changed, ..*self } == *other
     }
 
     /// It has not been changed for at least so long: a change in the same tick of the file system's clock would leave the

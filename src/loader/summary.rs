@@ -30,6 +30,7 @@ pub fn of_archive(path: &Path) -> Result<ArchiveSummary, BackendError> {
         training: info.trains,
         torch_version: info.torch_version,
         findings: info.findings,
+        buffers: info.buffers.iter().map(|buffer| buffer.name.clone()).collect(),
         tensors: info.parameters.into_iter().chain(info.buffers).collect(),
     })
 }

@@ -42,6 +42,8 @@ pub struct ModelManifest {
     pub extra_outputs: bool,
     /// What to run before a version goes live.
     pub warmup: WarmupConfig,
+    /// How weights are laid over an archive.
+    pub weights: WeightsConfig,
     /// Which versions are loaded, and what they are called.
     pub versions: Versions,
     /// How a new version comes to be live.
@@ -154,6 +156,25 @@ impl Default for WarmupConfig {
     fn default() -> Self {
         Self { shapes: Vec::new(), max_passes: 8, allow_non_finite: false, budget: Duration::from_secs(60) }
     }
+}
+
+/// `[weights]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WeightsConfig {
+    /// What becomes of buffers of the archive that a file of weights lacks.
+    pub missing_buffers: MissingBuffers,
+}
+
+/// Buffers that are registered with `persistent=False` are in no state dict of Python, though the archive has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MissingBuffers {
+    /// The weights do not fit.
+    #[default]
+    Refuse,
+    /// The archive's own stay.
+    Keep,
 }
 
 /// `[check]`: how near a version's answers must be to what `samples.safetensors` expects, and to the live version's.
@@ -413,6 +434,14 @@ mod tests {
         let load = |text: &str| ModelManifest::parse(text).map(|manifest| manifest.load);
         assert_eq!((load(""), load("load = 'pinned'")), (Ok(None), Ok(Some(LoadMode::Pinned))));
         assert!(load("load = 'never'").unwrap_err().to_string().contains("line 1"));
+    }
+
+    #[test]
+    fn missing_buffers_are_refused_or_kept() {
+        let of = |text: &str| ModelManifest::parse(text).map(|manifest| manifest.weights.missing_buffers);
+        assert_eq!(of(""), Ok(MissingBuffers::Refuse));
+        assert_eq!(of("[weights]\nmissing_buffers = 'keep'"), Ok(MissingBuffers::Keep));
+        assert!(of("[weights]\nmissing_buffers = 'zero'").unwrap_err().to_string().contains("line 2"));
     }
 
     #[test]

@@ -22,7 +22,8 @@ pub use id::{
 pub use lane::{Lane, UnknownLane};
 pub use load_mode::LoadMode;
 pub use manifest::{
-    Batching, CheckConfig, DeclaredTensor, ManifestError, ModelManifest, Scheduling, WarmupConfig,
+    Batching, CheckConfig, DeclaredTensor, ManifestError, MissingBuffers, ModelManifest, Scheduling,
+    WarmupConfig,
 };
 pub use pad::{Cut, Pad, Padded};
 pub use rollout::{RolloutPlan, Strategy};

@@ -39,10 +39,48 @@ pub struct VersionPlan {
     pub live: Option<Version>,
     /// What is loaded beside it, newest first.
     pub beside: Vec<Version>,
-    /// Which version has which label, but for `stable`.
+    /// `live` has a label of its own, and nothing else is there: it does not take the place of what is live already.
+    pub makeshift: bool,
+    /// Which version has which label, except `stable`.
     pub labels: BTreeMap<Label, Version>,
     /// Labels of versions that are not there.
     pub missing: Vec<(Label, Version)>,
+    /// Versions of `only` that are not there.
+    pub absent: Vec<Version>,
+}
+
+impl VersionPlan {
+    /// The version behind `stable` is not there: no other may answer for it.
+    pub fn lacks_stable(&self) -> bool {
+        self.missing.iter().any(|(label, _)| label.as_str() == Label::STABLE)
+    }
+
+    /// What `[versions]` asks of `model` and the repository does not have, one sentence each. `there` is what it has.
+    pub fn complaints(&self, model: &str, there: &[Version]) -> Vec<String> {
+        let found = match there.iter().map(Version::to_string).collect::<Vec<_>>().join(", ") {
+            none if none.is_empty() => "none".to_owned(),
+            some => some,
+        };
+        let lacks = |version: &Version| {
+            format!("model '{model}': version {version} is not in the repository (found: {found})")
+        };
+        let absent = self.absent.iter().map(|version| {
+            format!("{}. Remove it from [versions] only, or add {model}/{version}", lacks(version))
+        });
+        let missing = self.missing.iter().map(|(label, version)| {
+            format!(
+                "{}. Give label '{label}' of [versions] labels to another version, or add {model}/{version}",
+                lacks(version)
+            )
+        });
+        let makeshift = self.live.filter(|_| self.makeshift).map(|version| {
+            format!(
+                "model '{model}': there is no version without a label of its own. Version {version}, which has one, answers \
+                 requests that name no version, unless another version is still loaded"
+            )
+        });
+        absent.chain(missing).chain(makeshift).collect()
+    }
 }
 
 impl Versions {
@@ -110,9 +148,13 @@ impl Versions {
         let wanted =
             |version: &&Version| chosen.contains(version) || labelled(version) || stable == Some(**version);
         let wanted: Vec<Version> = newest.iter().filter(wanted).copied().collect();
-        let live = stable.or(chosen.first().map(|version| **version)).or(wanted.first().copied());
+        let meant = stable.or(chosen.first().map(|version| **version));
+        let live = meant.or(wanted.first().copied());
+        let absent = self.only.iter().map(|number| Version(*number));
         VersionPlan {
             live,
+            makeshift: meant.is_none() && live.is_some(),
+            absent: absent.filter(|version| !newest.contains(version)).collect(),
             beside: wanted.into_iter().filter(|version| Some(*version) != live).collect(),
             labels: labels.into_iter().collect(),
             missing,
@@ -154,11 +196,35 @@ mod tests {
         assert_eq!(plan("[versions]\nlabels = { old = 1 }", &[1, 9, 10]), (Some(10), vec![1]));
         // There is nothing else.
         assert_eq!(plan("[versions]\nlabels = { canary = 1 }", &[1]), (Some(1), vec![]));
+        assert_eq!(plan("[versions]\nonly = [5]\nlabels = { canary = 1 }", &[1]), (Some(1), vec![]));
         // A stable version that is not there cannot be live.
         let text = "[versions]\nlabels = { stable = 3 }";
         assert_eq!(plan(text, &[1, 2]), (Some(2), vec![]));
         let plan = ModelManifest::parse(text).unwrap().versions.plan(&[Version(1)]);
         assert_eq!(plan.missing, [("stable".parse().unwrap(), Version(3))]);
+    }
+
+    #[test]
+    fn what_is_asked_for_and_not_there_is_named() {
+        let plan = |text: &str, there: &[u64]| {
+            let there: Vec<_> = there.iter().copied().map(Version).collect();
+            let plan = ModelManifest::parse(&format!("[versions]\n{text}")).unwrap().versions.plan(&there);
+            (plan.live.map(|version| version.0), plan.makeshift, plan.complaints("m", &there))
+        };
+        let (live, makeshift, said) = plan("only = [5]", &[1, 2]);
+        assert_eq!((live, makeshift), (None, false));
+        assert_eq!(
+            said,
+            [
+                "model 'm': version 5 is not in the repository (found: 1, 2). Remove it from [versions] only, or add m/5"
+            ]
+        );
+        let (live, makeshift, said) = plan("only = [1, 5]\nlabels = { stable = 7 }", &[1]);
+        assert_eq!((live, makeshift, said.len()), (Some(1), false, 2));
+        assert!(said[1].contains("version 7") && said[1].contains("'stable'"), "{said:?}");
+        let (live, makeshift, said) = plan("labels = { canary = 2 }", &[2]);
+        assert_eq!((live, makeshift, said.len()), (Some(2), true, 1), "{said:?}");
+        assert_eq!(plan("labels = { canary = 2 }", &[1, 2]), (Some(1), false, vec![]));
     }
 
     #[test]

@@ -13,7 +13,8 @@ use crate::{
 pub struct Beside {
     /// By version.
     pub slots: BTreeMap<Version, Arc<ModelSlot>>,
-    /// Which version has which label; it may be the live one, or one that is not loaded.
+    /// Which version has which label; it may be the live one, or one that is not loaded. `stable` is among them only while its
+    /// version is gone: otherwise it is the live one's.
     pub labels: BTreeMap<Label, Version>,
     /// How requests that leave the version open are split, while one of these is rolled out.
     pub split: Option<Arc<Split>>,

@@ -10,7 +10,7 @@ use arc_swap::ArcSwapOption;
 use super::{Beside, Lease, ServedShapes, usage::Usage};
 use crate::{
     backend::Servable,
-    model::{ModelName, Version, VersionSelector, VersionWish},
+    model::{Label, ModelName, Version, VersionSelector, VersionWish},
     rollout::Split,
     sched::Profile,
 };
@@ -98,21 +98,28 @@ impl ModelSlot {
     /// slot: its version does not fit, and the refusal can say which one would.
     pub fn find(self: &Arc<Self>, wish: &VersionWish) -> (Arc<Self>, VersionSelector) {
         let beside = self.beside.load();
-        let of_version =
-            |version| beside.as_ref().and_then(|beside| beside.slots.get(version)).unwrap_or(self).clone();
+        let of_version = |version: Version| {
+            beside.as_ref().and_then(|beside| beside.slots.get(&version)).unwrap_or(self).clone()
+        };
+        let labelled = |label: &str| beside.as_ref().and_then(|beside| beside.labels.get(label));
+        let behind_label = |version: Version| {
+            let slot = of_version(version);
+            // A label follows the version through changes; a number does not.
+            let stands = slot.lease().is_some_and(|lease| lease.version == version);
+            (slot, if stands { VersionSelector::Live } else { VersionSelector::Exactly(version) })
+        };
         match wish {
-            VersionWish::Any | VersionWish::Stable => (self.clone(), VersionSelector::Live),
-            VersionWish::Exactly(version) => (of_version(version), VersionSelector::Exactly(*version)),
-            VersionWish::Labelled(label) => {
-                let version = beside.as_ref().and_then(|beside| beside.labels.get(label));
-                let Some(version) = version else {
-                    return (self.clone(), VersionSelector::Exactly(NO_VERSION));
-                };
-                let slot = of_version(version);
-                // A label follows the version through changes; a number does not.
-                let stands = slot.lease().is_some_and(|lease| lease.version == *version);
-                (slot, if stands { VersionSelector::Live } else { VersionSelector::Exactly(*version) })
-            }
+            VersionWish::Any => (self.clone(), VersionSelector::Live),
+            VersionWish::Exactly(version) => (of_version(*version), VersionSelector::Exactly(*version)),
+            // Without a version of its own it is the live one's.
+            VersionWish::Stable => match labelled(Label::STABLE) {
+                None => (self.clone(), VersionSelector::Live),
+                Some(version) => behind_label(*version),
+            },
+            VersionWish::Labelled(label) => match labelled(label.as_str()) {
+                None => (self.clone(), VersionSelector::Exactly(NO_VERSION)),
+                Some(version) => behind_label(*version),
+            },
         }
     }
 

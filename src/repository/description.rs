@@ -28,6 +28,12 @@ pub(super) struct Description {
     labels: Vec<PathBuf>,
 }
 
+impl Default for Description {
+    fn default() -> Self {
+        Self { manifest: None, archive: ARCHIVE.to_owned(), labels: Vec::new() }
+    }
+}
+
 impl Description {
     /// Of the model in that directory. What cannot be read names nothing: whoever loads the model says why.
     pub(super) fn of(model: &Path) -> Self {

@@ -8,15 +8,16 @@
 //! models/digits/2/samples.safetensors   optional: inputs and expected outputs
 //! models/digits/2/manifest.json         optional: size and sha256 of each file, signatures
 //! models/digits/3/weights.safetensors   a version of weights alone: over the archive of the version before it
-//! models/vad.pt                 a bare file is a model too: version 1
+//! models/vad.pt                 a bare file is a model too: version 1 (or vad.jit, vad.torchscript, vad.ts, vad.pth)
 //! models/resnet/config.pbtxt    as Triton has it, in the place of a model.toml; it may give the archives another name
 //! ```
 //!
-//! A version is complete when its directory has been renamed into place; names that begin with a dot, or are not
-//! numbers, are not looked at. A directory that holds nothing of the above is no model.
+//! A version is there once its directory holds an archive or weights. An archive of another name than `model.pt` counts where it
+//! is the only file with TorchScript code in it. Names that begin with a dot, or are not numbers, are not looked at. A directory
+//! that holds nothing of the above is no model. What looks like a model and is skipped gets one line in the log.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt::Display,
     fs, io,
     path::{Path, PathBuf},
@@ -30,12 +31,13 @@ use thiserror::Error;
 use super::{
     FetchError, Kept,
     description::{ARCHIVE, CONFIG, Description, MANIFEST},
-    stamp::{age, stamp},
+    inside::{Inside, may_be_archive},
+    stamp::{access, age, stamp},
 };
 use crate::{
     config::redact,
     error::{Reason, shown},
-    loader::seal::FILE as SEAL,
+    loader::{FileIdentity, archive, seal::FILE as SEAL},
     model::{InvalidVersion, ModelName, Version},
 };
 
@@ -80,6 +82,15 @@ impl RepositoryError {
             _ => Reason::LoadFailed,
         }
     }
+
+    /// Whether it may end by itself.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_transient(),
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::TimedOut,
+            Self::Missing(_) | Self::NotADirectory(_) => false,
+        }
+    }
 }
 
 /// The files of one version.
@@ -103,7 +114,30 @@ pub struct VersionFiles {
     pub manifest_stamp: u64,
     /// Keeps them there, where they came from a store.
     pub kept: Kept,
+    /// What else the look saw.
+    pub aside: Box<Aside>,
 }
+
+/// What a look saw beside a version's files. The same files are the same version whatever stands here.
+#[derive(Debug, Clone, Default)]
+pub struct Aside {
+    /// Changes with the rights of its files: a load that failed may succeed after that.
+    pub access: u64,
+    /// Changes with hidden files in its directory: something is being written there.
+    pub writing: u64,
+    /// When the youngest of those was written.
+    pub written: Option<SystemTime>,
+    /// Archives of older versions, below the one that the weights lie over; the nearest first.
+    pub below: Vec<PathBuf>,
+}
+
+impl PartialEq for Aside {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Aside {}
 
 impl VersionFiles {
     /// The directory that they are in.
@@ -123,6 +157,7 @@ impl VersionFiles {
             stamp: 0,
             manifest_stamp: 0,
             kept: Kept::default(),
+            aside: Box::default(),
         };
         files.stamped(stamp([None]))
     }
@@ -135,6 +170,8 @@ impl VersionFiles {
     fn stamped(mut self, manifest_stamp: u64) -> Self {
         self.stamp = stamp(self.files());
         self.manifest_stamp = manifest_stamp;
+        let (described, directory) = (self.manifest.as_deref(), self.archive.parent());
+        self.aside.access = access(self.files().into_iter().chain([described, directory]));
         self
     }
 
@@ -144,20 +181,26 @@ impl VersionFiles {
 
     /// Whether one of its files was written so lately that it may still be being written.
     pub fn is_younger_than(&self, settle: Duration) -> bool {
-        age(self.files(), SystemTime::now()).is_some_and(|age| age < settle)
+        let now = SystemTime::now();
+        let since = |at: SystemTime| now.duration_since(at).unwrap_or_else(|ahead| ahead.duration());
+        let ages = age(self.files(), now).into_iter().chain(self.aside.written.map(since));
+        ages.min().is_some_and(|age| age < settle)
     }
 
     /// What a version's directory holds, seen by itself: the archive is taken to be in it, whether it is or not.
     pub fn in_directory(version: Version, directory: &Path) -> Self {
-        let model = directory.parent().map(Description::of);
-        Self::with_archive(version, directory, model.as_ref().map_or(ARCHIVE, |model| model.archive.as_str()))
+        let inside = Inside::of(directory).unwrap_or_default();
+        let described = directory.parent().map(Description::of).unwrap_or_default();
+        let archive = inside.archive(directory, &described, &archive::has_code);
+        Self::with(version, directory, &inside, archive.unwrap_or_else(|| directory.join(&described.archive)))
     }
 
-    fn with_archive(version: Version, directory: &Path, archive: &str) -> Self {
-        let at = |file: &str| Some(directory.join(file)).filter(|path| is_there(path));
+    fn with(version: Version, directory: &Path, inside: &Inside, archive: PathBuf) -> Self {
+        let at = |file: &str| inside.has(file).then(|| directory.join(file));
+        let aside = Aside { writing: inside.writing, written: inside.written, ..Aside::default() };
         Self {
             version,
-            archive: directory.join(archive),
+            archive,
             weights: WEIGHTS.into_iter().find_map(at),
             samples: at(SAMPLES),
             seal: at(SEAL),
@@ -165,6 +208,7 @@ impl VersionFiles {
             stamp: 0,
             manifest_stamp: 0,
             kept: Kept::default(),
+            aside: Box::new(aside),
         }
     }
 }
@@ -176,12 +220,25 @@ pub struct Found {
     pub name: ModelName,
     /// Its versions; may be empty.
     pub versions: Vec<VersionFiles>,
+    /// Versions that hold neither an archive nor weights: something may still come.
+    pub unfinished: Vec<Version>,
 }
 
 impl Found {
+    /// A model with these versions.
+    pub fn new(name: ModelName, versions: Vec<VersionFiles>) -> Self {
+        Self { name, versions, unfinished: Vec::new() }
+    }
+
     /// The numbers of its versions, oldest first.
     pub fn numbers(&self) -> Vec<Version> {
         self.versions.iter().map(|files| files.version).collect()
+    }
+
+    /// Whether two looks saw the same beside the versions' files too, by what `of` takes of it.
+    pub fn saw_as(&self, other: &Self, of: impl Fn(&Aside) -> u64) -> bool {
+        let seen = |found: &Self| found.versions.iter().map(|files| of(&files.aside)).collect::<Vec<_>>();
+        seen(self) == seen(other)
     }
 }
 
@@ -189,12 +246,27 @@ impl Found {
 #[derive(Debug, Clone)]
 pub struct Directory {
     root: PathBuf,
-    /// What looks like a model or a version but for its name: each is told of once.
+    /// What looks like a model or a version and is skipped: each has got its line in the log.
     told: Arc<Mutex<HashSet<PathBuf>>>,
+    /// Which files have TorchScript code in them.
+    code: Arc<Mutex<HashMap<PathBuf, (FileIdentity, bool)>>>,
 }
 
-/// More odd names than this are not told of.
+/// More than this are not told of, and not remembered.
 const TOLD: usize = 1000;
+
+/// So long an empty directory may stand for a version that is about to come.
+const NEW: Duration = Duration::from_secs(60);
+
+/// What a name in the repository stands for. The first of two with one name counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Directory,
+    /// `vad.pt`
+    Archive,
+    /// An archive by its content: `vad.jit`
+    Other,
+}
 
 impl Directory {
     /// The repository at `root`.
@@ -202,13 +274,22 @@ impl Directory {
     /// # Errors
     /// There is no directory.
     pub fn open(root: &Path) -> Result<Self, RepositoryError> {
-        match fs::metadata(root) {
-            Ok(meta) if meta.is_dir() => Ok(Self { root: root.to_owned(), told: Arc::default() }),
-            Ok(_) => Err(RepositoryError::NotADirectory(root.to_owned())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(RepositoryError::Missing(root.to_owned()))
-            }
-            Err(source) => Err(RepositoryError::Io { path: root.to_owned(), source }),
+        let directory = Self::at(root);
+        directory.is_readable().map(|()| directory)
+    }
+
+    /// The repository at `root`, whether it is there now or not.
+    pub fn at(root: &Path) -> Self {
+        Self { root: root.to_owned(), told: Arc::default(), code: Arc::default() }
+    }
+
+    fn is_readable(&self) -> Result<(), RepositoryError> {
+        let root = self.root.clone();
+        match fs::metadata(&root) {
+            Ok(meta) if meta.is_dir() => Ok(()),
+            Ok(_) => Err(RepositoryError::NotADirectory(root)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(RepositoryError::Missing(root)),
+            Err(source) => Err(RepositoryError::Io { path: root, source }),
         }
     }
 
@@ -222,39 +303,51 @@ impl Directory {
     /// # Errors
     /// The directory cannot be listed.
     pub fn scan(&self) -> Result<Vec<Found>, RepositoryError> {
-        let mut found = BTreeMap::new();
+        self.is_readable()?;
+        let mut found: BTreeMap<ModelName, (Kind, PathBuf, Found)> = BTreeMap::new();
         for entry in self.list(&self.root)? {
             let path = entry.path();
-            let is_archive = path.extension().is_some_and(|extension| extension == "pt") && path.is_file();
-            let stem = if is_archive { path.file_stem() } else { path.file_name() };
+            let bare = self.bare(&path);
+            let stem = if bare.is_some() { path.file_stem() } else { path.file_name() };
             let name = match stem.unwrap_or_default().to_string_lossy().parse::<ModelName>() {
                 Ok(name) => name,
                 Err(rule) => {
                     let has_versions =
-                        |path: &Path| self.versions(path).is_ok_and(|versions| !versions.is_empty());
-                    self.leave_out(&entry, &rule, |path| {
-                        is_archive || is_meant_as_model(path) || has_versions(path)
+                        |path: &Path| self.versions(path).is_ok_and(|(versions, _)| !versions.is_empty());
+                    self.leave_out(&path, &rule, || {
+                        bare.is_some() || is_meant_as_model(&path) || has_versions(&path)
                     });
                     continue;
                 }
             };
-            let versions = if is_archive {
-                vec![VersionFiles::bare(path)]
+            let (kind, versions, unfinished) = if let Some(kind) = bare {
+                (kind, vec![VersionFiles::bare(path.clone())], Vec::new())
             } else if path.is_dir() {
                 match self.versions(&path) {
-                    Ok(versions) if versions.is_empty() && !is_meant_as_model(&path) => continue,
+                    Ok((versions, _)) if versions.is_empty() && !is_meant_as_model(&path) => continue,
+                    Ok((versions, unfinished)) => (Kind::Directory, versions, unfinished),
                     // One that cannot be read is one model's trouble: `find` says what it is.
-                    versions => versions.unwrap_or_default(),
+                    Err(_) => (Kind::Directory, Vec::new(), Vec::new()),
                 }
             } else {
                 continue;
             };
-            // A directory wins over a bare file of the same name.
-            if !is_archive || !found.contains_key(&name) {
-                found.insert(name.clone(), Found { name, versions });
+            let this = (kind, path, Found { unfinished, ..Found::new(name.clone(), versions) });
+            let (first, second) = match found.remove(&name) {
+                Some(other) if other.0 <= this.0 => (other, Some(this.1)),
+                other => (this, other.map(|(_, path, _)| path)),
+            };
+            if let Some(second) = second {
+                let first = first.1.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                self.leave_out(
+                    &second,
+                    &format_args!("{first} stands for model '{name}' too, and comes first"),
+                    || true,
+                );
             }
+            found.insert(name, first);
         }
-        Ok(found.into_values().collect())
+        Ok(found.into_values().map(|(_, _, found)| found).collect())
     }
 
     /// One model, read afresh.
@@ -273,80 +366,142 @@ impl Directory {
                 .map_err(|source| RepositoryError::Io { path: self.root.clone(), source })?;
         }
         if looked.is_ok_and(|meta| meta.is_dir()) {
-            let versions = self.versions(&directory)?;
+            let (versions, unfinished) = self.versions(&directory)?;
             if !versions.is_empty() || is_meant_as_model(&directory) {
-                return Ok(Some(Found { name: name.clone(), versions }));
+                return Ok(Some(Found { unfinished, ..Found::new(name.clone(), versions) }));
             }
         }
-        let archive = self.root.join(format!("{name}.pt"));
-        Ok(archive
-            .is_file()
-            .then(|| Found { name: name.clone(), versions: vec![VersionFiles::bare(archive)] }))
+        let usual = self.root.join(format!("{name}.pt"));
+        let archive = if usual.is_file() {
+            Some(usual)
+        } else {
+            let named = |path: &PathBuf| path.file_stem().is_some_and(|stem| stem == name.as_str());
+            let mut paths: Vec<_> =
+                self.list(&self.root)?.iter().map(fs::DirEntry::path).filter(named).collect();
+            paths.sort_unstable();
+            paths.into_iter().find(|path| self.bare(path).is_some())
+        };
+        Ok(archive.map(|archive| Found::new(name.clone(), vec![VersionFiles::bare(archive)])))
     }
 
-    fn versions(&self, model: &Path) -> Result<Vec<VersionFiles>, RepositoryError> {
+    /// Whether a file at the top is a model by itself.
+    fn bare(&self, path: &Path) -> Option<Kind> {
+        if !may_be_archive(path) || !path.is_file() {
+            return None;
+        }
+        if path.extension().is_some_and(|extension| extension == "pt") {
+            return Some(Kind::Archive);
+        }
+        if self.has_code(path) {
+            return Some(Kind::Other);
+        }
+        // So are files called that have nothing to do with models.
+        let is_common = |extension: &std::ffi::OsStr| extension == "ts" || extension == "bin";
+        if !path.extension().is_some_and(is_common) {
+            self.leave_out(
+                path,
+                &"it holds no TorchScript code. Export the model with torch.jit.save",
+                || true,
+            );
+        }
+        None
+    }
+
+    /// Whether a file is a TorchScript archive, by its content.
+    fn has_code(&self, path: &Path) -> bool {
+        let Ok(identity) = FileIdentity::of(path) else { return false };
+        if let Some((_, has_code)) = self.code.lock().get(path).filter(|(known, _)| *known == identity) {
+            return *has_code;
+        }
+        let has_code = archive::has_code(path);
+        let mut known = self.code.lock();
+        if known.len() >= TOLD {
+            known.clear();
+        }
+        known.insert(path.to_owned(), (identity, has_code));
+        has_code
+    }
+
+    /// The versions of a model, and those that hold nothing to load yet; oldest first.
+    fn versions(&self, model: &Path) -> Result<(Vec<VersionFiles>, Vec<Version>), RepositoryError> {
         let described = Description::of(model);
-        let mut versions: Vec<_> = self
-            .list(model)?
-            .iter()
-            .filter_map(|entry| {
-                let version = match entry.file_name().to_string_lossy().parse() {
-                    Ok(version) => version,
-                    Err(rule) => {
-                        let rule: InvalidVersion = rule;
-                        self.leave_out(entry, &rule, holds_version);
-                        return None;
-                    }
-                };
-                // By the directory's own word where it has one: the entry itself may not be open to us.
-                let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir()) || entry.path().is_dir();
-                is_dir.then(|| VersionFiles {
-                    manifest: described.manifest.clone(),
-                    ..VersionFiles::with_archive(version, &entry.path(), &described.archive)
-                })
-            })
-            .collect();
-        versions.sort_by_key(|files| files.version);
-        self.as_ensemble(model, &described, &mut versions);
-        let mut archive: Option<PathBuf> = None;
-        for files in &mut versions {
-            match archive.as_ref().filter(|_| files.weights.is_some() && !is_there(&files.archive)) {
-                Some(older) => files.archive.clone_from(older),
-                None => archive = Some(files.archive.clone()),
+        let mut versions = Vec::new();
+        for entry in self.list(model)? {
+            let path = entry.path();
+            let named = entry.file_name().to_string_lossy().into_owned();
+            let version = match named.parse::<Version>() {
+                Ok(version) => version,
+                Err(rule) => {
+                    self.leave_out(&path, &Misnamed(&named, rule), || holds_version(&path));
+                    continue;
+                }
+            };
+            // By the directory's own word where it has one: the entry itself may not be open to us.
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) && !path.is_dir() {
+                continue;
             }
+            // What cannot be listed is taken for a version: the load says what is the matter.
+            let inside = Inside::of(&path);
+            let archive = match &inside {
+                Ok(inside) => inside.archive(&path, &described, &|path| self.has_code(path)),
+                Err(_) => Some(path.join(&described.archive)),
+            };
+            let inside = inside.unwrap_or_default();
+            let has_archive = archive.is_some();
+            let archive = archive.unwrap_or_else(|| path.join(&described.archive));
+            let files = VersionFiles {
+                manifest: described.manifest.clone(),
+                ..VersionFiles::with(version, &path, &inside, archive)
+            };
+            versions.push((files, has_archive, inside));
         }
+        versions.sort_by_key(|(files, ..)| files.version);
         let stamp = described.stamp();
-        Ok(versions.into_iter().map(|files| files.stamped(stamp)).collect())
+        let is_bare = versions.iter().all(|(files, has_archive, _)| !has_archive && files.weights.is_none());
+        if is_bare && let Some(ensemble) = as_ensemble(model, &described, &versions) {
+            let stamped = ensemble.into_iter().map(|files| files.stamped(stamp));
+            return Ok((stamped.collect(), Vec::new()));
+        }
+        let (mut whole, mut unfinished) = (Vec::new(), Vec::new());
+        // The nearest last.
+        let mut archives: Vec<PathBuf> = Vec::new();
+        for (mut files, has_archive, inside) in versions {
+            if has_archive {
+                archives.push(files.archive.clone());
+            } else if files.weights.is_some() {
+                let mut older = archives.iter().rev().cloned();
+                if let Some(nearest) = older.next() {
+                    files.archive = nearest;
+                }
+                files.aside.below = older.collect();
+            } else {
+                unfinished.push(files.version);
+                let directory = model.join(files.version.to_string());
+                // An empty directory is most often one that a copy has just made.
+                let is_new = || age([Some(directory.as_path())], SystemTime::now()) < Some(NEW);
+                if let Some(why) =
+                    inside.lacks(&described.archive).filter(|_| !inside.is_empty() || !is_new())
+                {
+                    self.leave_out(&directory, &why, || true);
+                }
+                continue;
+            }
+            whole.push(files.stamped(stamp));
+        }
+        Ok((whole, unfinished))
     }
 
-    /// An ensemble has no archives: what describes it stands for them. It may have versions, with nothing in them, or none.
-    fn as_ensemble(&self, model: &Path, described: &Description, versions: &mut Vec<VersionFiles>) {
-        let Some(manifest) = &described.manifest else { return };
-        let lacks = |files: &VersionFiles| files.weights.is_none() && !is_there(&files.archive);
-        let may_be = versions.iter().all(lacks) && !is_there(&model.join(ARCHIVE));
-        if !may_be || !described.is_ensemble() {
-            return;
-        }
-        if versions.is_empty() {
-            versions.push(VersionFiles::with_archive(Version(1), model, ARCHIVE));
-        }
-        for files in versions {
-            files.archive.clone_from(manifest);
-            files.manifest = Some(manifest.clone());
-        }
-    }
-
-    /// Tells once of what is left out for its name, if it `would_be` something with another. What is hidden is meant to be left
-    /// out: it is still being written, or was put aside.
-    fn leave_out(&self, entry: &fs::DirEntry, rule: &dyn Display, would_be: impl FnOnce(&Path) -> bool) {
-        let (is_hidden, path) = (entry.file_name().as_encoded_bytes().starts_with(b"."), entry.path());
-        let is_told = |told: &HashSet<PathBuf>| told.len() >= TOLD || told.contains(&path);
-        if is_hidden || is_told(&self.told.lock()) || !would_be(&path) {
+    /// One line for what is left out, if it `would_be` something otherwise. What is hidden is meant to be left out: it is still
+    /// being written, or was put aside.
+    fn leave_out(&self, path: &Path, rule: &dyn Display, would_be: impl FnOnce() -> bool) {
+        let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        let is_told = |told: &HashSet<PathBuf>| told.len() >= TOLD || told.contains(path);
+        if is_hidden || is_told(&self.told.lock()) || !would_be() {
             return;
         }
         let named = path.display().to_string();
         tracing::warn!(target: "torchlane::models", path = %shown(&named, 512), "not looked at: {rule}");
-        self.told.lock().insert(path);
+        self.told.lock().insert(path.to_owned());
     }
 
     fn list(&self, path: &Path) -> Result<Vec<fs::DirEntry>, RepositoryError> {
@@ -356,14 +511,48 @@ impl Directory {
     }
 }
 
+/// An ensemble has no archives: what describes it stands for them. It may have versions, with nothing in them, or none.
+fn as_ensemble(
+    model: &Path,
+    described: &Description,
+    versions: &[(VersionFiles, bool, Inside)],
+) -> Option<Vec<VersionFiles>> {
+    let manifest = described.manifest.as_ref()?;
+    if is_there(&model.join(ARCHIVE)) || !described.is_ensemble() {
+        return None;
+    }
+    let own = || VersionFiles::with(Version(1), model, &Inside::default(), model.join(ARCHIVE));
+    let versions: Vec<_> = versions.iter().map(|(files, ..)| files.clone()).collect();
+    let versions = if versions.is_empty() { vec![own()] } else { versions };
+    let described =
+        |files| VersionFiles { archive: manifest.clone(), manifest: Some(manifest.clone()), ..files };
+    Some(versions.into_iter().map(described).collect())
+}
+
+/// A directory that holds a version and is not named like one.
+struct Misnamed<'a>(&'a str, InvalidVersion);
+
+impl Display for Misnamed<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self(named, rule) = self;
+        write!(f, "{rule}")?;
+        let digits = named.trim_start_matches(|c: char| !c.is_ascii_digit()).trim_start_matches('0');
+        match digits.parse::<Version>() {
+            Ok(version) => write!(f, ". Rename it to {version}"),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
 /// Whatever it is, and even if it cannot be read.
 fn is_there(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
-/// But for its name it is a version.
+/// Except for its name it is a version.
 fn holds_version(directory: &Path) -> bool {
-    std::iter::once(ARCHIVE).chain(WEIGHTS).any(|file| directory.join(file).is_file())
+    let Ok(inside) = Inside::of(directory) else { return false };
+    WEIGHTS.into_iter().any(|file| inside.has(file)) || inside.candidates().next().is_some()
 }
 
 /// Without a version in it: an archive in the wrong place deserves a word about it, a directory of pictures does not.
@@ -378,8 +567,11 @@ mod tests {
     #[test]
     fn finds_versions_and_bare_files() {
         let dir = tempfile::tempdir().unwrap();
-        for path in ["a/10", "a/9", "a/.11", "a/007", "a/tmp", ".hidden/1", "empty"] {
+        for path in ["a/10", "a/9", "a/.11", "a/007", "a/tmp", "a/12", ".hidden/1", "empty"] {
             fs::create_dir_all(dir.path().join(path)).unwrap();
+        }
+        for path in ["a/10/model.pt", "a/9/weights.pth", "a/12/.model.pt.Xq3d"] {
+            fs::write(dir.path().join(path), b"").unwrap();
         }
         fs::create_dir_all(dir.path().join("docs/pictures")).unwrap();
         fs::write(dir.path().join("empty/model.pt"), b"").unwrap();
@@ -396,7 +588,8 @@ mod tests {
             .collect();
         assert_eq!(found, [("a".into(), vec![9, 10]), ("empty".into(), vec![]), ("vad".into(), vec![1])]);
         let a = repository.find(&"a".parse().unwrap()).unwrap().unwrap();
-        assert_eq!(a.versions.len(), 2);
+        assert_eq!((a.versions.len(), a.unfinished), (2, vec![Version(12)]));
+        assert!(repository.told.lock().is_empty(), "a copy that is under way is no mistake");
         assert_eq!(repository.find(&"docs".parse().unwrap()).unwrap(), None);
     }
 
@@ -428,6 +621,54 @@ mod tests {
             .collect();
         told.sort();
         assert_eq!(told, ["a/007", "a/v2", "my model", "naïve.pt"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn archives_are_known_by_their_content_where_their_name_is_not_enough() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |from: &str, to: &str| {
+            let to = dir.path().join(to);
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            fs::copy(Path::new("src/loader/weights/testdata").join(from), to).unwrap();
+        };
+        for name in ["a.jit", "b.torchscript", "c.ts", "d.pth", "e.PT", "f.pt", "f.jit"] {
+            put("old.pt", name);
+        }
+        for name in ["m/1/model.jit", "m/2/resnet.pt", "m/3/pytorch_model.bin", "m/4/a.pt", "m/4/b.pt"] {
+            put("old.pt", name);
+        }
+        put("old.pt", "m/v5/net.pt");
+        for name in ["g.pth", "m/6/pytorch_model.bin", "m/7/weights.pth", "m/8/weights.pth", "m/8/net.TS"] {
+            put("new.pth", name);
+        }
+        fs::write(dir.path().join("script.ts"), "let x = 1;").unwrap();
+        let repository = Directory::open(dir.path()).unwrap();
+        let found = repository.scan().unwrap();
+        let names: Vec<_> = found.iter().map(|found| found.name.as_str()).collect();
+        assert_eq!(names, ["a", "b", "c", "d", "e", "f", "m"]);
+        for found in &found {
+            assert_eq!(repository.find(&found.name).unwrap().as_ref(), Some(found));
+        }
+        let below = |path: &Path| path.strip_prefix(dir.path()).unwrap().display().to_string();
+        assert_eq!(below(&found[5].versions[0].archive), "f.pt");
+        let versions: Vec<_> =
+            found[6].versions.iter().map(|files| (files.version.0, below(&files.archive))).collect();
+        let expected = [
+            (1, "m/1/model.jit"),
+            (2, "m/2/resnet.pt"),
+            (3, "m/3/pytorch_model.bin"),
+            (7, "m/3/pytorch_model.bin"),
+            (8, "m/3/pytorch_model.bin"),
+        ];
+        assert_eq!(versions, expected.map(|(version, path)| (version, path.to_owned())));
+        assert_eq!(found[6].unfinished, [4, 6].map(Version));
+        let bases: Vec<_> = found[6].versions[3].aside.below.iter().map(|path| below(path)).collect();
+        assert_eq!(bases, ["m/2/resnet.pt", "m/1/model.jit"], "the nearest first");
+        let mut told: Vec<_> = repository.told.lock().iter().map(|path| below(path)).collect();
+        told.sort();
+        assert_eq!(told, ["f.jit", "g.pth", "m/4", "m/6", "m/v5"]);
+        let renamed = Misnamed("v05", InvalidVersion).to_string();
+        assert!(renamed.ends_with("Rename it to 5"), "{renamed}");
     }
 
     #[test]
@@ -469,6 +710,7 @@ mod tests {
             ("m/1/net.ts", ""),
             ("m/2/weights.pth", ""),
             ("m/3/model.pt", ""),
+            ("m/3/net.ts", ""),
             ("none/config.pbtxt", ""),
         ] {
             let path = dir.path().join(file);

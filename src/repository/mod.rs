@@ -2,7 +2,9 @@
 
 mod description;
 mod directory;
+mod inside;
 mod kept;
+mod set;
 mod settle;
 mod source;
 mod stamp;
@@ -10,8 +12,9 @@ mod store;
 mod text;
 mod upload;
 
-pub use directory::{Directory, Found, RepositoryError, VersionFiles};
+pub use directory::{Aside, Directory, Found, RepositoryError, VersionFiles};
 pub use kept::Kept;
+pub use set::{Look, Repositories, Repository, Trouble};
 pub use settle::{Settle, Settled};
 pub use source::Source;
 pub use store::{FetchError, Mirror, MirrorConfig, StoreOptions, problem as store_options_problem};

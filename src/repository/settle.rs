@@ -31,7 +31,7 @@ struct Seen {
 pub struct Settled {
     /// Models whose files are quiet.
     pub quiet: Vec<Found>,
-    /// Models that were seen before and are gone.
+    /// Models that were seen before and are gone, until [`Settle::forget`].
     pub gone: Vec<ModelName>,
     /// When a look would find more of them.
     pub again: Option<Instant>,
@@ -49,6 +49,11 @@ impl Settle {
         self.seen.extend(found.iter().map(|f| (f.name.clone(), Seen { found: Some(f.clone()), since })));
     }
 
+    /// A model that is gone has been dealt with.
+    pub fn forget(&mut self, name: &ModelName) {
+        self.seen.remove(name);
+    }
+
     /// Takes in what a look at `now` found.
     pub fn look(&mut self, found: Vec<Found>, now: Instant) -> Settled {
         let mut settled = Settled::default();
@@ -56,7 +61,8 @@ impl Settle {
         for found in found {
             let seen =
                 self.seen.entry(found.name.clone()).or_insert_with(|| Seen { found: None, since: now });
-            if seen.found.as_ref() != Some(&found) {
+            let stands = |before: &Found| *before == found && before.saw_as(&found, |aside| aside.writing);
+            if !seen.found.as_ref().is_some_and(stands) {
                 *seen = Seen { found: Some(found.clone()), since: now };
             }
             let due = seen.since + self.quiet;
@@ -76,7 +82,7 @@ impl Settle {
             let due = seen.since + self.quiet;
             if due <= now {
                 settled.gone.push(name.clone());
-                return false;
+                return true;
             }
             settled.again = Some(settled.again.map_or(due, |again| again.min(due)));
             true
@@ -93,7 +99,7 @@ mod tests {
     const QUIET: Duration = Duration::from_secs(2);
 
     fn found(name: &str, stamp: u64) -> Found {
-        let mut found = Found { name: name.parse().unwrap(), versions: Vec::new() };
+        let mut found = Found::new(name.parse().unwrap(), Vec::new());
         found
             .versions
             .push(super::super::VersionFiles { stamp, ..super::super::VersionFiles::bare("m.pt".into()) });
@@ -129,6 +135,8 @@ mod tests {
         assert_eq!(settle.look(vec![found("n", 1)], at(3)).again, Some(at(5)));
         let gone = settle.look(vec![found("n", 1)], at(5));
         assert_eq!((gone.gone, gone.quiet.len()), (vec!["m".parse().unwrap()], 1));
-        assert_eq!(settle.look(vec![found("n", 1)], at(6)).gone, [], "told once");
+        assert_eq!(settle.look(vec![found("n", 1)], at(6)).gone.len(), 1, "again, until it is dealt with");
+        settle.forget(&"m".parse().unwrap());
+        assert_eq!(settle.look(vec![found("n", 1)], at(7)).gone, []);
     }
 }

@@ -15,19 +15,19 @@ pub enum Source {
 }
 
 impl Source {
-    /// The repository at `place`: a path, a `file://` URL, or the URL of a store.
+    /// The repository at `place`: a path, a `file://` URL, or the URL of a store. Whether anything is there is not asked yet.
     ///
     /// # Errors
-    /// There is no such directory, or nothing can be reached by such a URL.
+    /// Nothing can be reached by such a URL, or there is no place for its cache.
     pub fn open(
         place: &Path,
         config: &MirrorConfig,
         metrics: &StoreMetrics,
     ) -> Result<Self, RepositoryError> {
         match place.to_str().filter(|text| text.contains("://")) {
-            None => Ok(Self::Directory(Directory::open(place)?)),
+            None => Ok(Self::Directory(Directory::at(place))),
             Some(url) => match url.strip_prefix("file://") {
-                Some(path) => Ok(Self::Directory(Directory::open(Path::new(path))?)),
+                Some(path) => Ok(Self::Directory(Directory::at(Path::new(path)))),
                 None => Ok(Self::Store(Mirror::open(url, config, metrics.clone())?)),
             },
         }
@@ -53,6 +53,14 @@ impl Source {
                 look(&root, files::LONG, move || directory.scan()).await
             }
             Self::Store(mirror) => Ok(mirror.scan().await?),
+        }
+    }
+
+    /// What an earlier look or process found, for a start without a store.
+    pub async fn remembered(&self) -> Vec<Found> {
+        match self {
+            Self::Directory(_) => Vec::new(),
+            Self::Store(mirror) => mirror.remembered().await.unwrap_or_default(),
         }
     }
 

@@ -21,6 +21,17 @@ pub(super) fn stamp<'a>(files: impl IntoIterator<Item = Option<&'a Path>>) -> u6
     hasher.finish()
 }
 
+/// Changes with the owner and the rights of some files: with what may keep a server from reading them.
+pub(super) fn access<'a>(files: impl IntoIterator<Item = Option<&'a Path>>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for file in files {
+        let facts = file.and_then(|path| path.metadata().ok());
+        let facts = facts.map(|meta| (meta.mode(), meta.uid(), meta.gid(), meta.ctime(), meta.ctime_nsec()));
+        facts.hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
 /// How long ago the youngest of these files was written, by the clocks of this machine and of the one that holds the
 /// files: in either direction, since the two need not agree. `None`: no such file.
 pub(super) fn age<'a>(

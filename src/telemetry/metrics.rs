@@ -16,8 +16,8 @@ use prometheus_client::{
 };
 
 use super::{
-    CacheMetrics, Recent, Refusals, ResidencyMetrics, RolloutMetrics, SpanMetrics, StoreMetrics, TaskMetrics,
-    Untaken,
+    CacheMetrics, Recent, Refusals, RepositoryMetrics, ResidencyMetrics, RolloutMetrics, SpanMetrics,
+    StoreMetrics, TaskMetrics, Untaken,
     requests::{ModelLabel, RequestMetrics, Sample},
     triton,
 };
@@ -59,6 +59,7 @@ pub const CATALOGUE: &[(&str, &str, &str)] = &[
     ("torchlane_store_fetches_total", "counter", "store, result"),
     ("torchlane_store_fetch_duration_seconds", "histogram", "store"),
     ("torchlane_store_cache_bytes", "gauge", ""),
+    ("torchlane_repository_readable", "gauge", "repository"),
     ("torchlane_rollout_requests_total", "counter", "model, side, outcome"),
     ("torchlane_rollout_fallbacks_total", "counter", "model"),
     ("torchlane_rollout_copies_total", "counter", "model, result"),
@@ -176,6 +177,8 @@ pub struct Metrics {
     in_flight_bytes: Gauge,
     profile: Family<ProfileLabels, Gauge<f64, std::sync::atomic::AtomicU64>>,
     store: StoreMetrics,
+    /// Which repositories can be read.
+    pub repositories: RepositoryMetrics,
     /// What is in memory, and who waits for what is not.
     pub residency: ResidencyMetrics,
     /// Answers that are kept.
@@ -241,6 +244,7 @@ impl Default for Metrics {
             in_flight_bytes: Gauge::default(),
             profile: Family::default(),
             store: StoreMetrics::default(),
+            repositories: RepositoryMetrics::default(),
             residency: ResidencyMetrics::default(),
             cache: CacheMetrics::default(),
             sources: Mutex::default(),
@@ -312,6 +316,7 @@ impl Default for Metrics {
             metrics.profile.clone(),
         );
         metrics.store.register(r);
+        metrics.repositories.register(r);
         metrics.residency.register(r);
         metrics.cache.register(r);
         let build = Family::<BuildLabels, Gauge>::default();
@@ -566,6 +571,7 @@ mod tests {
         metrics.pressure.get_or_create(&ResourceLabel { resource: "memory" }).set(0.5);
         metrics.profile.get_or_create(&ProfileLabels { model: model(), row_bytes: 1, rows: 1 }).set(1.0);
         metrics.store.received("s3", 1);
+        metrics.repositories.readable("models", true);
         metrics.store.fetched("s3", "ok", Duration::ZERO);
         let _zeros = metrics.cache.of("m");
         metrics.rollouts.fill();

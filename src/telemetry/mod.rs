@@ -30,7 +30,7 @@ pub use response_cache::{CacheCounts, CacheMetrics};
 pub use rollouts::RolloutMetrics;
 pub use samples::{SampleLayer, SampleSettings, Sampled, Sampler};
 pub use spans::SpanMetrics;
-pub use store::StoreMetrics;
+pub use store::{RepositoryMetrics, StoreMetrics};
 pub use tasks::TaskMetrics;
 pub(crate) use trace::{BatchSpan, Passing, Went};
 pub use trace::{ReloadEnd, RequestTrace, Sampling, TelemetrySettings, TraceError, TraceRate, Traces};

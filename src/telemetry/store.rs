@@ -19,6 +19,32 @@ struct FetchLabels {
     result: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RepositoryLabel {
+    repository: String,
+}
+
+/// Which repositories can be read; clones are the same.
+#[derive(Debug, Clone, Default)]
+pub struct RepositoryMetrics(Family<RepositoryLabel, Gauge>);
+
+impl RepositoryMetrics {
+    /// Puts it into the catalogue.
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "repository_readable",
+            "1 while the repository can be read, 0 while its models stay as they were",
+            self.0.clone(),
+        );
+    }
+
+    /// What the last look at it came to.
+    pub fn readable(&self, repository: &str, readable: bool) {
+        let label = RepositoryLabel { repository: repository.to_owned() };
+        self.0.get_or_create(&label).set(i64::from(readable));
+    }
+}
+
 /// Counts of downloads; clones count together. `store` is the kind: `s3`, `gs`, `az`, `http`.
 #[derive(Debug, Clone)]
 pub struct StoreMetrics {

@@ -31,6 +31,7 @@ mod pages;
 #[cfg(feature = "torch")]
 mod read_digits;
 mod refusals;
+mod repositories;
 mod residency;
 mod response_cache;
 mod rollout;

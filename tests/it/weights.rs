@@ -157,6 +157,7 @@ mod reads {
             stamp: 0,
             manifest_stamp: 0,
             kept: Default::default(),
+            aside: Default::default(),
         };
         let name = "m".parse().unwrap();
         let rules = Rules { known: Arc::new(Known::after(Duration::ZERO)), ..Rules::default() };
@@ -222,6 +223,23 @@ mod torch {
             assert_eq!(answer(&mut client, "m").await, expected, "{file}");
             client.reload_model(reload("m", 1)).await.unwrap();
             assert_eq!(answer(&mut client, "m").await, old);
+        }
+        // A buffer that no state dict has may stay; an archive that is broken does not stop weights above it.
+        put("eager.pth", "m/5/weights.pth");
+        let status = client.reload_model(reload("m", 5)).await.unwrap_err();
+        assert!(status.message().contains("missing_buffers = \"keep\""), "{status}");
+        fs::write(dir.path().join("m/model.toml"), "[weights]\nmissing_buffers = 'keep'").unwrap();
+        client.reload_model(reload("m", 5)).await.unwrap();
+        assert_ne!(answer(&mut client, "m").await, old);
+        let half = fs::read(data.join("old.pt")).unwrap();
+        for broken in [&half[..half.len() / 2], b"", b"not an archive"] {
+            fs::create_dir_all(dir.path().join("m/6")).unwrap();
+            fs::write(dir.path().join("m/6/model.pt"), broken).unwrap();
+            put("new.pth", "m/7/weights.pth");
+            client.reload_model(reload("m", 6)).await.unwrap_err();
+            client.reload_model(reload("m", 7)).await.unwrap();
+            assert_eq!(answer(&mut client, "m").await, expected);
+            client.reload_model(reload("m", 1)).await.unwrap();
         }
         put("wrapped.pth", "m/9/weights.pth");
         let status = client.reload_model(reload("m", 9)).await.unwrap_err();

@@ -48,8 +48,10 @@ start_store() {
 }
 put() {
     "$WIRE_PYTHON" - "http://127.0.0.1:$filer/buckets/models/prod/$1" "$2" <<'PYTHON'
-import sys, urllib.request
+import sys, urllib.parse, urllib.request
 url, path = sys.argv[1:]
+host, key = url.split("/buckets/")
+url = f"{host}/buckets/{urllib.parse.quote(key)}"
 urllib.request.urlopen(urllib.request.Request(url, data=open(path, "rb").read(), method="PUT"), timeout=5)
 PYTHON
 }
@@ -59,6 +61,12 @@ within 60 put digits/1/model.pt models/digits/1/model.pt || die "the S3 server t
 put digits/model.toml models/digits/model.toml
 put digits/2/model.pt models/digits/2/model.pt
 put idle/1/model.pt models/tagger/1/model.pt
+# Names that a URL has to encode, and what marks folders.
+printf 'read me' >"$work/note"
+for name in '100%.txt' 'größe#1.txt' 'a b+c?.txt' '[x]{y}~%41.txt'; do put "digits/2/$name" "$work/note"; done
+: >"$work/empty"
+put digits/2/folder "$work/empty"
+put digits/7/deeper/marker "$work/empty"
 within 30 s3_answers || die "the S3 server listens"
 "$WIRE_PYTHON" tests/wire/cut.py "$s3" 30000 "$work/cut" >"$work/port" &
 proxy=$!
@@ -101,6 +109,10 @@ has "$(cli infer digits --image tests/data/digits/png/3-0012.png)" "class 3" "in
 ok "after a kill -9 of both it goes on from byte $had of $size"
 [ "$(find "$work/cache/repos" -name model.pt | grep -c /digits/)" = 1 ] || die "only the version that serves was fetched"
 ok "of a model's versions only the one that is loaded is fetched"
+for name in '100%.txt' 'größe#1.txt' 'a b+c?.txt' '[x]{y}~%41.txt'; do
+    [ "$(cat "$work"/cache/repos/*/*/digits/2/"$name")" = "read me" ] || die "the object '$name'"
+done
+ok "names with characters that a URL encodes"
 has "$(cli reload digits --version 1)" "version 1 is live" "reload"
 metrics=$("$WIRE_PYTHON" -c "import urllib.request; print(urllib.request.urlopen('http://$http/metrics').read().decode())")
 has "$metrics" 'torchlane_store_fetches_total{store="s3",result="ok"}' "metrics"

@@ -230,7 +230,7 @@ where
     ) -> Result<Response<proto::ListModelsResponse>, Status> {
         self.manager.refresh().await;
         let models = self.manager.list().into_iter().map(models::model).collect();
-        Ok(Response::new(proto::ListModelsResponse { models }))
+        Ok(Response::new(proto::ListModelsResponse { models, notes: self.manager.complaints() }))
     }
 
     async fn load_model(

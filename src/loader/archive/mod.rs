@@ -30,7 +30,7 @@ mod tests;
 mod tree;
 mod types;
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, BufReader, Read, Seek};
 use std::path::Path;
 
@@ -65,6 +65,15 @@ pub fn inspect(path: &Path) -> Result<ArchiveInfo, ArchiveError> {
     let file = File::open(path).map_err(found)?;
     let size = file.metadata()?.len();
     inspect_reader(BufReader::new(file), size)
+}
+
+/// Whether the file at `path` is an archive with TorchScript code in it. Only its zip directory is read.
+pub fn has_code(path: &Path) -> bool {
+    let open = || {
+        let size = path.metadata().ok().filter(Metadata::is_file)?.len();
+        Container::open(BufReader::new(File::open(path).ok()?), size).ok()
+    };
+    open().is_some_and(|container| container.names().iter().any(|name| name.starts_with("code/")))
 }
 
 /// Reads everything that can be said about the archive of `size` bytes in `reader` without running it.

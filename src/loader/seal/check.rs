@@ -27,14 +27,25 @@ pub struct Checked {
     pub known: Option<Arc<Verified>>,
     /// What is read of the version, and which file stood there when it was checked.
     read: Vec<(PathBuf, FileIdentity)>,
+    /// A seal names what they must be.
+    sealed: bool,
 }
 
 impl Checked {
     /// A file that is not the one that was checked any more. To be asked once everything has been read.
     pub fn changed(&self) -> Option<&Path> {
-        let changed =
-            |(path, before): &&(PathBuf, FileIdentity)| FileIdentity::of(path).ok() != Some(*before);
-        self.read.iter().find(changed).map(|(path, _)| path.as_path())
+        self.read.iter().find(|(path, before)| !self.stands(path, before)).map(|(path, _)| path.as_path())
+    }
+
+    fn stands(&self, path: &Path, before: &FileIdentity) -> bool {
+        let Ok(now) = FileIdentity::of(path) else { return false };
+        if now == *before {
+            return true;
+        }
+        // A link to the file was made, or its rights were changed: its content says whether it is the same.
+        let content = || digest(path).is_ok_and(|sha256| sha256 == self.sha256);
+        // Weights and samples are read once, as a whole: only a seal must hold for them to the end.
+        now.may_be(before) && if *before == self.archive { content() } else { !self.sealed }
     }
 }
 
@@ -76,7 +87,8 @@ pub fn check(
             None => digest(&files.archive).map_err(|error| unreadable(&files.archive, &error))?,
         },
     };
-    Ok(Checked { sha256, bytes: archive.size, archive, known, read })
+    let sealed = files.seal.is_some();
+    Ok(Checked { sha256, bytes: archive.size, archive, known, read, sealed })
 }
 
 /// Told of each thing that was looked at: its name, and what is said of it or wrong with it. Breaks off if it wants.

@@ -22,7 +22,10 @@ const WRAPPED: [(&str, &str); 2] = [
 ///
 /// Tensors of the archive that are one memory (tied weights) are one parameter with several names: any of these will do,
 /// and all that are given must be equal.
-pub(super) fn differences(slots: &[TensorInfo], weights: &Weights) -> Option<String> {
+pub(super) fn differences(slots: &[TensorInfo], weights: &Weights, kept: &[String]) -> Option<String> {
+    if weights.tensors.is_empty() {
+        return Some("the file holds no tensors: save the state_dict() of the trained module".to_owned());
+    }
     if slots.is_empty() {
         return Some(
             "the archive has no parameters and no buffers (torch.jit.freeze makes them constants): \
@@ -48,9 +51,8 @@ pub(super) fn differences(slots: &[TensorInfo], weights: &Weights) -> Option<Str
             }
         }
     }
-    let present: HashSet<&str> =
-        slots.iter().filter(|slot| weights.get(&slot.name).is_some()).map(memory).collect();
-    let absent: Vec<&TensorInfo> = slots.iter().filter(|slot| !present.contains(memory(slot))).collect();
+    let mut absent = absent(slots, weights);
+    absent.retain(|slot| !kept.contains(&slot.name));
     let missing = absent.iter().map(|slot| shown(&slot.name)).collect();
     let unknown: Vec<String> = weights
         .tensors
@@ -83,11 +85,19 @@ pub(super) fn differences(slots: &[TensorInfo], weights: &Weights) -> Option<Str
         said.push((*advice).to_owned());
     } else if said.len() == 1 && !absent.is_empty() {
         said.push(
-            "buffers with persistent=False are in no state dict of Python: take that of the scripted module"
+            "buffers with persistent=False are in no state dict of Python: take that of the scripted module, or keep the \
+             archive's own with missing_buffers = \"keep\" under [weights] in model.toml"
                 .to_owned(),
         );
     }
     Some(format!("the weights do not fit the archive: {}", said.join("; ")))
+}
+
+/// Tensors of the archive whose memory has no name among the weights.
+pub(super) fn absent<'a>(slots: &'a [TensorInfo], weights: &Weights) -> Vec<&'a TensorInfo> {
+    let present: HashSet<&str> =
+        slots.iter().filter(|slot| weights.get(&slot.name).is_some()).map(memory).collect();
+    slots.iter().filter(|slot| !present.contains(memory(slot))).collect()
 }
 
 /// The name of the first tensor that is the same memory.

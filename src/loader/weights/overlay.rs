@@ -24,15 +24,21 @@ pub struct Overlay<'a> {
 }
 
 impl<'a> Overlay<'a> {
-    /// `slots` are the archive's parameters and buffers.
+    /// `slots` are the archive's parameters and buffers. Those named in `kept` may be missing in the weights: then the archive's
+    /// own stay.
     ///
     /// # Errors
     /// Names, shapes and datatypes are not the same one to one: the first few differences.
-    pub fn new(slots: &'a [TensorInfo], weights: &'a Weights) -> Result<Self, WeightsError> {
-        match fit::differences(slots, weights) {
+    pub fn new(slots: &'a [TensorInfo], weights: &'a Weights, kept: &[String]) -> Result<Self, WeightsError> {
+        match fit::differences(slots, weights, kept) {
             Some(differences) => Err(WeightsError::Fit(differences)),
             None => Ok(Self { slots, weights }),
         }
+    }
+
+    /// Tensors of the archive that stay, by name: neither they nor others of the same memory are among the weights.
+    pub fn stays(&self) -> Vec<&'a str> {
+        fit::absent(self.slots, self.weights).into_iter().map(|slot| slot.name.as_str()).collect()
     }
 
     /// The weights.

@@ -41,7 +41,7 @@ fn an_archive_with_other_weights_is_what_torch_exports_with_them() {
     for name in ["new.pth", "new.safetensors", "parameters.pth"] {
         let weights = read(name).unwrap();
         let mut copy = Cursor::new(own.clone());
-        Overlay::new(&slots, &weights).unwrap().write_into(&mut copy).unwrap();
+        Overlay::new(&slots, &weights, &[]).unwrap().write_into(&mut copy).unwrap();
         assert_eq!(storages(copy.get_ref().clone()), exported, "{name}");
         // The checksums were renewed too.
         let written = tempfile::NamedTempFile::new().unwrap();
@@ -88,7 +88,7 @@ fn what_is_no_state_dict_is_refused_by_name() {
 #[test]
 fn differences_are_counted_and_the_first_are_named() {
     let slots = slots("old.pt");
-    let differences = |weights: &Weights| Overlay::new(&slots, weights).unwrap_err().to_string();
+    let differences = |weights: &Weights| Overlay::new(&slots, weights, &[]).unwrap_err().to_string();
     let eager = differences(&read("eager.pth").unwrap());
     assert!(eager.contains("1 missing (passing)") && eager.contains("persistent=False"), "{eager}");
     let wrapped = differences(&read("wrapped.pth").unwrap());
@@ -112,8 +112,35 @@ fn differences_are_counted_and_the_first_are_named() {
     ] {
         assert!(text.contains(expected), "{text}");
     }
-    let error = Overlay::new(&self::slots("frozen.pt"), &odd).unwrap_err().to_string();
+    let error = Overlay::new(&self::slots("frozen.pt"), &odd, &[]).unwrap_err().to_string();
     assert!(error.contains("torch.jit.freeze"), "{error}");
+}
+
+#[test]
+fn buffers_that_are_missing_may_stay_the_archives_own() {
+    let archive = fs::read(data("old.pt")).unwrap();
+    let summary = summary::of_archive(&data("old.pt")).unwrap();
+    assert!(summary.buffers.contains(&"passing".to_owned()) && summary.buffers.len() < summary.tensors.len());
+    let eager = read("eager.pth").unwrap();
+    let overlay = Overlay::new(&summary.tensors, &eager, &summary.buffers).unwrap();
+    assert_eq!(overlay.stays(), ["passing"]);
+    let mut copy = Cursor::new(archive.clone());
+    overlay.write_into(&mut copy).unwrap();
+    let entry = summary.tensors.iter().find(|slot| slot.name == "passing").unwrap().storage.clone();
+    let of = |archive: Vec<u8>| storages(archive).into_iter().find(|(name, _)| *name == entry).unwrap();
+    assert_eq!(of(copy.into_inner()), of(archive));
+    // Parameters are never left out.
+    let mut odd = eager.clone();
+    odd.tensors.remove("linear.bias");
+    let error = Overlay::new(&summary.tensors, &odd, &summary.buffers).unwrap_err().to_string();
+    assert!(error.contains("1 missing (linear.bias)"), "{error}");
+    odd.tensors.clear();
+    for kept in [&[][..], &summary.buffers] {
+        for slots in [&summary.tensors[..], &[]] {
+            let error = Overlay::new(slots, &odd, kept).unwrap_err().to_string();
+            assert!(error.contains("holds no tensors"), "{error}");
+        }
+    }
 }
 
 #[test]
@@ -143,7 +170,7 @@ fn views_that_overlap_must_agree_about_what_they_share() {
         let tensors = [("a".to_owned(), weight(a)), ("b".to_owned(), weight(b))].into();
         let weights = Weights { tensors, sha256: String::new(), bytes: 16 };
         let mut copy = Cursor::new(archive.clone());
-        Overlay::new(&slots, &weights)?.write_into(&mut copy)?;
+        Overlay::new(&slots, &weights, &[])?.write_into(&mut copy)?;
         Ok::<_, WeightsError>(storages(copy.into_inner()))
     };
     let agree = written([1, 1, 1, 1, 2, 2, 2, 2], [2, 2, 2, 2, 3, 3, 3, 3]).unwrap();

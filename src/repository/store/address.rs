@@ -8,6 +8,7 @@ use object_store::{
     azure::{AzureConfigKey, MicrosoftAzureBuilder},
     gcp::{GoogleCloudStorageBuilder, GoogleConfigKey},
     http::HttpBuilder,
+    list::PaginatedListStore,
     path::Path,
 };
 use url::{Position, Url};
@@ -24,10 +25,14 @@ pub(super) const SCHEMES: [&str; 4] = ["s3", "gs", "az", "http"];
 /// Options of each kind of store.
 pub type StoreOptions = BTreeMap<String, BTreeMap<String, String>>;
 
+/// A store that is listed page by page.
+pub(super) type Pages = Box<dyn PaginatedListStore>;
+
 /// Where a repository is.
-#[derive(Debug)]
 pub(super) struct Address {
     pub(super) client: Box<dyn ObjectStore>,
+    /// The same store, where it has pages.
+    pub(super) pages: Option<Pages>,
     /// What all its objects begin with.
     pub(super) prefix: Path,
     /// Without credentials: for messages and for the name of its place in the cache.
@@ -82,16 +87,16 @@ pub(super) fn connect(url: &str, options: &StoreOptions) -> Result<Address, Fetc
     let prefix = Path::from_url_path(parsed.path()).map_err(|error| wrong(&place, &error.to_string()))?;
     let shown = parsed.as_str().trim_end_matches('/').to_owned();
     let none = BTreeMap::new();
-    let client = client(scheme, &parsed, options.get(scheme).unwrap_or(&none))
+    let (client, pages) = client(scheme, &parsed, options.get(scheme).unwrap_or(&none))
         .map_err(|error| wrong(&shown, &error.to_string()))?;
-    Ok(Address { client, prefix, shown, scheme })
+    Ok(Address { client, pages, prefix, shown, scheme })
 }
 
 fn client(
     scheme: &'static str,
     url: &Url,
     options: &BTreeMap<String, String>,
-) -> object_store::Result<Box<dyn ObjectStore>> {
+) -> object_store::Result<(Box<dyn ObjectStore>, Option<Pages>)> {
     use_ring();
     // Whole downloads have patience of their own.
     let whole = "1 day";
@@ -104,7 +109,7 @@ fn client(
             for (key, value) in options {
                 builder = builder.with_config(key.to_ascii_lowercase().parse()?, value);
             }
-            Box::new(builder.build()?)
+            paged(builder.build()?)
         }
         "gs" => {
             let mut builder = GoogleCloudStorageBuilder::from_env()
@@ -114,7 +119,7 @@ fn client(
             for (key, value) in options {
                 builder = builder.with_config(key.to_ascii_lowercase().parse()?, value);
             }
-            Box::new(builder.build()?)
+            paged(builder.build()?)
         }
         "az" => {
             let mut builder = MicrosoftAzureBuilder::from_env()
@@ -124,7 +129,7 @@ fn client(
             for (key, value) in options {
                 builder = builder.with_config(key.to_ascii_lowercase().parse()?, value);
             }
-            Box::new(builder.build()?)
+            paged(builder.build()?)
         }
         _ => {
             // Whoever writes http:// means it.
@@ -137,9 +142,13 @@ fn client(
             for (key, value) in options {
                 builder = builder.with_config(key.to_ascii_lowercase().parse()?, value);
             }
-            Box::new(builder.build()?)
+            (Box::new(builder.build()?), None)
         }
     })
+}
+
+fn paged(store: impl ObjectStore + PaginatedListStore + Clone) -> (Box<dyn ObjectStore>, Option<Pages>) {
+    (Box::new(store.clone()), Some(Box::new(store)))
 }
 
 /// Of single requests. Short: a download is tried again as a whole, for as long as the settings say.
@@ -190,11 +199,11 @@ mod tests {
             ("https://h/x?sig=geheim", "environment"),
         ];
         for (url, says) in cases {
-            let error = connect(url, &StoreOptions::new()).unwrap_err().to_string();
+            let error = connect(url, &StoreOptions::new()).err().unwrap().to_string();
             assert!(error.contains(says) && !error.contains("geheim"), "{url}: {error}");
         }
         let odd = StoreOptions::from([("s3".to_owned(), [("colour".to_owned(), "red".to_owned())].into())]);
-        let error = connect("s3://b/x", &odd).unwrap_err().to_string();
+        let error = connect("s3://b/x", &odd).err().unwrap().to_string();
         assert!(error.contains("colour"), "{error}");
     }
 

@@ -7,11 +7,14 @@
 //! ```
 //!
 //! **Invariant**: what has its final name is complete. A version appears by one rename; contents appear by one rename
-//! after they have reached the disk. A version is in use while somebody, in any process, holds a lock on its directory:
-//! such locks end with their process, however it ends.
+//! after they have reached the disk. A content is never replaced by an equal one: a loader may be reading it. A version is in
+//! use while a process holds a lock on its directory: such locks end with their process, however it ends.
+//!
+//! A content is used only after this process has hashed it, and again once its file has changed: disks lose bits, and people
+//! edit files. A damaged content is removed and fetched anew.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -19,6 +22,7 @@ use std::{
     time::SystemTime,
 };
 
+use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
@@ -28,7 +32,10 @@ use super::{
     layout::Listed,
     part::{Part, PartNote, key},
 };
-use crate::error::Reason;
+use crate::{
+    error::Reason,
+    loader::{FileIdentity, digest},
+};
 
 /// In a version's directory: what it was made of. Hidden, so that it is no part of the repository.
 const RECORD: &str = ".torchlane.json";
@@ -41,7 +48,12 @@ const BUILDING: &str = ".new-";
 pub(super) struct Cache {
     root: PathBuf,
     max_bytes: u64,
+    /// Contents that were hashed and are what their names say, by sha256.
+    whole: Mutex<HashMap<String, FileIdentity>>,
 }
+
+/// What a cache is made of.
+const PARTS: [&str; 3] = ["objects/sha256", "repos", "parts"];
 
 /// One file of a version that is here.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -67,10 +79,15 @@ pub(super) struct Building {
 
 impl Cache {
     pub(super) fn open(root: &Path, max_bytes: u64) -> io::Result<Self> {
-        for part in ["objects/sha256", "repos", "parts"] {
-            fs::create_dir_all(root.join(part))?;
-        }
-        Ok(Self { root: root.canonicalize()?, max_bytes })
+        fs::create_dir_all(root)?;
+        let cache = Self { root: root.canonicalize()?, max_bytes, whole: Mutex::default() };
+        cache.make()?;
+        Ok(cache)
+    }
+
+    /// Makes its directories, which may have been removed while the server runs.
+    fn make(&self) -> io::Result<()> {
+        PARTS.iter().try_for_each(|part| fs::create_dir_all(self.root.join(part)))
     }
 
     /// Where the versions of a store are put together.
@@ -89,6 +106,7 @@ impl Cache {
 
     /// Keeps all processes that share the cache from changing what it holds. Short: no download runs under it.
     fn lock(&self) -> io::Result<File> {
+        self.make()?;
         let file = File::options().create(true).append(true).open(self.root.join("lock"))?;
         flock(&file, FlockOperation::LockExclusive)?;
         Ok(file)
@@ -104,20 +122,46 @@ impl Cache {
 
     /// Holds a version that is here and whole. `None`: it is not.
     pub(super) fn pin(&self, tree: &Path) -> io::Result<Option<Pin>> {
-        let _lock = self.lock()?;
-        let Ok(locked) = File::open(tree) else { return Ok(None) };
-        flock(&locked, FlockOperation::LockShared)?;
-        let whole = read_record(tree).is_some_and(|records| {
-            records.iter().all(|Recorded { listed, .. }| {
-                fs::metadata(tree.join(&listed.path)).is_ok_and(|meta| meta.len() == listed.size)
-            })
-        });
-        if !whole {
-            return Ok(None);
+        let locked = {
+            let _lock = self.lock()?;
+            let Ok(locked) = File::open(tree) else { return Ok(None) };
+            flock(&locked, FlockOperation::LockShared)?;
+            locked
+        };
+        let Some(records) = read_record(tree) else { return Ok(None) };
+        for Recorded { listed, sha256 } in &records {
+            // The name in the version must lead to the content that was recorded.
+            let leads = fs::read_link(tree.join(&listed.path)).is_ok_and(|to| to == self.object(sha256));
+            if !leads || !self.is_whole(sha256, listed)? {
+                return Ok(None);
+            }
         }
         // Its directory's time says when it was used last.
         let _not_ours = locked.set_modified(SystemTime::now());
         Ok(Some(Pin { _locked: locked }))
+    }
+
+    /// Whether a content is here and is what its name says. A damaged one is removed.
+    fn is_whole(&self, sha256: &str, listed: &Listed) -> io::Result<bool> {
+        let path = self.object(sha256);
+        let Ok(before) = FileIdentity::of(&path) else { return Ok(false) };
+        if self.whole.lock().get(sha256) == Some(&before) {
+            return Ok(before.size == listed.size);
+        }
+        if before.size == listed.size && digest(&path).is_ok_and(|found| found == sha256) {
+            self.whole.lock().insert(sha256.to_owned(), before);
+            return Ok(true);
+        }
+        let _lock = self.lock()?;
+        // Another process may have replaced it meanwhile.
+        if FileIdentity::of(&path).is_ok_and(|now| now == before) {
+            tracing::warn!(
+                target: "torchlane::store", file = listed.path, content = %path.display(),
+                "a file in the cache is damaged: its bytes are not those that were downloaded. It is downloaded again"
+            );
+            fs::remove_file(&path)?;
+        }
+        Ok(false)
     }
 
     /// Digests of files of a store that other versions have brought here.
@@ -148,8 +192,11 @@ impl Cache {
         listed: &Listed,
         sha256: &str,
     ) -> io::Result<bool> {
+        if !self.is_whole(sha256, listed)? {
+            return Ok(false);
+        }
         let _lock = self.lock()?;
-        let here = fs::metadata(self.object(sha256)).is_ok_and(|meta| meta.len() == listed.size);
+        let here = self.object(sha256).exists();
         if here {
             self.link(building, listed, sha256)?;
         }
@@ -159,15 +206,22 @@ impl Cache {
     /// Takes a complete download in.
     pub(super) fn adopt(&self, building: &mut Building, part: Part, sha256: &str) -> io::Result<()> {
         let object = self.object(sha256);
+        let listed = part.sync()?;
+        // Another model may have brought the same content, and its loader may be reading it.
+        let equal = self.is_whole(sha256, &listed)?;
+        let _lock = self.lock()?;
         if let Some(directory) = object.parent() {
             fs::create_dir_all(directory)?;
         }
-        let listed = part.sync()?;
-        let _lock = self.lock()?;
-        let key = part.key().to_owned();
-        // A reader of the same content keeps what it has open.
-        fs::rename(self.part(&key, "part"), object)?;
-        let _gone_already = fs::remove_file(self.part(&key, "json"));
+        if equal && object.exists() {
+            part.remove();
+        } else {
+            let key = part.key().to_owned();
+            fs::rename(self.part(&key, "part"), &object)?;
+            let _gone_already = fs::remove_file(self.part(&key, "json"));
+            // It was hashed as it came.
+            self.whole.lock().insert(sha256.to_owned(), FileIdentity::of(&object)?);
+        }
         self.link(building, &listed, sha256)
     }
 

@@ -35,7 +35,7 @@ impl FetchError {
     }
 
     /// Whether another try may end better by itself.
-    pub(super) fn is_transient(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         self.reason == Reason::StoreUnavailable
     }
 

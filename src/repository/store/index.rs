@@ -6,6 +6,7 @@
 //!
 //! A WebDAV server is listed without one.
 
+use object_store::path::Path as Location;
 use serde::Deserialize;
 
 use super::layout::Listed;
@@ -28,11 +29,11 @@ struct IndexFile {
     sha256: String,
 }
 
-/// The files of an index.
+/// The files of an index. `odd` gets the paths that cannot be a file below it: these are left out.
 ///
 /// # Errors
 /// What is wrong with it, in one line.
-pub(super) fn parse(text: &[u8]) -> Result<Vec<Listed>, String> {
+pub(super) fn parse(text: &[u8], odd: &mut (dyn FnMut(&str) + Send)) -> Result<Vec<Listed>, String> {
     let index: Index = serde_json::from_slice(text).map_err(|error| {
         let error = crate::plain::error(&error.to_string(), crate::plain::Form::Json);
         format!("{INDEX} is not an index of files with path, size and sha256: {error}")
@@ -40,6 +41,14 @@ pub(super) fn parse(text: &[u8]) -> Result<Vec<Listed>, String> {
     index
         .files
         .into_iter()
+        .filter(|IndexFile { path, .. }| {
+            let fits = path.split('/').all(|part| !part.is_empty() && !part.starts_with('.'))
+                && Location::parse(path).is_ok();
+            if !fits {
+                odd(path);
+            }
+            fits
+        })
         .map(|IndexFile { path, size, sha256 }| {
             let is_digest = sha256.len() == 64 && sha256.bytes().all(|b| b.is_ascii_hexdigit());
             if !is_digest {
@@ -47,9 +56,6 @@ pub(super) fn parse(text: &[u8]) -> Result<Vec<Listed>, String> {
                     "{INDEX}: the sha256 of '{}' is not 64 hexadecimal digits",
                     shown(&path)
                 ));
-            }
-            if !path.split('/').all(|part| !part.is_empty() && !part.starts_with('.')) {
-                return Err(format!("{INDEX}: '{}' is not a path below it", shown(&path)));
             }
             Ok(Listed { path, size, tag: None, modified: 0, sha256: Some(sha256.to_ascii_lowercase()) })
         })
@@ -70,12 +76,15 @@ mod tests {
         let text = |path: &str, digest: &str| {
             format!(r#"{{"files":[{{"path":"{path}","size":3,"sha256":"{digest}"}}]}}"#)
         };
+        let mut odd = Vec::new();
+        let mut parse = |text: &[u8]| parse(text, &mut |path| odd.push(path.to_owned()));
         let files = parse(text("m/1/model.pt", &digest).as_bytes()).unwrap();
         assert_eq!(files[0].sha256.as_deref(), Some("ab".repeat(32).as_str()));
-        for (path, digest) in [("../x", digest.as_str()), ("/m", &digest), ("a//b", &digest), ("m.pt", "ab")]
-        {
-            assert!(parse(text(path, digest).as_bytes()).is_err(), "{path} {digest}");
+        for path in ["../x", "/m", "a//b", "m/1/.hidden", "m/\\u0001"] {
+            assert_eq!(parse(text(path, &digest).as_bytes()), Ok(Vec::new()), "{path} costs only itself");
         }
+        assert!(parse(text("m.pt", "ab").as_bytes()).is_err());
         assert!(parse(b"<html>").unwrap_err().contains("index.json"));
+        assert_eq!(odd.len(), 5);
     }
 }

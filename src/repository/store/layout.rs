@@ -3,8 +3,9 @@
 //! Objects come one by one, so a version counts as soon as its archive or its weights are there: whoever uploads puts
 //! these last. Every object that lies directly in a version's folder belongs to it; deeper ones are not looked at.
 //!
-//! What a `config.pbtxt` names cannot be read here. So where there is one, small objects beside it are taken for labels, and an
-//! archive that is not called `model.pt` is the only `.pt` of its version; whoever reads the config holds it to that.
+//! What a `config.pbtxt` names cannot be read here. So where there is one, small objects beside it are taken for labels. No file
+//! can be looked into either: an archive that is not called `model.pt` is the only `.pt`, `.jit` or `.torchscript` of its version.
+//! Whatever loads it holds it to what the config says, and to what it holds.
 
 use std::{
     collections::{BTreeMap, hash_map::DefaultHasher},
@@ -23,6 +24,7 @@ use crate::{
         Found, Kept, MOST_TEXT, VersionFiles,
         description::{ARCHIVE, CONFIG, MANIFEST},
         directory::{SAMPLES, WEIGHTS},
+        inside::is_archive_by_name,
     },
 };
 
@@ -66,7 +68,7 @@ pub(super) struct Offer {
 impl Offer {
     /// As callers see it: `root` is where trees of files are put together.
     pub(super) fn found(&self, root: &Path) -> Found {
-        Found { name: self.name.clone(), versions: self.plans.iter().map(|plan| plan.paths(root)).collect() }
+        Found::new(self.name.clone(), self.plans.iter().map(|plan| plan.paths(root)).collect())
     }
 }
 
@@ -98,6 +100,7 @@ impl Plan {
             stamp: self.stamp(|path| !self.describes(path)),
             manifest_stamp: self.stamp(|path| self.describes(path)),
             kept: Kept::default(),
+            aside: Box::default(),
         }
     }
 
@@ -149,9 +152,8 @@ impl<'a> Folder<'a> {
         if let Some(archive) = version.iter().copied().find(|object| called(object, &usual)) {
             return Some(archive);
         }
-        let mut others = version.iter().copied().filter(|object| called(object, ".pt"));
-        let only = others.next().filter(|_| others.next().is_none());
-        only.filter(|_| self.toml.is_none() && self.config.is_some())
+        let mut others = version.iter().copied().filter(|object| is_archive_by_name(&object.path));
+        others.next().filter(|_| others.next().is_none())
     }
 }
 
@@ -159,13 +161,18 @@ impl<'a> Folder<'a> {
 pub(super) fn offers(listed: &[Listed]) -> Vec<Offer> {
     let mut folders: BTreeMap<ModelName, Folder<'_>> = BTreeMap::new();
     let mut bare = BTreeMap::new();
-    for object in listed {
+    for object in listed.iter().filter(|object| !is_marker(object)) {
         let mut parts = object.path.split('/');
         let place = (parts.next(), parts.next(), parts.next(), parts.next());
         match place {
             (Some(file), None, ..) => {
-                if let Some(Ok(name)) = file.strip_suffix(".pt").map(str::parse::<ModelName>) {
-                    bare.insert(name, object);
+                let stem = file.rsplit_once('.').map(|(stem, _)| stem).filter(|_| is_archive_by_name(file));
+                if let Some(Ok(name)) = stem.map(str::parse::<ModelName>) {
+                    // The usual name comes first.
+                    let other = bare.entry(name).or_insert(object);
+                    if file.ends_with(".pt") {
+                        *other = object;
+                    }
                 }
             }
             (Some(model), Some(file), None, _) => {
@@ -175,7 +182,8 @@ pub(super) fn offers(listed: &[Listed]) -> Vec<Offer> {
                     MANIFEST => folder.toml = Some(object),
                     CONFIG => folder.config = Some(object),
                     ARCHIVE => folder.misplaced = true,
-                    _ if is_local(file) => folder.others.push(object),
+                    // Versions are directories.
+                    _ if is_local(file) && file.parse::<Version>().is_err() => folder.others.push(object),
                     _ => {}
                 }
             }
@@ -214,9 +222,21 @@ pub(super) fn offers(listed: &[Listed]) -> Vec<Offer> {
     offers.into_values().collect()
 }
 
+/// Whether it only marks a folder, as consoles and copying programs leave them: an empty object that is named like the folder.
+/// Of empty objects only those with a meaning count.
+fn is_marker(object: &Listed) -> bool {
+    let name = object.path.rsplit('/').next().unwrap_or_default();
+    let has_meaning =
+        [MANIFEST, CONFIG, SAMPLES, SEAL].contains(&name) || WEIGHTS.contains(&name) || name.ends_with(".pt");
+    object.size == 0 && !has_meaning
+}
+
+/// Longest name of a file, in bytes.
+const LONGEST: usize = 255;
+
 /// Whether a name may become that of a file here: nothing hidden, nothing that leads elsewhere.
 fn is_local(file: &str) -> bool {
-    !file.is_empty() && !file.starts_with('.') && !file.contains(['\\', '\0'])
+    !file.is_empty() && file.len() <= LONGEST && !file.starts_with('.') && !file.contains(['\\', '\0'])
 }
 
 fn plans(name: &ModelName, folder: &Folder<'_>) -> Vec<Plan> {
@@ -398,10 +418,16 @@ mod tests {
         changed.files.iter_mut().filter(|file| file.path == "m/labels.txt").for_each(|file| file.size = 2);
         let after = stamps(changed.paths(Path::new("")));
         assert!(before.0 == after.0 && before.1 != after.1, "labels are part of what is said of the model");
-        // Of several none is known to be the one; without a config another name means nothing.
+        // Of several none is known to be the one.
         assert_eq!(plan(&["m/config.pbtxt", "m/1/a.pt", "m/1/b.pt"]), None);
         assert_eq!(plan(&["m/config.pbtxt", "m/1/a.pt", "m/1/model.pt"]).unwrap().archive, "m/1/model.pt");
-        assert!(offers(&objects(&["m/1/a.pt"])).is_empty());
+        assert_eq!(plan(&["m/1/a.PT"]).unwrap().archive, "m/1/a.PT");
+        assert!(offers(&objects(&["m/1/a.pth", "b.pth", "c.ts"])).is_empty(), "these may be anything");
+        let bare: Vec<_> = offers(&objects(&["a.jit", "a.pt", "b.torchscript"]))
+            .into_iter()
+            .map(|offer| offer.plans[0].archive.clone())
+            .collect();
+        assert_eq!(bare, ["a.pt", "b.torchscript"]);
         let both = plan(&["m/config.pbtxt", "m/model.toml", "m/labels.txt", "m/1/model.pt"]).unwrap();
         assert_eq!(
             (both.manifest.as_deref(), both.beside.as_slice()),

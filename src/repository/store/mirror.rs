@@ -8,12 +8,11 @@ use std::{
     time::Duration,
 };
 
-use futures::TryStreamExt as _;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _, limit::LimitStore, path::Path as Location};
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 use tokio::{
     runtime::Runtime,
+    task::block_in_place,
     time::{Instant, sleep, timeout},
 };
 
@@ -22,8 +21,8 @@ use super::{
     cache::{Building, Cache, Pin},
     download::Transfer,
     error::FetchError,
-    index::{self, INDEX, MAX_INDEX_BYTES},
     layout::{Listed, Offer, Plan, offers},
+    listing::Remote,
     part::hex,
 };
 use crate::{
@@ -49,12 +48,6 @@ pub struct MirrorConfig {
     pub options: StoreOptions,
 }
 
-/// Requests to one store at once.
-const REQUESTS: usize = 16;
-
-/// Longest wait for a listing where there is an older one.
-const NEWS: Duration = Duration::from_secs(2);
-
 /// The last listing, beside the versions. Hidden: it is none of them.
 const LAST_LISTING: &str = ".listing.json";
 
@@ -66,10 +59,7 @@ pub struct Mirror {
 }
 
 struct Shared {
-    client: LimitStore<Box<dyn ObjectStore>>,
-    prefix: Location,
-    shown: String,
-    scheme: &'static str,
+    remote: Remote,
     /// Its place in the cache.
     id: String,
     trees: PathBuf,
@@ -83,7 +73,7 @@ struct Shared {
 
 impl std::fmt::Debug for Mirror {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Mirror").field(&self.shared.shown).finish()
+        f.debug_tuple("Mirror").field(&self.shared.remote.shown).finish()
     }
 }
 
@@ -123,44 +113,38 @@ impl Mirror {
             })
             .build()
             .map_err(unusable)?;
-        let Address { client, prefix, shown, scheme } = address;
-        let id = hex(&Sha256::digest(&shown)).chars().take(16).collect::<String>();
+        let remote = Remote::new(address);
+        let id = hex(&Sha256::digest(&remote.shown)).chars().take(16).collect::<String>();
         let trees = cache.trees(&id);
         fs::create_dir_all(&trees).map_err(unusable)?;
-        let client = LimitStore::new(client, REQUESTS);
         let (patience, list_every) = (config.patience, config.list_every);
         let (offers, listed) = (Mutex::default(), tokio::sync::Mutex::default());
-        let shared = Shared {
-            client,
-            prefix,
-            shown,
-            scheme,
-            id,
-            trees,
-            cache,
-            patience,
-            list_every,
-            metrics,
-            offers,
-            listed,
-        };
+        let shared = Shared { remote, id, trees, cache, patience, list_every, metrics, offers, listed };
         Ok(Self { shared: Arc::new(shared), runtime: Some(runtime) })
     }
 
-    /// Every model that the store has, by name; nothing is downloaded. Where the store cannot be reached, what the
-    /// last listing had.
+    /// Every model that the store has, by name; nothing is downloaded.
     ///
     /// # Errors
-    /// It cannot be listed and never was.
+    /// It cannot be listed now.
     pub async fn scan(&self) -> Result<Vec<Found>, FetchError> {
         let shared = self.shared.clone();
         self.on_own_thread(async move { shared.scan().await }).await
     }
 
-    /// One model, read afresh.
+    /// What the last listing had, in this process or an earlier one: for a start while the store cannot be reached.
     ///
     /// # Errors
-    /// As for [`Mirror::scan`].
+    /// The server is stopping.
+    pub async fn remembered(&self) -> Result<Vec<Found>, FetchError> {
+        let shared = self.shared.clone();
+        self.on_own_thread(async move { Ok(block_in_place(|| shared.remembered())) }).await
+    }
+
+    /// One model, read afresh. Where the store cannot be reached, what was listed before.
+    ///
+    /// # Errors
+    /// It cannot be listed, and no listing before had the model.
     pub async fn find(&self, name: &ModelName) -> Result<Option<Found>, FetchError> {
         let (shared, name) = (self.shared.clone(), name.clone());
         self.on_own_thread(async move { shared.find(&name).await }).await
@@ -175,7 +159,7 @@ impl Mirror {
         let Some(tree) = self.shared.tree_of(&files.archive) else { return Ok(files) };
         let (shared, begun) = (self.shared.clone(), Instant::now());
         let work = async move {
-            match shared.cache.pin(&tree) {
+            match block_in_place(|| shared.cache.pin(&tree)) {
                 Ok(Some(pin)) => Ok(pin),
                 _ => {
                     let fetched = shared.fetch(&tree).await;
@@ -184,7 +168,7 @@ impl Mirror {
                         Err(error) if error.reason() == Reason::CacheFull => "full",
                         Err(_) => "failed",
                     };
-                    shared.metrics.fetched(shared.scheme, result, begun.elapsed());
+                    shared.metrics.fetched(shared.remote.scheme, result, begun.elapsed());
                     shared.metrics.cache_bytes(shared.cache.bytes().unwrap_or(0));
                     fetched
                 }
@@ -214,29 +198,33 @@ impl Shared {
     async fn scan(&self) -> Result<Vec<Found>, FetchError> {
         let mut looked = self.listed.lock().await;
         if looked.is_none_or(|at| at.elapsed() >= self.list_every) {
-            // Who asks what there is does not wait long for news.
-            let patience = if looked.is_none() { self.patience } else { NEWS.min(self.patience) };
-            let listed = match self.patiently(patience, || self.list(None)).await {
-                Ok(listed) => {
-                    self.remember(&listed);
-                    listed
-                }
-                Err(error) if error.is_transient() => {
-                    let Some(last) = self.last_listing() else { return Err(error) };
-                    tracing::error!(target: "torchlane::store", "{error}: going by its last listing");
-                    last
-                }
-                Err(error) => return Err(error),
-            };
-            *self.offers.lock() =
-                offers(&listed).into_iter().map(|offer| (offer.name.clone(), offer)).collect();
+            let listed = self.within(self.patience, self.remote.list(None)).await?;
+            block_in_place(|| self.remember(&listed));
+            self.offer(&listed);
             *looked = Some(Instant::now());
         }
-        Ok(self.offers.lock().values().map(|offer| offer.found(&self.trees)).collect())
+        Ok(self.offered())
+    }
+
+    fn offer(&self, listed: &[Listed]) {
+        *self.offers.lock() = offers(listed).into_iter().map(|offer| (offer.name.clone(), offer)).collect();
+    }
+
+    fn offered(&self) -> Vec<Found> {
+        self.offers.lock().values().map(|offer| offer.found(&self.trees)).collect()
+    }
+
+    fn remembered(&self) -> Vec<Found> {
+        if self.offers.lock().is_empty()
+            && let Some(last) = self.last_listing()
+        {
+            self.offer(&last);
+        }
+        self.offered()
     }
 
     async fn find(&self, name: &ModelName) -> Result<Option<Found>, FetchError> {
-        let listed = match self.patiently(self.patience, || self.list(Some(name))).await {
+        let listed = match self.patiently(self.patience, || self.remote.list(Some(name))).await {
             Err(error) if error.is_transient() => {
                 // What was listed before may be here.
                 let known = self.offers.lock().get(name).map(|offer| offer.found(&self.trees));
@@ -255,51 +243,6 @@ impl Shared {
         Ok(found)
     }
 
-    /// All objects, or those of one model.
-    async fn list(&self, model: Option<&ModelName>) -> Result<Vec<Listed>, FetchError> {
-        let failed = |error: object_store::Error| FetchError::store(&self.shown, &error);
-        if self.scheme == "http" {
-            let index = Location::from_iter(self.prefix.parts().chain([INDEX.into()]));
-            match self.client.get(&index).await {
-                Ok(answer) if answer.meta.size > MAX_INDEX_BYTES => {
-                    let message = format!("{}/{INDEX} is over {MAX_INDEX_BYTES} bytes", self.shown);
-                    return Err(FetchError::new(Reason::LoadFailed, message));
-                }
-                Ok(answer) => {
-                    let text = answer.bytes().await.map_err(failed)?;
-                    return index::parse(&text)
-                        .map_err(|why| FetchError::new(Reason::LoadFailed, format!("{}/{why}", self.shown)));
-                }
-                Err(object_store::Error::NotFound { .. }) => {}
-                Err(error) => return Err(failed(error)),
-            }
-        }
-        let below = |name: &str| Location::from_iter(self.prefix.parts().chain([name.into()]));
-        let prefix = model.map_or_else(|| self.prefix.clone(), |name| below(name.as_str()));
-        let mut metas: Vec<ObjectMeta> =
-            self.client.list(Some(&prefix)).try_collect().await.map_err(failed)?;
-        if let Some(name) = model {
-            match self.client.head(&below(&format!("{name}.pt"))).await {
-                Ok(meta) => metas.push(meta),
-                Err(object_store::Error::NotFound { .. }) => {}
-                Err(error) => return Err(failed(error)),
-            }
-        }
-        Ok(metas.into_iter().filter_map(|meta| self.listed(meta)).collect())
-    }
-
-    fn listed(&self, meta: ObjectMeta) -> Option<Listed> {
-        let path: Vec<_> =
-            meta.location.prefix_match(&self.prefix)?.map(|part| part.as_ref().to_owned()).collect();
-        Some(Listed {
-            path: path.join("/"),
-            size: meta.size,
-            tag: meta.e_tag,
-            modified: meta.last_modified.timestamp_millis(),
-            sha256: None,
-        })
-    }
-
     /// Asks again while that may help.
     async fn patiently<T, F: Future<Output = Result<T, FetchError>>>(
         &self,
@@ -310,11 +253,7 @@ impl Shared {
         let mut pause = Duration::from_millis(100);
         loop {
             let left = patience.saturating_sub(begun.elapsed());
-            let answer = timeout(left, ask()).await.unwrap_or_else(|_| {
-                let message = format!("{} did not answer for {patience:?} (store.patience)", self.shown);
-                Err(FetchError::new(Reason::StoreUnavailable, message))
-            });
-            match answer {
+            match self.within(left, ask()).await {
                 Err(error) if error.is_transient() && begun.elapsed() + pause < patience => {
                     sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
                     pause = (pause * 2).min(Duration::from_secs(5));
@@ -324,6 +263,18 @@ impl Shared {
         }
     }
 
+    async fn within<T>(
+        &self,
+        patience: Duration,
+        answer: impl Future<Output = Result<T, FetchError>>,
+    ) -> Result<T, FetchError> {
+        timeout(patience, answer).await.unwrap_or_else(|_| {
+            let (shown, patience) = (&self.remote.shown, self.patience);
+            let message = format!("{shown} did not answer for {patience:?} (store.patience)");
+            Err(FetchError::new(Reason::StoreUnavailable, message))
+        })
+    }
+
     /// For a start while the store cannot be reached. A disk that does not take it is not worth a failure.
     fn remember(&self, listed: &[Listed]) {
         let (path, new) = (
@@ -331,11 +282,13 @@ impl Shared {
             self.trees.join(format!("{LAST_LISTING}.{}", std::process::id())),
         );
         let written = serde_json::to_vec(listed).map_err(std::io::Error::other);
+        // The cache may have been removed since the start.
+        let made = fs::create_dir_all(&self.trees);
         if let Err(error) =
-            written.and_then(|text| fs::write(&new, text)).and_then(|()| fs::rename(&new, path))
+            made.and(written).and_then(|text| fs::write(&new, text)).and_then(|()| fs::rename(&new, path))
         {
             let _gone_already = fs::remove_file(new);
-            tracing::warn!(target: "torchlane::store", %error, "the listing of {} is not kept", self.shown);
+            tracing::warn!(target: "torchlane::store", %error, "the listing of {} is not kept", self.remote.shown);
         }
     }
 
@@ -359,21 +312,21 @@ impl Shared {
     }
 
     async fn fetch(&self, tree: &Path) -> Result<Pin, FetchError> {
-        let unusable = |error: std::io::Error| FetchError::cache(&self.shown, &error);
-        let (name, plan) = self.plan(tree).ok_or_else(|| FetchError::changed(&self.shown))?;
+        let unusable = |error: std::io::Error| FetchError::cache(&self.remote.shown, &error);
+        let (name, plan) = self.plan(tree).ok_or_else(|| FetchError::changed(&self.remote.shown))?;
         let _turn = loop {
             match self.cache.turn(&self.id, name.as_str()).map_err(unusable)? {
                 Some(turn) => break turn,
                 None => sleep(Duration::from_millis(50)).await,
             }
         };
-        // Whoever had the turn before may have brought it.
-        if let Some(pin) = self.cache.pin(tree).map_err(unusable)? {
+        // The fetch that had the turn before may have brought it.
+        if let Some(pin) = block_in_place(|| self.cache.pin(tree)).map_err(unusable)? {
             return Ok(pin);
         }
-        let mut building = self.cache.build(tree).map_err(unusable)?;
+        let mut building = block_in_place(|| self.cache.build(tree)).map_err(unusable)?;
         match self.bring(&plan, &mut building).await {
-            Ok(()) => self.cache.finish(building).map_err(unusable),
+            Ok(()) => block_in_place(|| self.cache.finish(building)).map_err(unusable),
             Err(error) => {
                 Cache::give_up(building);
                 Err(error)
@@ -383,13 +336,15 @@ impl Shared {
 
     /// Every file of `plan`: from other versions where they have it, from the store else.
     async fn bring(&self, plan: &Plan, building: &mut Building) -> Result<(), FetchError> {
-        let unusable = |error: std::io::Error| FetchError::cache(&self.shown, &error);
-        let known = self.cache.known(&self.id);
+        let unusable = |error: std::io::Error| FetchError::cache(&self.remote.shown, &error);
+        let known = block_in_place(|| self.cache.known(&self.id));
         let mut missing = Vec::new();
         for listed in &plan.files {
             let sha256 = listed.sha256.as_ref().or_else(|| known.get(listed));
             let here = match sha256 {
-                Some(sha256) => self.cache.link_known(building, listed, sha256).map_err(unusable)?,
+                Some(sha256) => {
+                    block_in_place(|| self.cache.link_known(building, listed, sha256)).map_err(unusable)?
+                }
                 None => false,
             };
             if !here {
@@ -399,15 +354,15 @@ impl Shared {
         if missing.is_empty() {
             return Ok(());
         }
-        for mut part in self.cache.reserve(&self.id, &missing)? {
+        for mut part in block_in_place(|| self.cache.reserve(&self.id, &missing))? {
             let path = part.listed().path.clone();
             let transfer = Transfer {
-                store: &self.client,
-                location: Location::from_iter(self.prefix.parts().chain(path.split('/').map(Into::into))),
-                url: format!("{}/{path}", self.shown),
+                store: &self.remote.client,
+                location: self.remote.location(&path)?,
+                url: format!("{}/{path}", self.remote.shown),
                 patience: self.patience,
                 metrics: &self.metrics,
-                scheme: self.scheme,
+                scheme: self.remote.scheme,
             };
             let (begun, had) = (Instant::now(), part.bytes());
             let sha256 = match transfer.run(&mut part).await {
@@ -423,7 +378,7 @@ impl Shared {
                 target: "torchlane::store", url = transfer.url, bytes = part.bytes(), resumed_at = had, took = ?begun.elapsed(),
                 "downloaded"
             );
-            self.cache.adopt(building, part, &sha256).map_err(unusable)?;
+            block_in_place(|| self.cache.adopt(building, part, &sha256)).map_err(unusable)?;
         }
         Ok(())
     }
@@ -432,3 +387,7 @@ impl Shared {
 #[cfg(test)]
 #[path = "tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "s3_tests.rs"]
+mod s3_tests;

@@ -14,6 +14,7 @@ mod error;
 mod evict;
 mod index;
 mod layout;
+mod listing;
 mod mirror;
 mod part;
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use object_store::{ObjectStoreExt as _, memory::InMemory};
+use object_store::{ObjectStoreExt as _, memory::InMemory, path::Path as Location};
 
 use super::*;
 use crate::repository::Directory;
@@ -31,6 +31,7 @@ impl Bucket {
         };
         let address = Address {
             client: Box::new(self.client.clone()),
+            pages: None,
             prefix: Location::from("models"),
             shown: "memory://bucket/models".to_owned(),
             scheme: "s3",
@@ -206,4 +207,100 @@ async fn two_who_want_the_same_download_it_once() {
     let (a, b) = tokio::join!(mirror.fetch(files), beside.fetch(same));
     assert_eq!(a.unwrap(), b.unwrap());
     assert_eq!(bucket.objects(), 1);
+}
+
+#[tokio::test]
+async fn the_same_content_of_several_models_stays_one_file_while_it_is_read() {
+    let bucket = Bucket::new();
+    let names: Vec<_> = (0..8).map(|number| format!("m{number}")).collect();
+    for name in &names {
+        bucket.put(&format!("{name}/1/model.pt"), &[7; 50_000]).await;
+    }
+    let mirror = bucket.mirror(1 << 20);
+    mirror.scan().await.unwrap();
+    let wanted = futures::future::join_all(names.iter().map(|name| newest(&mirror, name))).await;
+    // A loader opens the first that comes, and looks at the others after it.
+    let first = mirror.fetch(wanted[0].clone()).await.unwrap();
+    let before = crate::loader::FileIdentity::of(&first.archive).unwrap();
+    let all = futures::future::join_all(wanted.iter().map(|files| mirror.fetch(files.clone()))).await;
+    for files in all {
+        let now = crate::loader::FileIdentity::of(&files.unwrap().archive).unwrap();
+        assert_eq!(now, before, "another model must not touch the file");
+    }
+    assert_eq!(bucket.objects(), 1);
+}
+
+#[tokio::test]
+async fn a_damaged_file_in_the_cache_is_fetched_anew() {
+    let bucket = Bucket::new();
+    let files = [
+        ("m/model.toml", "description = 'm'"),
+        ("m/1/model.pt", "the archive"),
+        ("m/1/weights.pth", "the weights"),
+        ("m/1/samples.safetensors", "the samples"),
+        ("other/1/model.pt", "the archive"),
+    ];
+    for (path, bytes) in files {
+        bucket.put(path, bytes.as_bytes()).await;
+    }
+    let mirror = bucket.mirror(1 << 20);
+    let (wanted, other) = (newest(&mirror, "m").await, newest(&mirror, "other").await);
+    mirror.fetch(wanted.clone()).await.unwrap();
+    mirror.fetch(other.clone()).await.unwrap();
+    let damaged = [&wanted.archive, wanted.weights.as_ref().unwrap(), wanted.samples.as_ref().unwrap()];
+    for path in damaged.into_iter().chain([wanted.manifest.as_ref().unwrap()]) {
+        let whole = fs::read(path).unwrap();
+        let mut bytes = whole.clone();
+        bytes[3] ^= 4;
+        fs::write(path, &bytes).unwrap();
+        // In this process and in the next.
+        for mirror in [&mirror, &bucket.mirror(1 << 20)] {
+            mirror.scan().await.unwrap();
+            mirror.fetch(wanted.clone()).await.unwrap();
+            assert_eq!(fs::read(path).unwrap(), whole, "{}", path.display());
+        }
+        fs::write(path, b"").unwrap();
+        mirror.fetch(wanted.clone()).await.unwrap();
+        assert_eq!(fs::read(path).unwrap(), whole, "cut short: {}", path.display());
+    }
+    // What another version leads to is the same file.
+    fs::write(&wanted.archive, b"the Archive").unwrap();
+    mirror.fetch(other.clone()).await.unwrap();
+    assert_eq!(fs::read(&wanted.archive).unwrap(), b"the archive");
+    // A version whose own links were turned to another content is none.
+    fs::remove_file(&other.archive).unwrap();
+    fs::write(&other.archive, b"the archivE").unwrap();
+    mirror.fetch(other.clone()).await.unwrap();
+    assert_eq!(fs::read(&other.archive).unwrap(), b"the archive");
+}
+
+#[tokio::test]
+async fn a_cache_that_is_removed_comes_back() {
+    let bucket = Bucket::new();
+    bucket.put("m/1/model.pt", b"one").await;
+    let mirror = bucket.mirror(1 << 20);
+    let files = mirror.fetch(newest(&mirror, "m").await).await.unwrap();
+    fs::remove_dir_all(bucket.cache.path()).unwrap();
+    let again = mirror.fetch(newest(&mirror, "m").await).await.unwrap();
+    assert_eq!(fs::read(again.archive).unwrap(), b"one");
+    fs::remove_dir_all(bucket.cache.path()).unwrap();
+    mirror.scan().await.unwrap();
+    bucket.put("m/2/model.pt", b"two").await;
+    let two = mirror.fetch(newest(&mirror, "m").await).await.unwrap();
+    assert_eq!(fs::read(two.archive).unwrap(), b"two");
+    drop(files);
+}
+
+#[tokio::test]
+async fn empty_objects_only_mark_folders() {
+    let bucket = Bucket::new();
+    for (path, bytes) in
+        [("m/1/model.pt", "one"), ("m/1", ""), ("m/1/extra", ""), ("m", ""), ("m/config.pbtxt", "")]
+    {
+        bucket.put(path, bytes.as_bytes()).await;
+    }
+    let mirror = bucket.mirror(1 << 20);
+    let files = mirror.fetch(newest(&mirror, "m").await).await.unwrap();
+    assert_eq!(fs::read(files.archive).unwrap(), b"one");
+    assert!(files.manifest.is_some(), "an empty description is one");
 }
