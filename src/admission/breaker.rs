@@ -309,7 +309,7 @@ mod tests {
         let (breaker, now) = (Breaker::new(3), Instant::now());
         let asked = |tenants: &[u32]| {
             breaker.succeeded(now);
-            tenants.iter().map(|tenant| breaker.failed(now, &scope(*tenant, 0))).next_back().unwrap()
+            tenants.iter().fold(Asked::Nothing, |_, tenant| breaker.failed(now, &scope(*tenant, 0)))
         };
         assert_eq!(asked(&[1, 1, 1]), Asked::Probe { callers: 1 });
         assert_eq!(asked(&[1, 2, 1]), Asked::Probe { callers: 2 });
