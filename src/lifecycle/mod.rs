@@ -14,6 +14,7 @@ mod golden;
 mod health;
 mod history;
 mod load;
+mod lookup;
 mod manager;
 mod prepare;
 mod rollout;
