@@ -39,6 +39,9 @@ pub enum Errand {
     Undo,
 }
 
+/// Calls that undo and may wait beyond the others: a full queue of changes refuses no rollback.
+const UNDO_QUEUE: usize = 64;
+
 /// The right to change something. Let go of it once the change is made, even where there is something to wait for.
 #[derive(Debug)]
 pub struct ControlPlace(#[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
@@ -111,7 +114,7 @@ impl ControlLane {
         let free = self.at_once.clone().try_acquire_owned().ok();
         let place = match free.or_else(kept) {
             Some(place) => return Ok(place),
-            None if ahead >= self.queue => {
+            None if ahead >= self.queue + if undoes { UNDO_QUEUE } else { 0 } => {
                 let message = "too many admin calls wait already (admission.control_queue)";
                 return Err(Error::new(Reason::QueueFull, message).with_retry_after(Duration::from_secs(1)));
             }
@@ -201,8 +204,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_undoes_has_a_place_of_its_own() {
-        let lane = ControlLane::new(1, 1, Handle::current());
+        let lane = ControlLane::new(1, 0, Handle::current());
         let slow = lane.enter(Errand::Change).await.unwrap();
+        assert_eq!(lane.enter(Errand::Change).await.unwrap_err().reason(), Reason::QueueFull);
         let undo = lane.enter(Errand::Undo).await.unwrap();
         let mut next = Box::pin(lane.enter(Errand::Undo));
         assert!(futures::poll!(&mut next).is_pending());
@@ -212,9 +216,8 @@ mod tests {
         assert!(futures::poll!(&mut next).is_pending());
         drop(slow);
         let _either = next.await.unwrap();
-        let mut change = Box::pin(lane.enter(Errand::Change));
         drop(undo);
-        assert!(futures::poll!(&mut change).is_pending(), "the kept place is for what undoes");
+        assert!(lane.enter(Errand::Change).await.is_err(), "the kept place is for what undoes");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::{
     backend::{Backend, ThreadRole},
     config::Settings,
     lifecycle::{Preparation, Rules, described, prepare},
-    model::{Version, VersionPlan},
+    model::{Decision, Version, VersionPlan},
     repository::{Found, Repositories},
     telemetry::Metrics,
 };
@@ -24,11 +24,14 @@ pub struct ModelCheck {
     pub problem: Option<String>,
     /// What an operator should know though the model is served, a line each.
     pub warnings: Vec<String>,
+    /// What torchlane decided about it.
+    pub decisions: Vec<Decision>,
 }
 
 impl ModelCheck {
     fn failed(name: &str, problem: String) -> Self {
-        Self { name: name.to_owned(), version: None, problem: Some(problem), warnings: Vec::new() }
+        let (warnings, decisions) = (Vec::new(), Vec::new());
+        Self { name: name.to_owned(), version: None, problem: Some(problem), warnings, decisions }
     }
 }
 
@@ -101,9 +104,12 @@ async fn check_model(
     let VersionPlan { beside, .. } = plan;
     let mut checks = Vec::new();
     for version in std::iter::once(live).chain(beside) {
-        let problem = check_version(backend, rules, repositories, found, version).await.err();
+        let (problem, decisions) = match check_version(backend, rules, repositories, found, version).await {
+            Ok(decisions) => (None, decisions),
+            Err(problem) => (Some(problem), Vec::new()),
+        };
         let (name, version) = (name.to_owned(), Some(version.0));
-        checks.push(ModelCheck { name, version, problem, warnings: Vec::new() });
+        checks.push(ModelCheck { name, version, problem, warnings: Vec::new(), decisions });
     }
     if let Some(first) = checks.first_mut() {
         first.warnings = warnings.into_iter().chain(complaints).collect();
@@ -117,10 +123,11 @@ async fn check_version(
     repositories: &Repositories,
     found: &Found,
     version: Version,
-) -> Result<(), String> {
+) -> Result<Vec<Decision>, String> {
     let files = found.versions.iter().find(|files| files.version == version).cloned();
     let files = files.ok_or_else(|| format!("version {version} is not there"))?;
     let files = repositories.materialize(files).await.map_err(|error| error.to_string())?;
     let alone = Preparation::alone(&found.name, &files, rules);
-    prepare(backend, &alone).map(drop).map_err(|failure| failure.to_string())
+    let prepared = prepare(backend, &alone).map_err(|failure| failure.to_string())?;
+    Ok(prepared.servable.decisions.all())
 }

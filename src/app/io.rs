@@ -22,7 +22,7 @@ use super::{
     activity::{Activity, Lively},
     taking::{InPieces, Outward, Streams},
 };
-use crate::sched;
+use crate::{sched, threads::OwnRuntime};
 
 /// Connections that an I/O thread may have been dealt and not yet taken up.
 const DEALT: usize = 1024;
@@ -77,10 +77,8 @@ impl IoThreads {
             let (deal, mut dealt) = mpsc::channel::<std::net::TcpStream>(DEALT);
             let (service, stop, kill, enter) = (service.clone(), stop.clone(), kill.clone(), enter.clone());
             let (activity, outward, runs) = (activity.clone(), outward.clone(), runs.clone());
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .on_thread_unpark(sched::wire_woke)
-                .build()?;
+            let mut builder = tokio::runtime::Builder::new_current_thread();
+            let runtime = OwnRuntime::build(builder.enable_all().on_thread_unpark(sched::wire_woke))?;
             std::thread::Builder::new().name(format!("io-{index}")).spawn(move || {
                 let _runs = runs;
                 let _entered = enter();
@@ -102,7 +100,6 @@ impl IoThreads {
                     connections.close();
                     connections.wait().await;
                 });
-                runtime.shutdown_background();
             })?;
             deals.push(deal);
         }

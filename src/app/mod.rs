@@ -6,6 +6,7 @@ mod background;
 mod check;
 mod cpu;
 mod drain;
+mod heads;
 mod health;
 mod idle;
 mod io;

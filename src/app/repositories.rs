@@ -8,7 +8,8 @@ use std::{
 
 use super::server::StartError;
 use crate::{
-    config::Settings,
+    config::{Settings, redact},
+    files,
     lifecycle::Started,
     repository::{Directory, Repositories, Repository, Source, Uploads},
     telemetry::Metrics,
@@ -17,7 +18,8 @@ use crate::{
 /// Where models that come with a call are put. What a killed process left there is tidied up.
 pub(super) async fn uploads(settings: &Settings) -> Result<Option<Arc<Uploads>>, StartError> {
     let Some(root) = settings.oip.uploads.clone() else { return Ok(None) };
-    let opened = tokio::task::spawn_blocking(move || Uploads::open(&root)).await;
+    let place = root.clone();
+    let opened = files::run(&place, files::LONG, move || Uploads::open(&root)).await;
     Ok(Some(Arc::new(opened.map_err(std::io::Error::from)??)))
 }
 
@@ -75,8 +77,8 @@ pub(super) fn nothing_to_serve(
 }
 
 pub(super) fn empty(places: &[PathBuf]) -> StartError {
-    let places = places.iter().map(|path| path.display().to_string());
-    StartError::Empty(places.collect::<Vec<_>>().join(", "))
+    let places = places.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+    StartError::Empty(redact::text(&places).into_owned())
 }
 
 fn is_same(one: Option<&Path>, other: &Path) -> bool {

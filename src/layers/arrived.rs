@@ -4,8 +4,13 @@
 use std::{sync::Arc, time::Duration};
 
 use http::Extensions;
+use prost::Message;
+use tonic::metadata::MetadataMap;
 
-use super::shed::{Counted, Places};
+use super::{
+    bytes::too_many_bytes,
+    shed::{Counted, Places},
+};
 use crate::{
     admission::{HeldAnswer, MessageBytes},
     error::{Error, Reason, Result},
@@ -32,10 +37,14 @@ impl Arrived {
         Ok(Self { bytes, _place: place })
     }
 
-    /// Counts `bytes` more: what was read has become longer.
-    #[must_use]
-    pub fn add(&self, bytes: usize) -> bool {
-        self.bytes.as_ref().is_none_or(|counted| counted.add(bytes as u64))
+    /// Counts a message that came compressed for what it is now: what was counted while it was read is what was on the wire.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub fn inflated(&self, headers: &MetadataMap, message: &impl Message) -> Result<()> {
+        let bytes = inflated(headers, message) as u64;
+        let has_room = self.bytes.as_ref().is_none_or(|counted| counted.add(bytes));
+        if has_room { Ok(()) } else { Err(too_many_bytes()) }
     }
 
     /// The request is answered. Its place is free, and the `bytes` of the answer count instead of its own.
@@ -47,6 +56,12 @@ impl Arrived {
             .as_ref()
             .map_or(Ok(AnswerBytes::Uncounted), |request| AnswerBytes::of_whole(request, bytes))
     }
+}
+
+/// Bytes of a message that came compressed. 0: it came as it is.
+pub(crate) fn inflated(headers: &MetadataMap, message: &impl Message) -> usize {
+    let is_compressed = headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity");
+    if is_compressed { message.encoded_len() } else { 0 }
 }
 
 /// The bytes of the message that has just been read, counted until this is dropped: keep it for as long as the message.

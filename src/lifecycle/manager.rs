@@ -2,22 +2,26 @@
 //! half-way is safe for the live version, and leaves the model's state as it last was.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Weak},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
-use tokio::{sync::broadcast, time::Instant};
+use tokio::{
+    sync::{broadcast, watch},
+    time::Instant,
+};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Asker, Change, CheckReport, Done, Expected, ModelEvent, ModelStatus, Phases, Prepared, ReloadReport,
+    Asker, Change, CheckReport, Expected, ModelEvent, ModelStatus, Phases, Prepared, ReloadReport,
     ResidencyConfig, Rules, WarmupReport,
     beside::Side,
     entry::{Entry, Hold, Holding, Loading, Past, Turn, Waiting},
     flight::Share,
     lookup::choose,
+    told::Told,
 };
 use crate::{
     admission::{ControlPlace, unknown_model},
@@ -29,7 +33,7 @@ use crate::{
     repository::{Repositories, Uploads, VersionFiles},
     residency::{Memory, Reservation},
     sched::ProfilePoint,
-    telemetry::{ReloadEnd, Traces},
+    telemetry::Traces,
 };
 
 /// What the manager works with.
@@ -81,29 +85,6 @@ pub(super) struct Order {
     pub(super) asker: Asker,
 }
 
-/// What is said of a change beside the state that it leads to.
-#[derive(Debug, Clone)]
-pub(super) struct Told {
-    pub(super) version: Option<Version>,
-    pub(super) error: Option<Error>,
-    pub(super) asker: Asker,
-    pub(super) done: Option<Done>,
-}
-
-impl Told {
-    pub(super) fn of(version: Option<Version>, asker: &Asker) -> Self {
-        Self { version, error: None, asker: asker.clone(), done: None }
-    }
-
-    pub(super) fn failed(self, error: &Error) -> Self {
-        Self { error: Some(error.clone()), ..self }
-    }
-
-    pub(super) fn done(self, previous: Option<Version>, phases: Phases) -> Self {
-        Self { done: Some(Done { previous, phases }), ..self }
-    }
-}
-
 /// Longest that a call waits for a look at the disk that only makes its answer newer.
 pub(super) const GLANCE: Duration = Duration::from_secs(2);
 
@@ -117,11 +98,13 @@ pub struct Manager {
     pub(super) backend: Arc<dyn Backend>,
     pub(super) loader: LoaderPool,
     pub(super) entries: Mutex<BTreeMap<ModelName, Arc<Entry>>>,
-    events: broadcast::Sender<ModelEvent>,
-    observer: Observer,
+    pub(super) events: broadcast::Sender<ModelEvent>,
+    pub(super) observer: Observer,
     pub(super) tasks: TaskTracker,
     /// When the repositories were looked at last. Held by the look that is under way.
     pub(super) looked: Arc<tokio::sync::Mutex<Option<Instant>>>,
+    /// Models of the start that have not claimed their room yet, in the order in which they may.
+    pub(super) starting: watch::Sender<VecDeque<ModelName>>,
     pub(super) me: Weak<Self>,
 }
 
@@ -144,7 +127,8 @@ impl Manager {
         let (entries, tasks, looked) = (Mutex::default(), TaskTracker::new(), Arc::default());
         Arc::new_cyclic(|me| {
             let me = me.clone();
-            Self { config, registry, backend, loader, entries, events, observer, tasks, looked, me }
+            let starting = watch::Sender::default();
+            Self { config, registry, backend, loader, entries, events, observer, tasks, looked, starting, me }
         })
     }
 
@@ -497,7 +481,7 @@ impl Manager {
                         room
                     }
                 };
-                let Prepared { servable, phases, warmup, check, measured } =
+                let Prepared { servable, phases, warmup, check, measured, .. } =
                     self.prepare(entry, files.clone(), expected, room, urgency).await?;
                 (servable, files, phases, warmup, check, measured)
             }
@@ -553,48 +537,5 @@ impl Manager {
             pause = (pause * 2).min(Duration::from_millis(10));
         }
         Arc::strong_count(held) == 1
-    }
-
-    /// Writes a load or reload down that has ended, drain included, where traces are asked for.
-    pub(super) fn trace(&self, entry: &Entry, told: &Told) {
-        if let (Some(traces), Some(version), Some(done)) = (&self.config.traces, told.version, told.done) {
-            let Done { previous, phases } = done;
-            let (model, asker, error) = (entry.name(), &told.asker, told.error.as_ref());
-            traces.reload(&ReloadEnd { model, version, previous, asker, phases, error });
-        }
-    }
-
-    pub(super) fn announce(&self, entry: &Entry, change: Change, told: Told) {
-        let Told { version, error, asker, done } = told;
-        let event = ModelEvent {
-            at: SystemTime::now(),
-            model: entry.status(),
-            change,
-            version,
-            error,
-            asker: Some(asker),
-            done,
-        };
-        let live = event.model.live.as_ref().map(|live| live.version.0);
-        let (model, name, about) = (entry.name(), change.as_str(), version.map(|version| version.0));
-        let asker = event.asker.as_ref().map(ToString::to_string);
-        match &event.error {
-            // What somebody or something newer wanted is no error.
-            Some(error) if matches!(change, Change::Abandoned | Change::RolloutAborted) => {
-                tracing::info!(target: "torchlane::models", %model, change = name, version = about, live, asker, "{error}")
-            }
-            Some(error) => {
-                tracing::error!(target: "torchlane::models", %model, change = name, version = about, live, asker, reason = error.reason().as_str(), "{error}")
-            }
-            // There may be thousands of them at the start.
-            None if change == Change::OnDemand => {
-                tracing::debug!(target: "torchlane::models", %model, change = name, asker, "model changed")
-            }
-            None => {
-                tracing::info!(target: "torchlane::models", %model, change = name, version = about, live, asker, "model changed")
-            }
-        }
-        (self.observer)(&event);
-        let _nobody_watches = self.events.send(event);
     }
 }

@@ -5,6 +5,7 @@
 
 mod audit;
 mod beside;
+mod decisions;
 mod demand;
 mod described;
 mod entry;
@@ -25,10 +26,12 @@ mod shapes;
 mod start;
 mod status;
 mod sync;
+mod told;
 mod upload;
 mod warmup;
 mod watch;
 
+pub use decisions::{about_state, about_training};
 pub use demand::{OnDemand, ResidencyConfig};
 pub use described::described;
 pub use history::{ChangeRecord, History};

@@ -12,8 +12,9 @@ use super::{
     Asker, Change, Expected, Manager, RolloutState, RolloutStatus,
     entry::{Entry, Hold, Holding},
     lookup::choose,
-    manager::{Order, Told},
+    manager::Order,
     rollouts::{Beginning, Decision},
+    told::Told,
 };
 use crate::{
     admission::ControlPlace,

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{
     Asker, Change, Manager,
     entry::{Demanded, Entry},
-    manager::Told,
+    told::Told,
 };
 use crate::{
     backend::Servable,

@@ -11,7 +11,7 @@ use std::{
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep_until};
 
-use super::{Asker, Manager};
+use super::{Asker, Manager, manager::GLANCE};
 use crate::{
     files,
     model::{LoadMode, ModelName},
@@ -118,13 +118,21 @@ impl Manager {
             .map(|(_, found)| found.clone())
             .filter(|found| names.insert(found.name.clone()))
             .collect();
-        let loads: Vec<_> = self
-            .in_order_of_start(found.clone())
-            .await
+        let ordered = self.in_order_of_start(found.clone()).await;
+        if self.config.memory.is_limited() {
+            let names = ordered.iter().map(|found| found.name.clone());
+            self.starting.send_modify(|starting| starting.extend(names));
+        }
+        let loads: Vec<_> = ordered
             .into_iter()
             .map(|found| {
                 let manager = self.clone();
-                self.tasks.spawn(async move { manager.sync(found, Asker::Start).await })
+                self.tasks.spawn(async move {
+                    let name = found.name.clone();
+                    let serves = manager.sync(found, Asker::Start).await;
+                    manager.claimed(&name);
+                    serves
+                })
             })
             .collect();
         let mut loaded = 0;
@@ -158,6 +166,25 @@ impl Manager {
         let mut ordered: Vec<_> = futures::stream::iter(found).map(order).buffered(AT_ONCE).collect().await;
         ordered.sort_by_key(|(order, _)| *order);
         ordered.into_iter().map(|(_, found)| found).collect()
+    }
+
+    /// Waits until all models have claimed their room that may do so before this one. One whose files do not answer is not
+    /// waited for long.
+    pub(super) async fn may_claim(&self, model: &ModelName) {
+        let mut starting = self.starting.subscribe();
+        let first = starting.wait_for(|starting| {
+            !starting.contains(model) || starting.front().is_some_and(|first| first == model)
+        });
+        let _late = tokio::time::timeout(GLANCE, first).await;
+    }
+
+    /// A model of the start has its room, or needs none.
+    pub(super) fn claimed(&self, model: &ModelName) {
+        self.starting.send_if_modified(|starting| {
+            let before = starting.len();
+            starting.retain(|other| other != model);
+            starting.len() < before
+        });
     }
 }
 

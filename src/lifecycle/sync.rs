@@ -8,9 +8,10 @@ use super::{
     Asker, Change, Expected, Manager, Phases,
     described::Described,
     entry::{Entry, Holding},
-    manager::{GLANCE, Order, Told},
+    manager::{GLANCE, Order},
     rollout::{Way, way},
     room::Resting,
+    told::Told,
 };
 use crate::{
     error::{Error, Reason, Result},
@@ -135,7 +136,10 @@ impl Manager {
             && *asker != Asker::Request
             && let Some(files) = target.and_then(|version| files_of(found, version))
         {
-            match self.resting(entry, files).await? {
+            self.may_claim(entry.name()).await;
+            let resting = self.resting(entry, files).await;
+            self.claimed(entry.name());
+            match resting? {
                 Resting::Load(reserved) => room = reserved,
                 Resting::Left => {
                     entry.set_plan(&plan);

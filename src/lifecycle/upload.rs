@@ -87,10 +87,8 @@ impl Manager {
         let is_there =
             blocking(uploads, move || Ok(directory.find(&of).is_ok_and(|found| found.is_some()))).await?;
         if matches!(upload, Upload::Config(_)) && !is_there {
-            let message = format!(
-                "no model '{name}' in {} (oip.uploads): send its files with 'config'",
-                root.display()
-            );
+            let message =
+                format!("no model '{name}' among the uploads (oip.uploads): send its files with 'config'");
             return Err(Error::new(Reason::UnknownModel, message).with_field("model"));
         }
         Ok(())

@@ -126,9 +126,8 @@ where
 {
     /// Answers one request.
     pub(super) async fn infer(&self, incoming: Incoming, arrival: &Arrival) -> Result<Outgoing> {
-        let regions = &self.with.regions;
         let refused = |error: &Error| self.refused(arrival.door, error);
-        let (call, form) = incoming.into_call(arrival, regions).inspect_err(refused)?;
+        let (call, form) = incoming.into_call(arrival, &self.with.regions).inspect_err(refused)?;
         let model = call.model.clone();
         let reply = self.infer.clone().oneshot(call).await?;
         // Names of classes are those of the version that has answered. One that was replaced meanwhile has none any more.
@@ -142,6 +141,6 @@ where
         });
         let lease = lease.flatten();
         let specs = lease.as_ref().map_or(&[][..], |lease| lease.signature.outputs());
-        Outgoing::new(reply, form, specs, regions)
+        Outgoing::new(reply, form, specs)
     }
 }

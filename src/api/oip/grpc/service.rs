@@ -3,10 +3,10 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use futures::stream::BoxStream;
-use prost::Message;
+use prost::Message as _;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
+use tonic::{Request, Response, Status, Streaming};
 use tower::Service;
 
 use super::{
@@ -22,7 +22,7 @@ use crate::{
     },
     call::{InferCall, InferReply},
     error::{Error, Result},
-    layers::{AnswerBytes, Arrived, Deadline, message_bytes, too_many_bytes},
+    layers::{AnswerBytes, Arrived, Deadline, inflated, message_bytes, too_many_bytes},
     proto::inference::{
         self as oip,
         grpc_inference_service_server::GrpcInferenceService,
@@ -62,13 +62,6 @@ fn deadline(extensions: &http::Extensions) -> Option<Instant> {
     extensions.get::<Deadline>().and_then(|deadline| deadline.0)
 }
 
-/// What was counted while a message was read is what was on the wire. One that came compressed counts for what it is now: so many
-/// bytes more.
-fn inflated(headers: &MetadataMap, message: &impl Message) -> usize {
-    let is_compressed = headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity");
-    if is_compressed { message.encoded_len() } else { 0 }
-}
-
 /// Runs a request, which counts until it is answered.
 async fn infer<S>(
     door: &OpenInference<S>,
@@ -81,11 +74,7 @@ where
 {
     // Counted where it was refused.
     let arrived = arrived?;
-    let read = if arrived.add(inflated(&arrival.headers, &message)) {
-        decode::incoming(message)
-    } else {
-        Err(too_many_bytes())
-    };
+    let read = arrived.inflated(&arrival.headers, &message).and_then(|()| decode::incoming(message));
     let incoming = read.inspect_err(|error| door.refused(arrival.door, error))?;
     let response = encode::response(door.infer(incoming, arrival).await?);
     let bytes = arrived.answered(response.encoded_len())?;
