@@ -30,7 +30,7 @@ pub struct ModelCheck {
 
 impl ModelCheck {
     fn failed(name: &str, problem: String) -> Self {
-        let (warnings, decisions) = Default::default();
+        let (warnings, decisions) = (Vec::new(), Vec::new());
         Self { name: name.to_owned(), version: None, problem: Some(problem), warnings, decisions }
     }
 }
@@ -104,10 +104,9 @@ async fn check_model(
     let VersionPlan { beside, .. } = plan;
     let mut checks = Vec::new();
     for version in std::iter::once(live).chain(beside) {
-        let checked = check_version(backend, rules, repositories, found, version).await;
-        let (decisions, problem) = match checked {
-            Ok(decisions) => (decisions, None),
-            Err(problem) => (Vec::new(), Some(problem)),
+        let (problem, decisions) = match check_version(backend, rules, repositories, found, version).await {
+            Ok(decisions) => (None, decisions),
+            Err(problem) => (Some(problem), Vec::new()),
         };
         let (name, version) = (name.to_owned(), Some(version.0));
         checks.push(ModelCheck { name, version, problem, warnings: Vec::new(), decisions });

@@ -77,8 +77,8 @@ pub(super) fn nothing_to_serve(
 }
 
 pub(super) fn empty(places: &[PathBuf]) -> StartError {
-    let places = places.iter().map(|path| path.display().to_string());
-    StartError::Empty(redact::text(&places.collect::<Vec<_>>().join(", ")).into_owned())
+    let places = places.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+    StartError::Empty(redact::text(&places).into_owned())
 }
 
 fn is_same(one: Option<&Path>, other: &Path) -> bool {

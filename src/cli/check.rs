@@ -16,8 +16,8 @@ use crate::{
     telemetry,
 };
 
-/// Prints the settings that are not defaults, then loads each version that a server would load. Exits with 1 if one does not
-/// load. Warnings of the loads go to standard error.
+/// Prints the settings that are not defaults, then loads each version that a server would load. Exits with 1 if one does not load.
+/// Warnings of the loads go to standard error.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -128,7 +128,7 @@ fn show_models(checks: &[ModelCheck]) {
     let warnings: Vec<_> =
         checks.iter().flat_map(|check| check.warnings.iter().map(move |text| (&check.name, text))).collect();
     if !warnings.is_empty() {
-        println!("\nIgnored, although the models load:");
+        println!("\nWarnings:");
         let row = |(name, text): (&String, &String)| {
             vec![Cell::from(name.clone()), Cell::toned(text.clone(), Tone::Warn)]
         };

@@ -20,6 +20,7 @@ use super::{
     beside::Side,
     entry::{Entry, Hold, Holding, Loading, Past, Turn, Waiting},
     flight::Share,
+    lookup::choose,
     told::Told,
 };
 use crate::{
@@ -29,7 +30,7 @@ use crate::{
     loader::{LoaderPool, Urgency},
     model::{Generation, LoadMode, ModelManifest, ModelName, Version},
     registry::{ModelSlot, Registry},
-    repository::{Found, Repositories, Uploads, VersionFiles},
+    repository::{Repositories, Uploads, VersionFiles},
     residency::{Memory, Reservation},
     sched::ProfilePoint,
     telemetry::Traces,
@@ -337,27 +338,6 @@ impl Manager {
         found.map_or(Holding::As, |found| Holding::Begin(Hold::at(&found)))
     }
 
-    pub(super) async fn find(&self, model: &str) -> Result<Found> {
-        let name: ModelName = model.parse().map_err(|_| unknown_model(model, &self.registry))?;
-        match self.config.repositories.find(&name).await {
-            Ok(Some(found)) => Ok(found),
-            Ok(None) => Err(unknown_model(model, &self.registry)),
-            Err(error) => Err(Error::new(error.reason(), error.to_string())),
-        }
-    }
-
-    /// How many repositories there are.
-    pub fn repositories(&self) -> usize {
-        self.config.repositories.iter().count()
-    }
-
-    /// What an operator should know of the repositories and of what models ask of them, one sentence each.
-    pub fn complaints(&self) -> Vec<String> {
-        let entries: Vec<_> = self.entries.lock().values().cloned().collect();
-        let models = entries.iter().flat_map(|entry| entry.complaints());
-        self.config.repositories.complaints().into_iter().chain(models).collect()
-    }
-
     /// A change that somebody asked for: newer than all before it, and it waits for its turn.
     pub(super) async fn change(
         &self,
@@ -501,9 +481,8 @@ impl Manager {
                         room
                     }
                 };
-                let Prepared { servable, phases, warmup, check, measured, forgotten, .. } =
+                let Prepared { servable, phases, warmup, check, measured, .. } =
                     self.prepare(entry, files.clone(), expected, room, urgency).await?;
-                entry.slot.served().forget(&forgotten);
                 (servable, files, phases, warmup, check, measured)
             }
         };
@@ -559,23 +538,4 @@ impl Manager {
         }
         Arc::strong_count(held) == 1
     }
-}
-
-pub(super) fn choose(found: &Found, wanted: Option<Version>) -> Result<VersionFiles> {
-    let choice = match wanted {
-        None => found.versions.last(),
-        Some(version) => found.versions.iter().find(|files| files.version == version),
-    };
-    choice.cloned().ok_or_else(|| {
-        let have =
-            found.versions.iter().map(|files| files.version.to_string()).collect::<Vec<_>>().join(", ");
-        let have = if have.is_empty() { "no versions".to_owned() } else { format!("versions {have}") };
-        let half = wanted.filter(|version| found.unfinished.contains(version));
-        let half = half.map_or_else(String::new, |version| {
-            format!(". The directory of version {version} holds neither an archive nor weights")
-        });
-        let wanted = wanted.map_or_else(|| "a version".to_owned(), |version| format!("version {version}"));
-        let message = format!("model '{}' has {have} on disk, not {wanted}{half}", found.name);
-        Error::new(Reason::UnknownVersion, message).with_field("version")
-    })
 }

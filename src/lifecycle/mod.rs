@@ -15,6 +15,7 @@ mod golden;
 mod health;
 mod history;
 mod load;
+mod lookup;
 mod manager;
 mod prepare;
 mod rollout;

@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use super::{
     Asker, Change, Expected, Manager, RolloutState, RolloutStatus,
     entry::{Entry, Hold, Holding},
-    manager::{Order, choose},
+    lookup::choose,
+    manager::Order,
     rollouts::{Beginning, Decision},
     told::Told,
 };

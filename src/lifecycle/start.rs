@@ -11,7 +11,7 @@ use std::{
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep_until};
 
-use super::{Asker, Manager};
+use super::{Asker, Manager, manager::GLANCE};
 use crate::{
     files,
     model::{LoadMode, ModelName},
@@ -166,6 +166,25 @@ impl Manager {
         let mut ordered: Vec<_> = futures::stream::iter(found).map(order).buffered(AT_ONCE).collect().await;
         ordered.sort_by_key(|(order, _)| *order);
         ordered.into_iter().map(|(_, found)| found).collect()
+    }
+
+    /// Waits until all models have claimed their room that may do so before this one. One whose files do not answer is not
+    /// waited for long.
+    pub(super) async fn may_claim(&self, model: &ModelName) {
+        let mut starting = self.starting.subscribe();
+        let first = starting.wait_for(|starting| {
+            !starting.contains(model) || starting.front().is_some_and(|first| first == model)
+        });
+        let _late = tokio::time::timeout(GLANCE, first).await;
+    }
+
+    /// A model of the start has its room, or needs none.
+    pub(super) fn claimed(&self, model: &ModelName) {
+        self.starting.send_if_modified(|starting| {
+            let before = starting.len();
+            starting.retain(|other| other != model);
+            starting.len() < before
+        });
     }
 }
 

@@ -31,25 +31,6 @@ pub(super) const AGAIN: Duration = Duration::from_secs(30);
 pub(super) const AGAIN_AT_MOST: Duration = Duration::from_secs(3600);
 
 impl Manager {
-    /// Waits until all models have claimed their room that may do so before this one. One whose files do not answer is not
-    /// waited for long.
-    async fn may_claim(&self, model: &ModelName) {
-        let mut starting = self.starting.subscribe();
-        let first = starting.wait_for(|starting| {
-            !starting.contains(model) || starting.front().is_some_and(|first| first == model)
-        });
-        let _late = tokio::time::timeout(GLANCE, first).await;
-    }
-
-    /// A model of the start has its room, or needs none.
-    pub(super) fn claimed(&self, model: &ModelName) {
-        self.starting.send_if_modified(|starting| {
-            let before = starting.len();
-            starting.retain(|other| other != model);
-            starting.len() < before
-        });
-    }
-
     /// Takes note of the models and versions that are on disk now. A look is at most [`LOOK_AGAIN`] old. One that takes
     /// longer than [`GLANCE`] goes on, and the caller has what was known before.
     pub async fn refresh(&self) {

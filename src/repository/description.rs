@@ -35,6 +35,11 @@ impl Default for Description {
 }
 
 impl Description {
+    /// Whether it is Triton's.
+    pub(super) fn is_config(&self) -> bool {
+        self.manifest.as_ref().is_some_and(|path| path.ends_with(CONFIG))
+    }
+
     /// Of the model in that directory. What cannot be read names nothing: whoever loads the model says why.
     pub(super) fn of(model: &Path) -> Self {
         // Whatever it is: one that is no file must fail when it is read, not be taken for none.

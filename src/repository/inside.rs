@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    description::{ARCHIVE, CONFIG, Description},
+    description::{ARCHIVE, Description},
     directory::WEIGHTS,
 };
 
@@ -92,7 +92,7 @@ impl Inside {
             return Some(directory.join(&described.archive));
         }
         // A config.pbtxt says what its archives are called.
-        if described.manifest.as_ref().is_some_and(|path| path.ends_with(CONFIG)) {
+        if described.is_config() {
             return None;
         }
         let mut archives = self.candidates().map(|name| directory.join(name)).filter(|path| has_code(path));

@@ -48,6 +48,11 @@ async fn answers(client: &mut Client, model: &str, wanted: f32) {
     until(async || scale(client, model, "").await.is_ok_and(|got| got == wanted)).await;
 }
 
+/// It has a runtime of its own.
+async fn check(settings: Settings) -> Vec<app::ModelCheck> {
+    tokio::task::spawn_blocking(move || app::check_models(&settings).unwrap()).await.unwrap()
+}
+
 async fn notes(client: &mut Client) -> Vec<String> {
     client.list_models(proto::ListModelsRequest {}).await.unwrap().into_inner().notes
 }
@@ -65,7 +70,7 @@ async fn metric(server: &Server, beginning: &str) -> Option<f64> {
 async fn one_that_turns_empty_or_goes_away_keeps_its_models_and_others_go_on() {
     let two = Two::new();
     version(&two.a(), "m", 1, "scale = 1.0");
-    version(&two.b(), "n", 1, "scale = 2.0");
+    version(&two.b(), "n", 1, "scale = 20.0");
     version(&two.b(), "gone", 1, "scale = 3.0");
     let server = two.serve();
     let mut client = server.ready().await;
@@ -132,7 +137,7 @@ async fn a_store_that_does_not_answer_holds_up_neither_start_nor_reloads_nor_the
     let server = Server::fake(dir.path(), |settings| {
         settings.repositories = vec![url.clone().into(), dir.path().to_owned()];
         settings.cache.directory = dir.path().join(".cache");
-        settings.store.patience = Duration::from_secs(25);
+        settings.store.patience = Duration::from_secs(60);
     });
     let mut client = Client::new(server.channel().await);
     answers(&mut client, "m", 1.0).await;
@@ -140,10 +145,10 @@ async fn a_store_that_does_not_answer_holds_up_neither_start_nor_reloads_nor_the
     client.reload_model(reload("m", 2)).await.unwrap();
     version(dir.path(), "new", 1, "scale = 7.0");
     client.reload_model(reload("new", 1)).await.unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(50), "{:?}", begun.elapsed());
     let ending = Instant::now();
     tokio::task::spawn_blocking(move || server.join()).await.unwrap();
-    assert!(ending.elapsed() < Duration::from_secs(8), "{:?}", ending.elapsed());
+    assert!(ending.elapsed() < Duration::from_secs(20), "{:?}", ending.elapsed());
 }
 
 #[tokio::test]
@@ -162,7 +167,7 @@ async fn a_store_alone_that_cannot_be_reached_is_waited_for_and_a_signal_ends_th
     assert_eq!(server.get("/livez").await.0, 200);
     let ending = Instant::now();
     tokio::task::spawn_blocking(move || server.join()).await.unwrap();
-    assert!(ending.elapsed() < Duration::from_secs(8), "{:?}", ending.elapsed());
+    assert!(ending.elapsed() < Duration::from_secs(20), "{:?}", ending.elapsed());
 }
 
 #[test]
@@ -193,7 +198,7 @@ async fn a_model_in_two_repositories_is_the_first_ones_and_that_is_said() {
     }
     let mut settings = Settings { backend: torchlane::config::BackendKind::Fake, ..Default::default() };
     two.settings(&mut settings);
-    let checks = app::check_models(&settings).unwrap();
+    let checks = check(settings).await;
     assert_eq!((checks.len(), checks[0].version), (1, Some(1)));
     assert_eq!(checks[0].warnings, said);
     // Once the first is gone the second is served.
@@ -224,7 +229,7 @@ async fn versions_that_are_asked_for_and_not_there_are_named_everywhere() {
     manifest("[versions]\nonly = [5]\n");
     let mut settings = Settings { backend: torchlane::config::BackendKind::Fake, ..Default::default() };
     two.settings(&mut settings);
-    let checks = app::check_models(&settings).unwrap();
+    let checks = check(settings).await;
     let problem = checks[0].problem.clone().unwrap();
     assert!(problem.contains("version 5 is not in the repository (found: 1)"), "{problem}");
     let server = two.serve();
