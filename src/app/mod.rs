@@ -2,10 +2,13 @@
 
 mod activity;
 mod cpu;
+mod descriptors;
 mod drain;
+mod frames;
 mod idle;
 mod io;
 mod paced;
+mod peers;
 mod repositories;
 mod resources;
 mod rollouts;

@@ -11,24 +11,27 @@ use tonic::{codec::CompressionEncoding, service::Routes};
 use super::{
     activity::Activity,
     cpu::{CpuPlan, cpu_quota},
+    descriptors::Descriptors,
     drain::{Doors, LAST_WORDS, Signals},
-    idle, io, repositories, resources, rollouts, stack,
-    taking::Outward,
-    watchdog, web,
+    idle, io,
+    peers::Peers,
+    repositories, resources, rollouts, stack, watchdog, web,
 };
 use crate::{
-    admission::{ControlLane, Forecaster, InFlightBytes, LimitSnapshot, Pressure, ResolveLayer, Tenants},
+    admission::{
+        CallerLimits, Callers, ControlLane, Forecaster, LimitSnapshot, Pressure, ResolveLayer, Tenants,
+    },
     api::{
         console,
         health::Health,
         http,
         native::ModelServerService,
-        oip::{self, OpenInference, Regions, grpc::GrpcInference},
+        oip::{self, MOST_REGIONS, OpenInference, Regions, grpc::GrpcInference},
         rest,
     },
     backend::{Backend, FakeBackend, ThreadRole},
     config::{self, BackendKind, Loader, Settings},
-    layers::{CountBytes, End, Guard, ReadDeadline, RequestCap, Shed},
+    layers::{CountBytes, End, Guard, Inflate, ReadDeadline, RequestCap, Shed},
     lifecycle::{
         History, Manager, ManagerConfig, ModelStatus, OnDemand, Preparation, ResidencyConfig, Rules,
         WatchConfig, prepare, unheeded, watch,
@@ -172,8 +175,10 @@ async fn run(
     let limiter = stack::limiter(&settings.admission);
     let forecaster = Forecaster::new(plan.executors, settings.executors.max_block);
     let tenants = Arc::new(Tenants::new(&settings.tenants));
-    let bytes = InFlightBytes::new(settings.server.max_in_flight_bytes.as_u64());
-    let pressure = Pressure::new(settings.pressure, bytes.clone());
+    let regions = if settings.oip.shared_memory { MOST_REGIONS as u64 } else { 0 };
+    let descriptors = Descriptors::new(settings.server.max_connections as u64, regions);
+    let callers = callers(&settings.server, descriptors, plan.quota);
+    let pressure = Pressure::new(settings.pressure, callers.clone());
     let memory = Memory::new(settings.memory.budget.as_u64());
     let cache = ResponseCache::new(settings.response_cache.max_bytes.as_u64(), metrics.cache.clone());
     metrics.attach(Sources {
@@ -250,7 +255,12 @@ async fn run(
             control: control.clone(),
             residents: residents.clone(),
             health: health.clone(),
-            regions: Regions::new(settings.oip.shared_memory, limit),
+            regions: Regions::new(
+                settings.oip.shared_memory,
+                limit,
+                usize::try_from(descriptors.regions).unwrap_or(usize::MAX),
+                settings.server.caller_share,
+            ),
             refusals: metrics.refusals.clone(),
             traces: traces.clone(),
             log: LogFilter::installed(),
@@ -302,20 +312,25 @@ async fn run(
     }
     let cap: io::SharedCap = RequestCap::new(settings.server.max_requests);
     let refusals = || metrics.refusals.clone();
-    let read = ReadDeadline::new(routes.prepare(), settings.admission.max_deadline, refusals());
-    let counted = CountBytes::new(End::new(read, closing.clone()), bytes.clone(), refusals())
+    let inflated = Inflate::new(routes.prepare(), limit, refusals());
+    let read = ReadDeadline::new(inflated, settings.admission.max_deadline, refusals());
+    let counted = CountBytes::new(End::new(read, closing.clone()), &callers, refusals())
         .with_uploads(manager.takes_uploads());
     let service = Guard::new(Shed::new(counted, cap.clone(), refusals()), refusals());
     let enter = move || backend.enter_thread(ThreadRole::Executor { intra_op: 1 });
-    let outward = Outward { untaken: metrics.untaken.clone(), room: bytes.clone() };
+    let peers = Peers {
+        callers: callers.clone(),
+        untaken: metrics.untaken.clone(),
+        connections: metrics.connections.clone(),
+    };
     let grpc_moves = Activity::new();
     let limits = io::Limits { threads: plan.io, streams: settings.server.max_streams };
-    let io = io::IoThreads::start(service, enter, limits, &grpc_moves, &closing, &killed, &outward)?;
+    let io = io::IoThreads::start(service, enter, limits, &grpc_moves, &closing, &killed, &peers)?;
     let accepting = tasks.spawn(io.accept(grpc, closing.clone()));
     let http_moves = Activity::new();
     let limits = rest::Limits {
         requests: cap.clone(),
-        bytes,
+        callers,
         longest: limit,
         max_deadline: settings.admission.max_deadline,
         closing: closing.clone(),
@@ -323,7 +338,7 @@ async fn run(
     let routes = http::router(health.clone(), metrics.clone()).merge(front).merge(rest::router(door, limits));
     let router = http::for_one_host(routes);
     let cut = CancellationToken::new();
-    let wire = (outward, http_moves.clone());
+    let wire = (peers, http_moves.clone());
     let web = web::start(web_listener, router, killed.clone(), cut.clone(), wire)?;
     let doors = Doors { accepting, cap: cap.clone(), killed, web, cut, grpc_moves, http_moves };
     tracing::info!(
@@ -362,7 +377,8 @@ async fn run(
         })
     };
     tasks.spawn(ending.clone().run_until_cancelled_owned(rollouts::look_after(manager.clone())));
-    let giving_back = tasks.spawn(idle::give_back(scheduler.clone(), manager.clone()));
+    let giving_back =
+        tasks.spawn(idle::give_back(scheduler.clone(), manager.clone(), pressure.callers().clone()));
     let watching = tasks.spawn(watchdog::watch(
         scheduler.clone(),
         registry,
@@ -407,6 +423,18 @@ async fn run(
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// What callers may hold.
+fn callers(server: &config::Server, descriptors: Descriptors, cpus: usize) -> Arc<Callers> {
+    Callers::new(CallerLimits {
+        bytes: server.max_in_flight_bytes.as_u64(),
+        calls: server.max_open_calls as u64,
+        grpc: descriptors.grpc,
+        http: descriptors.http,
+        heavy: (cpus / 2).max(2),
+        share: server.caller_share,
+    })
 }
 
 /// Time for changes of models once no request is left.

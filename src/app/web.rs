@@ -18,11 +18,13 @@ use super::{
     activity::{Activity, Lively},
     io::HELLO,
     paced::Paced,
-    taking::{InPieces, Outward},
+    peers::Peers,
+    taking::InPieces,
 };
+use crate::telemetry::Door;
 
-/// What is to be known of answers, and who notes that something moves.
-type Wire = (Outward, Arc<Activity>);
+/// What is to be known of peers, and who notes that something moves.
+type Wire = (Peers, Arc<Activity>);
 
 /// Starts the thread. It answers until `stop`, then ends what is open; until `cut` at the latest. The result is there when it
 /// has ended.
@@ -51,7 +53,7 @@ pub(super) fn start(
 }
 
 /// Answers until `stop`, then ends what is open: at once where nobody waits for an answer.
-async fn serve(listener: TcpListener, router: Router, stop: CancellationToken, (outward, activity): Wire) {
+async fn serve(listener: TcpListener, router: Router, stop: CancellationToken, (peers, activity): Wire) {
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -63,16 +65,20 @@ async fn serve(listener: TcpListener, router: Router, stop: CancellationToken, (
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             continue;
         };
+        let Some(connected) = peers.connect(Door::Http, remote) else { continue };
         let _best_effort = stream.set_nodelay(true);
         // Who asks for a change of a model is written down.
         let from = TcpConnectInfo { local_addr: stream.local_addr().ok(), remote_addr: Some(remote) };
+        let (account, outward) = (connected.account().clone(), peers.outward(&connected));
         let router = MapRequest::new(router.clone(), move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(from.clone());
+            request.extensions_mut().insert(account.clone());
             request
         });
         let (router, stop) = (TowerToHyperService::new(InPieces(router)), stop.clone());
-        let stream = Paced::new(Lively { inner: stream, activity: activity.clone() }, outward.clone());
+        let stream = Paced::new(Lively { inner: stream, activity: activity.clone() }, outward);
         connections.spawn(async move {
+            let _connected = connected;
             let mut builder = http1::Builder::new();
             // Half a request does not stay open for ever, nor does a connection that says nothing.
             builder.timer(TokioTimer::new()).header_read_timeout(HELLO);
@@ -97,16 +103,23 @@ mod tests {
     };
 
     use super::*;
-    use crate::{admission::InFlightBytes, telemetry::Untaken};
+    use crate::{
+        admission::Account,
+        telemetry::{ConnectionMetrics, Untaken},
+    };
 
     #[tokio::test(start_paused = true)]
     async fn half_a_request_is_not_waited_for() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut half = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let stop = CancellationToken::new();
-        let outward = Outward { untaken: Untaken::default(), room: InFlightBytes::new(1) };
+        let peers = Peers {
+            callers: Account::alone(1).all().clone(),
+            untaken: Untaken::default(),
+            connections: ConnectionMetrics::default(),
+        };
         let server = TaskTracker::new();
-        server.spawn(serve(listener, Router::new(), stop.clone(), (outward, Activity::new())));
+        server.spawn(serve(listener, Router::new(), stop.clone(), (peers, Activity::new())));
         half.write_all(b"GET / HT").await.unwrap();
         let began = tokio::time::Instant::now();
         let mut answer = Vec::new();

@@ -32,10 +32,9 @@ impl Arrived {
         Ok(Self { bytes, _place: place })
     }
 
-    /// Counts `bytes` more: what was read has become longer.
-    #[must_use]
-    pub fn add(&self, bytes: usize) -> bool {
-        self.bytes.as_ref().is_none_or(|counted| counted.add(bytes as u64))
+    /// Where the request's bytes count, for what is read of it elsewhere.
+    pub fn bytes(&self) -> Option<&MessageBytes> {
+        self.bytes.as_ref()
     }
 
     /// The request is answered. Its place is free, and the `bytes` of the answer count instead of its own.
@@ -103,7 +102,7 @@ impl AnswerBytes {
 
 /// The refusal of an answer for which there is no room.
 fn too_many_answers() -> Error {
-    let message = "the server holds as many bytes of answers that their callers do not take as it may \
-                   (server.max_in_flight_bytes): take answers sooner, or ask for less at once";
+    let message = "this address has as many bytes of answers on their way as it may: its share (server.caller_share) of what \
+                   others leave of server.max_in_flight_bytes. Take answers sooner, or ask for less at once";
     Error::new(Reason::Overloaded, message).with_retry_after(Duration::from_secs(1))
 }

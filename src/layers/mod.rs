@@ -1,8 +1,8 @@
 //! What stands around every gRPC call, before its message is read.
 //!
-//! Outermost first: [`Guard`] (a panic becomes a status, tonic's own refusals get our words), [`Shed`] (a cap on requests
-//! in the process), [`CountBytes`] (and on their bytes), [`End`] (streams end with the server), [`ReadDeadline`] (which also holds the
-//! message itself to the deadline, and to a pace). The services behind them count a request once its message is there
+//! Outermost first: [`Guard`] (a panic becomes a status, tonic's own refusals get our words), [`Shed`] (caps on open calls and on
+//! requests in the process), [`CountBytes`] (and on their bytes), [`End`] (streams end with the server), [`ReadDeadline`] (which also
+//! holds the message itself to the deadline, and to a pace), [`Inflate`] (messages that come compressed). The services behind them count a request once its message is there
 //! ([`Arrived`]).
 //!
 //! Inference that one of them refuses is counted there ([`Refusals`](crate::telemetry::Refusals)): it never becomes a request that
@@ -14,6 +14,9 @@ mod deadline;
 mod ending;
 mod framing;
 mod guard;
+mod heavy;
+mod inflate;
+mod inflating;
 mod pace;
 mod path;
 mod shed;
@@ -26,6 +29,11 @@ pub(crate) use bytes::too_many_bytes;
 pub use deadline::{Deadline, ReadDeadline};
 pub use ending::End;
 pub use guard::Guard;
+pub(crate) use heavy::heavy;
+#[cfg(test)]
+pub(crate) use inflate::tests::deflated;
+pub(crate) use inflate::{Coding, inflate};
+pub use inflating::Inflate;
 pub(crate) use pace::{Alarm, Pace, given_up};
 pub(crate) use shed::too_many;
 pub use shed::{Counted, RequestCap, Shed};

@@ -1,8 +1,6 @@
 //! What a call's path says of it.
 
-/// All calls of torchlane's own API start with this.
-const API: &str = "/torchlane.v1.ModelServer/";
-/// All calls of the Open Inference Protocol with this.
+/// All calls of the Open Inference Protocol start with this.
 const OPEN_INFERENCE: &str = "/inference.GRPCInferenceService/";
 /// Requests for one pass.
 pub(super) const INFER: [&str; 2] =
@@ -24,9 +22,9 @@ pub(super) fn is_infer_stream(path: &str) -> bool {
     INFER_STREAM.contains(&path)
 }
 
-/// Other calls of the APIs: names and numbers.
-pub(super) fn is_admin(path: &str) -> bool {
-    !is_inference(path) && (path.starts_with(API) || path.starts_with(OPEN_INFERENCE))
+/// Calls of the Open Inference Protocol.
+pub(super) fn is_open_inference(path: &str) -> bool {
+    path.starts_with(OPEN_INFERENCE)
 }
 
 /// A load that may bring files.

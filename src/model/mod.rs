@@ -12,7 +12,7 @@ mod samples;
 mod signature;
 mod versions;
 
-pub use bind::{Arg, BatchKey, Binding};
+pub use bind::{Arg, BatchKey, Binding, check_names};
 pub use id::{
     Generation, InvalidLabel, InvalidName, InvalidVersion, Label, ModelName, TenantId, Version,
     VersionSelector, VersionWish,

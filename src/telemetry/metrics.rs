@@ -16,7 +16,8 @@ use prometheus_client::{
 };
 
 use super::{
-    CacheMetrics, Recent, Refusals, ResidencyMetrics, RolloutMetrics, SpanMetrics, StoreMetrics, Untaken,
+    CacheMetrics, ConnectionMetrics, Recent, Refusals, ResidencyMetrics, RolloutMetrics, SpanMetrics,
+    StoreMetrics, Untaken,
     requests::{ModelLabel, RequestMetrics, Sample},
     triton,
 };
@@ -34,6 +35,9 @@ pub const CATALOGUE: &[(&str, &str, &str)] = &[
     ("torchlane_requests_total", "counter", "model, version, lane, outcome"),
     ("torchlane_refusals_total", "counter", "door, reason"),
     ("torchlane_untaken_answers_total", "counter", "door"),
+    ("torchlane_connections", "gauge", "door"),
+    ("torchlane_connections_closed_total", "counter", "door, reason"),
+    ("torchlane_open_calls", "gauge", ""),
     ("torchlane_request_duration_seconds", "histogram", "model, version, lane, outcome"),
     ("torchlane_queue_duration_seconds", "histogram", "model, version, lane, outcome"),
     ("torchlane_batch_wait_duration_seconds", "histogram", "model, version, lane, outcome"),
@@ -153,6 +157,8 @@ pub struct Metrics {
     pub refusals: Refusals,
     /// Answers that were not taken.
     pub untaken: Untaken,
+    /// Connections.
+    pub connections: ConnectionMetrics,
     registry: Registry,
     requests: RequestMetrics,
     depth: Family<StageLabels, Gauge>,
@@ -214,6 +220,7 @@ impl Default for Metrics {
             spans: SpanMetrics::default(),
             refusals: Refusals::default(),
             untaken: Untaken::default(),
+            connections: ConnectionMetrics::default(),
             registry: Registry::with_prefix("torchlane"),
             requests: RequestMetrics::default(),
             depth: Family::default(),
@@ -243,6 +250,7 @@ impl Default for Metrics {
         metrics.requests.register(r);
         metrics.refusals.register(r);
         metrics.untaken.register(r);
+        metrics.connections.register(r);
         r.register(
             "queue_depth",
             "Requests that wait, for a ticket (admission) or an executor (scheduler)",
@@ -465,6 +473,7 @@ impl Metrics {
         for (resource, ratio) in pressure.ratios() {
             self.pressure.get_or_create(&ResourceLabel { resource: resource.as_str() }).set(ratio);
         }
+        self.connections.read(pressure.callers());
         self.in_flight_bytes.set(i64::try_from(pressure.in_flight_bytes()).unwrap_or(i64::MAX));
         self.stuck_loads.set(count(Some(&stuck_loads.load(std::sync::atomic::Ordering::Relaxed))));
         self.healthy.set(i64::try_from(scheduler.healthy()).unwrap_or(i64::MAX));

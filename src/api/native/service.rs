@@ -93,12 +93,10 @@ where
     async fn answer(
         (infer, refusals): (S, Refusals),
         request: proto::InferRequest,
-        metadata: Arc<tonic::metadata::MetadataMap>,
-        deadline: Option<Instant>,
+        arrival: &Arrival,
     ) -> Result<proto::InferResponse> {
-        let arrival = Arrival::new(Door::Grpc, metadata, deadline);
         let (call, form) =
-            infer_call(request, &arrival).inspect_err(|error| refusals.count(Door::Grpc, error))?;
+            infer_call(request, arrival).inspect_err(|error| refusals.count(Door::Grpc, error))?;
         let (request_id, model, received) = (call.request_id.clone(), call.model.clone(), call.received);
         let reply = infer.oneshot(call).await?;
         Ok(infer_response(request_id, model, reply, form, received.elapsed()))
@@ -172,7 +170,8 @@ where
         let (metadata, extensions, message) = request.into_parts();
         let arrived = Arrived::new(&extensions).map_err(|error| status(&error))?;
         let to = (self.infer.clone(), self.refusals.clone());
-        let answer = Self::answer(to, message, Arc::new(metadata), deadline).await;
+        let arrival = Arrival::new(Door::Grpc, Arc::new(metadata), deadline).of(&extensions);
+        let answer = Self::answer(to, message, &arrival).await;
         let answer = answer.map_err(|error| status(&error))?;
         let bytes = arrived.answered(answer.encoded_len()).map_err(|error| status(&error))?;
         Ok(bytes.on(answer))
@@ -190,13 +189,14 @@ where
         let longest = self.longest;
         let bytes = AnswerBytes::of_stream(&extensions);
         let answer = move |message: proto::InferRequest| {
-            let (to, metadata) = (to.clone(), metadata.clone());
+            let to = to.clone();
+            let arrival = Arrival::new(Door::Grpc, metadata.clone(), deadline).of(&extensions);
             let arrived = Arrived::new(&extensions);
             async move {
                 let request_id = message.request_id.clone();
                 let answered = async {
                     let arrived = arrived?;
-                    let answer = Self::answer(to, message, metadata, deadline).await?;
+                    let answer = Self::answer(to, message, &arrival).await?;
                     let bytes = arrived.answered(answer.encoded_len())?;
                     Ok((answer, bytes))
                 };

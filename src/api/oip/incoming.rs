@@ -5,9 +5,10 @@ use bytes::Bytes;
 
 use super::{
     parameters::{Parameters, RegionPart, RequestParameters, TensorParameters},
-    regions::Regions,
+    regions::{Reader, Regions},
 };
 use crate::{
+    admission::MessageBytes,
     api::arrival::{Arrival, fresh_id, span, version},
     call::{DecidedLane, Headers, InferCall, Purpose},
     error::{Error, Reason, Result, shown},
@@ -74,7 +75,12 @@ impl Incoming {
     ///
     /// # Errors
     /// Whatever does not agree with itself, or names shared memory that is not there.
-    pub(in crate::api) fn into_call(self, arrival: &Arrival, regions: &Regions) -> Result<(InferCall, Form)> {
+    pub(in crate::api) fn into_call(
+        self,
+        arrival: &Arrival,
+        regions: &Regions,
+        counted: Option<&MessageBytes>,
+    ) -> Result<(InferCall, Form)> {
         let parameters = RequestParameters::read(&self.parameters)?;
         let lane = match parameters.lane {
             Some(lane) => Some(lane),
@@ -88,9 +94,10 @@ impl Incoming {
             Ok(Wanted { name, parameters })
         });
         let outputs = outputs.collect::<Result<Vec<_>>>()?;
+        let mut regions = regions.reader(counted);
         let inputs = self.inputs.into_iter().enumerate();
         let inputs =
-            inputs.map(|(index, input)| tensor(index, input, regions)).collect::<Result<Vec<_>>>()?;
+            inputs.map(|(index, input)| tensor(index, input, &mut regions)).collect::<Result<Vec<_>>>()?;
         let own_id = !self.id.is_empty();
         let request_id = if own_id { self.id.clone() } else { fresh_id() };
         let span = span(&request_id, &self.model);
@@ -109,6 +116,7 @@ impl Incoming {
             lane,
             decided: DecidedLane::default(),
             tenant: arrival.tenant()?,
+            account: arrival.account.clone(),
             headers: Headers::new(arrival.headers.clone()),
             purpose: Purpose::Answer,
             deadline: arrival.deadline_within(parameters.timeout),
@@ -127,7 +135,7 @@ fn of_output(name: &str, error: &Error) -> Error {
     Error::new(error.reason(), message).with_field("outputs")
 }
 
-fn tensor(index: usize, input: Input, regions: &Regions) -> Result<NamedTensor> {
+fn tensor(index: usize, input: Input, regions: &mut Reader<'_>) -> Result<NamedTensor> {
     let Input { name, datatype, shape, data } = input;
     let at = |field: &str| format!("inputs[{index}].{field}");
     let wrong = |error: TensorError, field: &str| {
@@ -150,7 +158,7 @@ fn tensor(index: usize, input: Input, regions: &Regions) -> Result<NamedTensor> 
         Data::Typed(typed) => {
             encode_typed(&typed, dtype, &shape).map_err(|error| wrong(error, "contents"))?
         }
-        Data::Region(part) => regions.read(&part).map_err(|error| {
+        Data::Region(part) => regions.read(part).map_err(|error| {
             let message = format!("input '{}': {}", shown(&name, 64), error.message());
             Error::new(error.reason(), message).with_field(at("parameters"))
         })?,
