@@ -31,6 +31,16 @@ pub(crate) fn join(threads: Vec<JoinHandle<()>>, patience: Duration) -> bool {
     all
 }
 
+/// Whether the system has threads left for this process: some libraries panic where it has none.
+///
+/// # Errors
+/// It has none.
+pub(crate) fn check() -> std::io::Result<()> {
+    let thread = std::thread::Builder::new().name("check".to_owned()).spawn(|| ())?;
+    let _ended = thread.join();
+    Ok(())
+}
+
 /// CPU time of this thread so far.
 pub(crate) fn cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);

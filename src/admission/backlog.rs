@@ -5,7 +5,7 @@
 //! for what is left of them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     time::Duration,
 };
 
@@ -147,6 +147,11 @@ impl Backlog {
     /// What estimates for that model in that lane are multiplied by.
     pub(super) fn margin(&self, slot: SlotId, lane: Lane) -> f64 {
         self.margins.get(&(slot, lane)).copied().unwrap_or(1.0)
+    }
+
+    /// Forgets what was learned of all other slots.
+    pub(super) fn keep_only(&mut self, slots: &HashSet<SlotId>) {
+        self.margins.retain(|(slot, _), _| slots.contains(slot));
     }
 
     /// What came of a call that was let in and that a greater margin might have kept out.

@@ -3,6 +3,7 @@
 //! How far such estimates are off is learned: of the calls that are let in, a few in a hundred may be late; and of those that would be refused one in [`TRIAL`] is let in all the same, to see whether it was in time.
 
 use std::{
+    collections::HashSet,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -70,6 +71,11 @@ struct Estimate {
 }
 
 impl Forecaster {
+    /// Forgets what was learned of all other slots.
+    pub fn keep_only(&self, slots: &HashSet<SlotId>) {
+        self.state.lock().backlog.keep_only(slots);
+    }
+
     /// For that many executors and batches of at most `max_block`.
     pub fn new(executors: usize, max_block: Duration) -> Arc<Self> {
         Arc::new(Self { state: Mutex::default(), executors, max_block, start: Instant::now() })

@@ -18,7 +18,7 @@ mod tenants;
 
 pub use breaker::{Breaker, Trial};
 pub use callers::{Account, Caller, CallerLimits, Callers, Connected, HeavyPlace, OpenCall};
-pub use control::{ControlLane, ControlPlace};
+pub use control::{ControlLane, ControlPlace, Errand};
 pub use deadline::{Deadline, DeadlineLayer};
 pub use forecast::{Ahead, Deadlines, Forecast, ForecastLayer, Forecaster, Underway};
 pub use in_flight::{HeldAnswer, MessageBytes};

@@ -12,7 +12,7 @@ use axum::{
 };
 
 use super::{
-    health::Health,
+    health::{Condition, Health},
     rest::refusal::{no_method, refusal},
 };
 use crate::{
@@ -20,30 +20,39 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// `/livez`, `/readyz` and `/metrics`.
-pub fn router(health: Health, metrics: Arc<Metrics>) -> Router {
+/// Paths that a thread answers which does nothing else.
+pub const PROBES: [&str; 2] = ["/livez", "/readyz"];
+
+/// The path of [`metrics`].
+pub const METRICS: &str = "/metrics";
+
+/// `/livez` and `/readyz`.
+pub fn probes(health: Health) -> Router {
+    let [livez, readyz] = PROBES;
     let alive = health.clone();
     let ready = move || async move {
-        if health.is_ready() {
-            (StatusCode::OK, "ready\n")
-        } else {
-            (StatusCode::SERVICE_UNAVAILABLE, "not ready: models are loading, or the server is stopping\n")
-        }
+        let trouble = match health.condition() {
+            Condition::Ready => return (StatusCode::OK, "ready\n".to_owned()),
+            Condition::Loading => "models are loading".to_owned(),
+            Condition::Draining => "the server is stopping".to_owned(),
+            Condition::Broken => health.trouble().unwrap_or_default(),
+        };
+        (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {trouble}\n"))
     };
     let live = move || async move {
-        if alive.is_broken() {
-            (StatusCode::SERVICE_UNAVAILABLE, "every executor is held by a pass that does not end\n")
-        } else {
-            (StatusCode::OK, "alive\n")
+        match alive.trouble() {
+            Some(trouble) => (StatusCode::SERVICE_UNAVAILABLE, format!("{trouble}\n")),
+            None => (StatusCode::OK, "alive\n".to_owned()),
         }
     };
+    Router::new().route(livez, get(live)).route(readyz, get(ready)).method_not_allowed_fallback(no_method)
+}
+
+/// `/metrics`.
+pub fn metrics(metrics: Arc<Metrics>) -> Router {
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let scrape = move || async move { ([(header::CONTENT_TYPE, content_type)], metrics.encode()) };
-    Router::new()
-        .route("/livez", get(live))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(scrape))
-        .method_not_allowed_fallback(no_method)
+    Router::new().route(METRICS, get(scrape)).method_not_allowed_fallback(no_method)
 }
 
 /// A line at `/` that says what there is, where there is no console.

@@ -1,9 +1,8 @@
-//! The end: signals, and answers that are still awaited or taken.
+//! The end: answers that are still awaited or taken.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
     sync::oneshot,
     task::JoinHandle,
     time::{Instant, sleep, sleep_until, timeout},
@@ -13,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     activity::Activity,
     io::{IoThreads, SharedCap},
+    signals::Signals,
 };
 
 /// Time for what is cut off to end.
@@ -21,37 +21,12 @@ pub(super) const LAST_WORDS: Duration = Duration::from_millis(500);
 /// A peer on whose connection nothing moves for so long does not listen any more.
 const DEAF: Duration = Duration::from_secs(3);
 
-/// The signals that end the process.
-#[derive(Debug)]
-pub(super) struct Signals(Option<(Signal, Signal)>);
-
-impl Signals {
-    /// From here on a signal is kept until it is looked at. Within a runtime.
-    pub(super) fn listen() -> Self {
-        let both =
-            signal(SignalKind::terminate()).and_then(|one| Ok((one, signal(SignalKind::interrupt())?)));
-        Self(
-            both.inspect_err(
-                |error| tracing::error!(%error, "cannot listen for signals: end the process with SIGKILL"),
-            )
-            .ok(),
-        )
-    }
-
-    /// Waits for SIGTERM or SIGINT.
-    pub(super) async fn next(&mut self) -> &'static str {
-        let Some((terminate, interrupt)) = &mut self.0 else { return std::future::pending().await };
-        tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-        }
-    }
-}
-
 /// Both ports, once nothing new is let in.
 pub(super) struct Doors {
-    /// Ends with the last gRPC connection.
-    pub(super) accepting: JoinHandle<IoThreads>,
+    /// Ends when no gRPC connection is accepted any more.
+    pub(super) accepting: JoinHandle<()>,
+    /// They end with their last connection.
+    pub(super) io: Arc<IoThreads>,
     /// Requests of both.
     pub(super) cap: SharedCap,
     /// Ends the gRPC connections that are left, and lets HTTP only end what is open.
@@ -72,10 +47,10 @@ impl Doors {
         grace_ends: Instant,
         signals: &mut Signals,
     ) {
-        let (accepting, cap) = (self.accepting, self.cap);
+        let (accepting, io, cap) = (self.accepting, self.io, self.cap);
         let answered = async {
-            let Ok(io) = accepting.await else { return };
-            let _panicked = tokio::task::spawn_blocking(move || io.join()).await;
+            let _ended = accepting.await;
+            io.ended().await;
             // Those by HTTP.
             becomes(|| cap.is_idle()).await;
         };

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{admission::Callers, lifecycle::Manager, sched::Scheduler, telemetry::Door};
+use crate::{admission::Callers, lifecycle::Manager, sched::Scheduler, tasks::Pulse, telemetry::Door};
 
 /// The executors have run nothing for between one and two of these.
 const QUIET: Duration = Duration::from_secs(5);
@@ -19,7 +19,12 @@ const CONNECTION: u64 = 32 << 10;
 const MUCH: u64 = 16 << 20;
 
 /// Gives memory back whenever the server has come to rest, and when callers hold much less than they did. Runs until it is dropped.
-pub(super) async fn give_back(scheduler: Arc<Scheduler>, manager: Arc<Manager>, callers: Arc<Callers>) {
+pub(super) async fn give_back(
+    scheduler: Arc<Scheduler>,
+    manager: Arc<Manager>,
+    callers: Arc<Callers>,
+    pulse: Pulse,
+) {
     let (mut watch, mut tide) = (Watch::default(), Tide::default());
     loop {
         for _ in 0..LOOKS {
@@ -30,6 +35,7 @@ pub(super) async fn give_back(scheduler: Arc<Scheduler>, manager: Arc<Manager>, 
         if watch.came_to_rest(scheduler.snapshot().batches) || fell {
             manager.release_memory().await;
         }
+        pulse.beat();
     }
 }
 

@@ -1,12 +1,13 @@
 //! The threads that read and write the wire. Each runs a runtime of its own and shares nothing with the others: on few
 //! cores that beats a pool that steals work. One task accepts connections and deals them out in turn.
 
-use std::{net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -17,6 +18,7 @@ use tonic::transport::server::TcpConnectInfo;
 use tower::util::MapRequest;
 
 use super::{
+    accept::Accepting,
     activity::{Activity, Lively},
     frames::Metered,
     peers::Peers,
@@ -60,8 +62,9 @@ pub(super) const HELLO: Duration = Duration::from_secs(10);
 /// The running I/O threads.
 #[derive(Debug)]
 pub(super) struct IoThreads {
-    threads: Vec<JoinHandle<()>>,
-    deal: Vec<mpsc::Sender<Dealt>>,
+    deal: Mutex<Vec<mpsc::Sender<Dealt>>>,
+    /// Each thread holds a sender until it ends.
+    ended: tokio::sync::Mutex<mpsc::Receiver<()>>,
     peers: Peers,
 }
 
@@ -86,16 +89,17 @@ impl IoThreads {
         S::Future: Send,
         S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let mut io = Self { threads: Vec::new(), deal: Vec::new(), peers: peers.clone() };
+        let (mut deals, (runs, ended)) = (Vec::new(), mpsc::channel::<()>(1));
         for index in 0..limits.threads.max(1) {
             let (deal, mut dealt) = mpsc::channel::<Dealt>(DEALT);
             let (service, stop, kill, enter) = (service.clone(), stop.clone(), kill.clone(), enter.clone());
-            let (activity, peers) = (activity.clone(), peers.clone());
+            let (activity, peers, runs) = (activity.clone(), peers.clone(), runs.clone());
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .on_thread_unpark(sched::wire_woke)
                 .build()?;
-            let thread = std::thread::Builder::new().name(format!("io-{index}")).spawn(move || {
+            std::thread::Builder::new().name(format!("io-{index}")).spawn(move || {
+                let _runs = runs;
                 let _entered = enter();
                 runtime.block_on(async move {
                     let connections = TaskTracker::new();
@@ -115,16 +119,16 @@ impl IoThreads {
                     connections.close();
                     connections.wait().await;
                 });
+                runtime.shutdown_background();
             })?;
-            io.threads.push(thread);
-            io.deal.push(deal);
+            deals.push(deal);
         }
-        Ok(io)
+        Ok(Self { deal: Mutex::new(deals), ended: tokio::sync::Mutex::new(ended), peers: peers.clone() })
     }
 
     /// Accepts connections and deals them out until `stop`.
-    pub(super) async fn accept(self, listener: TcpListener, stop: CancellationToken) -> Self {
-        let mut turn = 0_usize;
+    pub(super) async fn accept(self: Arc<Self>, listener: Arc<TcpListener>, stop: CancellationToken) {
+        let (mut turn, mut accepting) = (0_usize, Accepting::new("grpc"));
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
@@ -132,31 +136,29 @@ impl IoThreads {
             };
             match accepted {
                 Ok((stream, from)) => {
+                    accepting.well();
                     let Some(connected) = self.peers.connect(Door::Grpc, from) else { continue };
                     let _best_effort = stream.set_nodelay(true);
                     let Ok(stream) = stream.into_std() else { continue };
                     turn = turn.wrapping_add(1);
-                    let Some(deal) = self.deal.get(turn % self.deal.len().max(1)) else { break };
+                    let next = {
+                        let deal = self.deal.lock();
+                        deal.get(turn % deal.len().max(1)).cloned()
+                    };
+                    let Some(deal) = next else { break };
                     if deal.send((stream, connected)).await.is_err() {
                         break;
                     }
                 }
-                Err(error) => {
-                    // Out of file descriptors, most likely: others may close theirs.
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
+                Err(error) => accepting.failed(&error).await,
             }
         }
-        self
     }
 
     /// Waits until every connection has ended.
-    pub(super) fn join(self) {
-        drop(self.deal);
-        for thread in self.threads {
-            let _panicked = thread.join();
-        }
+    pub(super) async fn ended(&self) {
+        self.deal.lock().clear();
+        let _all_ended = self.ended.lock().await.recv().await;
     }
 }
 

@@ -1,10 +1,13 @@
 //! Configuration in, running process out. Every stack is put together here, in one place to read.
 
+mod accept;
 mod activity;
+mod background;
 mod cpu;
 mod descriptors;
 mod drain;
 mod frames;
+mod health;
 mod idle;
 mod io;
 mod paced;
@@ -13,6 +16,7 @@ mod repositories;
 mod resources;
 mod rollouts;
 mod server;
+mod signals;
 mod stack;
 mod taking;
 mod watchdog;
@@ -20,3 +24,4 @@ mod web;
 
 pub use cpu::{CpuPlan, cpu_quota};
 pub use server::{ModelCheck, StartError, check_models, serve, serve_until};
+pub use signals::Beginning;

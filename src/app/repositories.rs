@@ -5,6 +5,7 @@ use std::{fs, path::Path, sync::Arc};
 use super::server::StartError;
 use crate::{
     config::Settings,
+    files,
     repository::{Directory, Source, Uploads},
     telemetry::Metrics,
 };
@@ -12,7 +13,8 @@ use crate::{
 /// Where models that come with a call are put. What a killed process left there is tidied up.
 pub(super) async fn uploads(settings: &Settings) -> Result<Option<Arc<Uploads>>, StartError> {
     let Some(root) = settings.oip.uploads.clone() else { return Ok(None) };
-    let opened = tokio::task::spawn_blocking(move || Uploads::open(&root)).await;
+    let place = root.clone();
+    let opened = files::run(&place, files::LONG, move || Uploads::open(&root)).await;
     Ok(Some(Arc::new(opened.map_err(std::io::Error::from)??)))
 }
 

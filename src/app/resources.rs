@@ -7,13 +7,16 @@ use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::admission::{Pressure, Resource};
+use crate::{
+    admission::{Pressure, Resource},
+    tasks::Pulse,
+};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(250);
 
 /// Feeds `pressure` until it is dropped.
-pub(super) async fn sample(pressure: Arc<Pressure>) {
+pub(super) async fn sample(pressure: Arc<Pressure>, pulse: Pulse) {
     let system = System { root: PathBuf::from("/") };
     let memory: fn(&System) -> Option<f64> = System::memory;
     let mut looks = vec![(Resource::Memory, memory), (Resource::Cpu, System::cpu)];
@@ -33,6 +36,7 @@ pub(super) async fn sample(pressure: Arc<Pressure>) {
             }
         }
         pressure.read_in_flight(now);
+        pulse.beat();
         tokio::time::sleep(LOOK).await;
     }
 }

@@ -4,18 +4,21 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
 use thiserror::Error;
-use tokio::{runtime::Handle, sync::broadcast::error::RecvError, time::Instant};
+use tokio::{runtime::Handle, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{codec::CompressionEncoding, service::Routes};
 
 use super::{
     activity::Activity,
+    background::{Background, Config, Looked},
     cpu::{CpuPlan, cpu_quota},
     descriptors::Descriptors,
-    drain::{Doors, LAST_WORDS, Signals},
-    idle, io,
+    drain::{Doors, LAST_WORDS},
+    io,
     peers::Peers,
-    repositories, resources, rollouts, stack, watchdog, web,
+    repositories,
+    signals::{Beginning, Signals},
+    stack, web,
 };
 use crate::{
     admission::{
@@ -33,8 +36,8 @@ use crate::{
     config::{self, BackendKind, Loader, Settings},
     layers::{CountBytes, End, Guard, Inflate, ReadDeadline, RequestCap, Shed},
     lifecycle::{
-        History, Manager, ManagerConfig, ModelStatus, OnDemand, Preparation, ResidencyConfig, Rules,
-        WatchConfig, prepare, unheeded, watch,
+        History, Manager, ManagerConfig, OnDemand, Preparation, ResidencyConfig, Rules, WatchConfig, prepare,
+        unheeded,
     },
     loader::{
         LoaderPool, Pace,
@@ -50,6 +53,7 @@ use crate::{
     response_cache::ResponseCache,
     rollout::{Mirror, RouteLayer},
     sched::{ExecutorConfig, QueueConfig, Scheduler},
+    tasks::{Need, Tasks},
     telemetry::{AccessLog, LogFilter, Metrics, Sampler, Sources, TraceError, Traces},
 };
 
@@ -93,9 +97,8 @@ pub enum StartError {
 ///
 /// # Errors
 /// See [`StartError`].
-pub fn serve(settings: Settings) -> Result<(), StartError> {
-    let stop = CancellationToken::new();
-    serve_until(settings, stop, |_, _| {})
+pub fn serve(beginning: Beginning, settings: Settings) -> Result<(), StartError> {
+    serve_from(beginning, settings, CancellationToken::new(), |_, _| {})
 }
 
 /// Serves until a signal or `stop`. `started` is told the gRPC and HTTP addresses once both listen.
@@ -107,14 +110,20 @@ pub fn serve_until(
     stop: CancellationToken,
     started: impl FnOnce(SocketAddr, SocketAddr),
 ) -> Result<(), StartError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().thread_name("main").build()?;
-    // Before anything that takes time: a signal that nobody listens for ends the process at once.
-    let signals = {
-        let _within = runtime.enter();
-        Signals::listen()
-    };
+    serve_from(Beginning::now()?, settings, stop, started)
+}
+
+fn serve_from(
+    Beginning { runtime, signals }: Beginning,
+    settings: Settings,
+    stop: CancellationToken,
+    started: impl FnOnce(SocketAddr, SocketAddr),
+) -> Result<(), StartError> {
     let backend = backend(settings.backend)?;
-    runtime.block_on(run(settings, backend, signals, stop, started))
+    let served = runtime.block_on(run(settings, backend, signals, stop, started));
+    // Work on a file system that does not answer is not waited for.
+    runtime.shutdown_background();
+    served
 }
 
 /// Loads give way to what the scheduler runs.
@@ -155,8 +164,7 @@ async fn run(
     let (grpc_addr, http_addr) = (grpc.local_addr()?, web_listener.local_addr()?);
 
     let plan = CpuPlan::new(cpu_quota(), &settings.executors, settings.server.io_threads);
-    let tasks = TaskTracker::new();
-    let (health, health_service) = Health::new().await;
+    let tasks = Tasks::new(metrics.tasks.clone(), Handle::current());
     let registry = Arc::new(Registry::default());
     let executors = ExecutorConfig {
         threads: plan.executors,
@@ -170,6 +178,10 @@ async fn run(
         },
     };
     let scheduler = Arc::new(Scheduler::start(executors, &backend)?);
+    let (health, health_service) = {
+        let (scheduler, tasks) = (Arc::downgrade(&scheduler), tasks.clone());
+        Health::new(move || trouble(&*scheduler.upgrade()?, &tasks)).await
+    };
     let pace = pace(&settings.loader, &scheduler, plan.executors);
     let loader = LoaderPool::start(settings.loader.threads, settings.loader.spare, pace.clone(), &backend)?;
     let limiter = stack::limiter(&settings.admission);
@@ -192,19 +204,16 @@ async fn run(
         cache: cache.clone(),
         stuck_loads: loader.stuck(),
     });
-    let history = history(&settings)?;
+    let history = history(&settings, &tasks)?;
     let observer = {
         let (cache, registry) = (cache.clone(), registry.clone());
-        let (metrics, health, tasks) = (metrics.clone(), health.clone(), tasks.clone());
-        let history = history.clone();
+        let (metrics, history) = (metrics.clone(), history.clone());
         Box::new(move |event: &crate::lifecycle::ModelEvent| {
             metrics.model_event(event);
             history.record(event);
-            if let Some(cache) = &cache {
+            if let Some(cache) = cache.as_ref().filter(|_| event.change.retires()) {
                 cache.forget_old(&event.model.name, &registry);
             }
-            let (health, name, live) = (health.clone(), event.model.name.clone(), event.model.serves());
-            tasks.spawn(async move { health.set_model(name.as_str(), live).await });
         })
     };
     let config = ManagerConfig {
@@ -219,12 +228,10 @@ async fn run(
     };
     let manager = Manager::new(config, registry.clone(), backend.clone(), loader, observer);
 
-    // `ending` ends what changes models by itself.
-    let ending = CancellationToken::new();
     // `closing` ends accepting and sends GOAWAY; `killed` is the end of patience.
     let (closing, killed) = (CancellationToken::new(), CancellationToken::new());
     let access = Arc::new(AccessLog::new(settings.log.access));
-    let mirror = Mirror::new(tasks.clone(), Handle::current(), pressure.clone(), metrics.clone());
+    let mirror = Mirror::new(TaskTracker::new(), Handle::current(), pressure.clone(), metrics.clone());
     let residents = OnDemand::new(manager.clone(), Handle::current(), metrics.residency.clone());
     let sampler = Sampler::start(&settings.samples, &tenants)?;
     let infer = stack::infer(
@@ -232,7 +239,7 @@ async fn run(
         ResolveLayer::new(registry.clone(), tenants.clone(), pressure.clone())
             .with_residents(residents.clone()),
         cache,
-        forecaster,
+        forecaster.clone(),
         limiter.clone(),
         scheduler.clone(),
         stack::Seen {
@@ -245,7 +252,10 @@ async fn run(
             traces: traces.clone(),
         },
     );
-    let control = ControlLane::new(settings.admission.control_in_flight, settings.admission.control_queue);
+    let control = {
+        let (at_once, queue) = (settings.admission.control_in_flight, settings.admission.control_queue);
+        ControlLane::new(at_once, queue, Handle::current())
+    };
     let limit = usize::try_from(settings.server.max_message_bytes.as_u64()).unwrap_or(usize::MAX);
     let door = OpenInference::new(
         infer.clone(),
@@ -326,7 +336,12 @@ async fn run(
     let grpc_moves = Activity::new();
     let limits = io::Limits { threads: plan.io, streams: settings.server.max_streams };
     let io = io::IoThreads::start(service, enter, limits, &grpc_moves, &closing, &killed, &peers)?;
-    let accepting = tasks.spawn(io.accept(grpc, closing.clone()));
+    let (io, grpc) = (Arc::new(io), Arc::new(grpc));
+    let accepting = {
+        let (io, closing) = (io.clone(), closing.clone());
+        let accept = move |_| io.clone().accept(grpc.clone(), closing.clone());
+        tasks.keep("accept-grpc", Need::Essential, accept)
+    };
     let http_moves = Activity::new();
     let limits = rest::Limits {
         requests: cap.clone(),
@@ -335,57 +350,37 @@ async fn run(
         max_deadline: settings.admission.max_deadline,
         closing: closing.clone(),
     };
-    let routes = http::router(health.clone(), metrics.clone()).merge(front).merge(rest::router(door, limits));
-    let router = http::for_one_host(routes);
+    let (probes, scrapes) = (http::probes(health.clone()), http::metrics(metrics.clone()));
+    let all = probes.clone().merge(scrapes.clone()).merge(front).merge(rest::router(door, limits));
+    let routers = web::Routers {
+        probes: http::for_one_host(probes),
+        metrics: http::for_one_host(scrapes),
+        all: http::for_one_host(all),
+    };
     let cut = CancellationToken::new();
     let wire = (peers, http_moves.clone());
-    let web = web::start(web_listener, router, killed.clone(), cut.clone(), wire)?;
-    let doors = Doors { accepting, cap: cap.clone(), killed, web, cut, grpc_moves, http_moves };
+    let web = web::start(web_listener, routers, &killed, &cut, &wire, &tasks)?;
+    let doors = Doors { accepting, io, cap: cap.clone(), killed, web, cut, grpc_moves, http_moves };
     tracing::info!(
         grpc = %grpc_addr, http = %http_addr, cpus = plan.quota, executors = plan.executors, intra_op = plan.intra_op,
         io_threads = plan.io, version = env!("CARGO_PKG_VERSION"), "listening"
     );
     started(grpc_addr, http_addr);
 
-    let loading = {
-        let (manager, health, allow_empty) = (manager.clone(), health.clone(), settings.allow_empty);
-        let ending = ending.clone();
-        let config = WatchConfig { interval: settings.watch.interval, settle: settings.watch.settle };
-        let tracker = tasks.clone();
-        tasks.spawn(async move {
-            let (_, mut events) = manager.watch();
-            let (found, loaded) = manager.load_all(config.settle).await.unwrap_or_else(|error| {
-                tracing::error!(%error, "cannot read the repositories");
-                (Vec::new(), 0)
-            });
-            if !config.interval.is_zero() {
-                tracker.spawn(ending.run_until_cancelled_owned(watch(manager.clone(), config, found)));
-            }
-            if loaded == 0 && !allow_empty {
-                tracing::error!("no model could be loaded: mend one and reload it");
-                while !manager.list().iter().any(ModelStatus::serves) {
-                    if let Err(RecvError::Closed) = events.recv().await {
-                        return;
-                    }
-                }
-            }
-            health.set_ready().await;
-            let models = manager.list();
-            let live = models.iter().filter(|model| model.live.is_some()).count();
-            let on_demand = models.iter().filter(|model| model.on_demand).count();
-            tracing::info!(models = live, on_demand, "ready");
-        })
-    };
-    tasks.spawn(ending.clone().run_until_cancelled_owned(rollouts::look_after(manager.clone())));
-    let giving_back =
-        tasks.spawn(idle::give_back(scheduler.clone(), manager.clone(), pressure.callers().clone()));
-    let watching = tasks.spawn(watchdog::watch(
-        scheduler.clone(),
+    let looked = Looked {
+        manager: manager.clone(),
+        health: health.clone(),
+        scheduler: scheduler.clone(),
         registry,
-        health.clone(),
-        settings.executors.stuck_after,
-    ));
-    let sampling = tasks.spawn(resources::sample(pressure));
+        forecaster,
+        pressure,
+    };
+    let config = Config {
+        watch: WatchConfig { interval: settings.watch.interval, settle: settings.watch.settle },
+        allow_empty: settings.allow_empty,
+        stuck_after: settings.executors.stuck_after,
+    };
+    let mut background = Background::start(&tasks, looked, config, signals.take_others());
     let why = tokio::select! {
         signal = signals.next() => signal,
         () = stop.cancelled() => "asked to",
@@ -393,11 +388,7 @@ async fn run(
 
     // Down: not ready first, then deaf, then done.
     health.set_draining().await;
-    loading.abort();
-    ending.cancel();
-    giving_back.abort();
-    watching.abort();
-    let _aborted = (giving_back.await, watching.await);
+    background.stop_changes().await;
     tracing::info!(why, drain_delay = ?settings.server.drain_delay, grace = ?settings.server.grace, "stopping: no longer ready");
     tokio::select! {
         () = tokio::time::sleep(settings.server.drain_delay) => {}
@@ -408,15 +399,16 @@ async fn run(
     let nothing_runs =
         || cap.is_idle() && control.is_idle() && limiter.snapshot() == LimitSnapshot::default();
     doors.close(nothing_runs, grace_ends, &mut signals).await;
-    sampling.abort();
+    background.stop().await;
     metrics.detach();
-    // Changes that were begun end in one state or the other; a load that takes longer is left behind.
-    let last_changes = async {
-        manager.stop().await;
-        control.finish().await;
-    };
     let patience = |most| grace_ends.saturating_duration_since(Instant::now()).clamp(LAST_WORDS, most);
-    let _abandoned = tokio::time::timeout(patience(LAST_CHANGES), last_changes).await;
+    // Changes that callers asked for have the whole grace time to end, also those whose callers have left.
+    tokio::select! {
+        _abandoned = tokio::time::timeout(patience(Duration::MAX), control.finish()) => {}
+        again = signals.next() => tracing::warn!(again, "changes of models were still under way: they are abandoned"),
+    }
+    // Others that were begun end in one state or the other; a load that takes longer is left behind.
+    let _abandoned = tokio::time::timeout(patience(LAST_CHANGES), manager.stop()).await;
     drop(scheduler);
     if let Some(traces) = traces {
         traces.finish(patience(LAST_SPANS)).await;
@@ -443,6 +435,16 @@ const LAST_CHANGES: Duration = Duration::from_secs(5);
 /// Time for the last spans to be taken by the collector.
 const LAST_SPANS: Duration = Duration::from_secs(5);
 
+/// What keeps this process from serving for as long as it lives: it is to be replaced.
+fn trouble(scheduler: &Scheduler, tasks: &Tasks) -> Option<String> {
+    if scheduler.healthy() == 0 {
+        return Some("every executor is held by a pass that does not end".to_owned());
+    }
+    tasks
+        .lost()
+        .map(|task| format!("the background task '{task}' panics again and again: the log says where"))
+}
+
 /// What is at `/` on the HTTP port.
 fn front(settings: config::Console, with: console::Resources, patience: Duration) -> Router {
     if settings.enabled {
@@ -453,9 +455,9 @@ fn front(settings: config::Console, with: console::Resources, patience: Duration
 }
 
 /// What becomes of changes, and the file that it is written to.
-fn history(settings: &Settings) -> Result<Arc<History>, StartError> {
+fn history(settings: &Settings, tasks: &Tasks) -> Result<Arc<History>, StartError> {
     let path = settings.audit.file.as_deref();
-    History::new(path).map(Arc::new).map_err(|source| {
+    History::new(path, tasks).map(Arc::new).map_err(|source| {
         let path = path.unwrap_or(std::path::Path::new("")).to_owned();
         StartError::AuditLog { path, source }
     })

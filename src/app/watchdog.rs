@@ -1,12 +1,13 @@
-//! Looks after what cannot look after itself: passes that do not end, and versions that only fail.
+//! Looks after what cannot look after itself: passes that do not end. Says in the log when versions only fail; what health says
+//! of them is computed where it is reported.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use crate::{
     admission::Breaker,
-    api::health::Health,
     registry::{Registry, SlotId},
     sched::Scheduler,
+    tasks::Pulse,
 };
 
 /// Between two looks.
@@ -16,12 +17,11 @@ const LOOK: Duration = Duration::from_millis(250);
 pub(super) async fn watch(
     scheduler: Arc<Scheduler>,
     registry: Arc<Registry>,
-    health: Health,
     stuck_after: Duration,
+    pulse: Pulse,
 ) {
     // The breakers that are open, each of one version: after a reload it is another.
     let mut open: HashMap<SlotId, Arc<Breaker>> = HashMap::new();
-    let mut broken = false;
     loop {
         tokio::time::sleep(LOOK).await;
         if !stuck_after.is_zero() {
@@ -31,14 +31,10 @@ pub(super) async fn watch(
                     replaced = stuck.replaced, "a forward pass is stuck"
                 );
             }
-            // Nothing runs until a pass ends that may never end: send the traffic elsewhere, and replace this process.
-            let now_broken = scheduler.healthy() == 0;
-            if now_broken != broken {
-                broken = now_broken;
-                health.set_broken(broken).await;
-            }
         }
-        for slot in registry.all() {
+        let slots = registry.all();
+        open.retain(|id, _| slots.iter().any(|slot| slot.id() == *id));
+        for slot in slots {
             let Some(lease) = slot.lease() else {
                 open.remove(&slot.id());
                 continue;
@@ -48,11 +44,10 @@ pub(super) async fn watch(
             if is_open && !known {
                 open.insert(slot.id(), lease.breaker.clone());
                 tracing::error!(model = %slot.name(), version = %lease.version, "it only fails: requests are refused but for trials");
-                health.set_model(slot.name().as_str(), false).await;
             } else if !is_open && open.remove(&slot.id()).is_some() {
                 tracing::info!(model = %slot.name(), version = %lease.version, "it serves again");
-                health.set_model(slot.name().as_str(), true).await;
             }
         }
+        pulse.beat();
     }
 }

@@ -13,6 +13,7 @@
 //! unsafe = ["aten::x"]  # what an inspection would find that is not known to be harmless
 //! memory_bytes = 1000   # what it says that it takes once it is loaded
 //! estimate_bytes = 500  # what is thought before; default: memory_bytes
+//! stall_while = "path"  # its files do not answer as long as there is such a file, as on a network volume that is gone
 //! ```
 //!
 //! Its one parameter is `scale`, float32 of shape `[]`: weights may be laid over it.
@@ -72,6 +73,7 @@ struct Script {
     passes: Arc<AtomicU64>,
     memory_bytes: u64,
     estimate_bytes: Option<u64>,
+    stall_while: Option<PathBuf>,
 }
 
 impl Default for Script {
@@ -95,6 +97,7 @@ impl Default for Script {
             passes: Arc::default(),
             memory_bytes: 0,
             estimate_bytes: None,
+            stall_while: None,
         }
     }
 }
@@ -157,6 +160,9 @@ impl Backend for FakeBackend {
 
     fn memory_estimate(&self, files: &[&Path]) -> u64 {
         let script = files.first().and_then(|archive| script(archive).ok()).unwrap_or_default();
+        while script.stall_while.as_ref().is_some_and(|path| path.exists()) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
         script.estimate_bytes.unwrap_or(script.memory_bytes)
     }
 

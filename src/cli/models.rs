@@ -108,10 +108,10 @@ fn show_history(changes: &[proto::ModelChange]) {
                 let took = std::time::Duration::try_from_secs_f64(*seconds).unwrap_or_default();
                 show_duration(took.try_into().ok())
             });
-            let error = if change.error.is_empty() {
-                String::new()
-            } else {
-                format!("{}: {}", change.reason, change.error)
+            // Only a failure is an error: others say why they came to be.
+            let why = match change.change.as_str() {
+                "failed" => format!("{}: {}", change.reason, change.error),
+                _ => change.error.clone(),
             };
             vec![
                 to_seconds(&change.at),
@@ -121,11 +121,11 @@ fn show_history(changes: &[proto::ModelChange]) {
                 or_dash(change.sha256.get(..12).unwrap_or_default()),
                 or_dash(&took.unwrap_or_default()),
                 change.asker.clone(),
-                error,
+                why,
             ]
         })
         .collect();
-    print_table(&["AT (UTC)", "MODEL", "CHANGE", "VERSION", "SHA256", "TOOK", "ASKED BY", "ERROR"], &rows);
+    print_table(&["AT (UTC)", "MODEL", "CHANGE", "VERSION", "SHA256", "TOOK", "ASKED BY", "WHY"], &rows);
 }
 
 /// Passes by size, and which size gives the most rows a second.

@@ -70,10 +70,17 @@ impl ConfigArgs {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    // Before anything that takes time: a signal that nobody listens for ends the process at once.
+    let beginning = app::Beginning::now().map_err(Failure::failed)?;
     let settings = args.config.load()?.settings;
+    threads::check().map_err(|error| {
+        Failure::Failed(format!(
+            "cannot start a thread ({error}): raise the limit on processes (pids.max, ulimit -u)"
+        ))
+    })?;
     let until_written =
         telemetry::init_logging(settings.log.format, &settings.log.level).map_err(Failure::Usage)?;
-    let outcome = app::serve(settings).map_err(Failure::failed);
+    let outcome = app::serve(beginning, settings).map_err(Failure::failed);
     drop(until_written);
     if outcome.is_ok() && threads::left_behind() {
         backend::exit_at_once(0);

@@ -433,19 +433,9 @@ impl Settings {
                 return Err((key, value.to_string(), allowed));
             }
         }
-        for (key, value) in [
-            ("admission.max_deadline", a.max_deadline),
-            ("executors.max_block", self.executors.max_block),
-            ("memory.max_wait", self.memory.max_wait),
-            ("loader.time_limit", self.loader.time_limit),
-            ("telemetry.timeout", self.telemetry.timeout),
-        ] {
-            if value < Duration::from_millis(1) {
-                return Err((key, humantime::format_duration(value).to_string(), "1ms or more"));
-            }
-        }
+        self.validate_durations()?;
         if let Err(error) = crate::telemetry::filter(&self.log.level) {
-            return Err(("log.level", error, "a filter such as info, warn or info,torchlane::access=off"));
+            return Err(("log.level", error, "a level, or a filter such as info,torchlane::access=off"));
         }
         if let Some(problem) = self.telemetry.problem() {
             return Err(problem);
@@ -515,6 +505,32 @@ impl Settings {
         self.validate_stores()?;
         if self.repositories.is_empty() {
             return Err(("repositories", "[]".to_owned(), "at least one directory"));
+        }
+        Ok(())
+    }
+
+    /// No clock can be set to the end of a time that is longer than its own.
+    fn validate_durations(&self) -> Result<(), (&'static str, String, &'static str)> {
+        const LEAST: Duration = Duration::from_millis(1);
+        const MOST: Duration = Duration::from_secs(365 * 24 * 3600);
+        let least_and_most = [
+            ("admission.max_deadline", self.admission.max_deadline, LEAST),
+            ("executors.max_block", self.executors.max_block, LEAST),
+            ("memory.max_wait", self.memory.max_wait, LEAST),
+            ("loader.time_limit", self.loader.time_limit, LEAST),
+            ("telemetry.timeout", self.telemetry.timeout, LEAST),
+            ("server.grace", self.server.grace, Duration::ZERO),
+            ("server.drain_delay", self.server.drain_delay, Duration::ZERO),
+            ("executors.stuck_after", self.executors.stuck_after, Duration::ZERO),
+            ("loader.patience", self.loader.patience, Duration::ZERO),
+            ("watch.interval", self.watch.interval, Duration::ZERO),
+            ("watch.settle", self.watch.settle, Duration::ZERO),
+        ];
+        for (key, value, least) in least_and_most {
+            if !(least..=MOST).contains(&value) {
+                let allowed = if least.is_zero() { "0s to 365days" } else { "1ms to 365days" };
+                return Err((key, humantime::format_duration(value).to_string(), allowed));
+            }
         }
         Ok(())
     }

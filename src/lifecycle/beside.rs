@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{
     Asker, Change, Expected, Manager, Phases, Prepared,
     entry::{Entry, Loading},
-    manager::Told,
+    told::Told,
 };
 use crate::{
     backend::Servable,

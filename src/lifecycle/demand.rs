@@ -88,13 +88,15 @@ impl OnDemand {
             return Err(not_ready(wanted.model.name()));
         };
         let place = Place::take(self, wanted)?;
-        let begin = || self.gate.enter(wanted.lane);
         let mut begun = None;
-        let demand = entry.demand(now, || begun.insert(begin()).place());
+        let demand = entry.demand(now, || {
+            let turn = begun.insert(self.gate.enter(wanted.lane));
+            Demanded::new(&self.gate, turn.place(), wanted.lane)
+        });
         let demanded = match demand {
             Demand::Loaded => None,
             Demand::UnderWay(demanded) => {
-                self.gate.raise(demanded.place, wanted.lane);
+                demanded.raise(wanted.lane);
                 Some(demanded)
             }
             Demand::Begun(demanded) => {
@@ -248,16 +250,35 @@ async fn load(
     demanded: Arc<Demanded>,
     turn: crate::residency::GateWait,
 ) {
+    let mut ending = Ending { entry: &entry, demanded: &demanded, outcome: None };
     // Not with the pass in hand: others would wait too.
     manager.after_uploads(entry.name().as_str()).await;
-    let pass = turn.pass().await;
+    demanded.turn(turn.pass().await);
     let _once = demanded.began.set(Instant::now());
     let outcome = manager.load_wanted(&entry).await;
-    drop(pass);
+    demanded.step_out();
     if entry.live().is_some() {
         manager.config.memory.asked_back(entry.name());
     }
-    entry.demand_ended(outcome, Instant::now());
+    ending.outcome = Some(outcome);
+}
+
+/// A load that requests wait for ends for them whatever becomes of it: also if it panics or is dropped.
+struct Ending<'a> {
+    entry: &'a Entry,
+    demanded: &'a Demanded,
+    outcome: Option<Result<()>>,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.demanded.step_out();
+        let broken_off = || {
+            let message = "the load was broken off: the server's log says why";
+            Err(Error::new(Reason::Internal, message))
+        };
+        self.entry.demand_ended(self.outcome.take().unwrap_or_else(broken_off), Instant::now());
+    }
 }
 
 impl Manager {

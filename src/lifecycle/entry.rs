@@ -11,7 +11,8 @@ use rest::Rest;
 pub(super) use rest::{Arrival, Demand, Demanded};
 
 use super::{
-    Expected, LiveStatus, LoadedStatus, ModelState, ModelStatus, Phases, beside::Side, rollouts::Rollouts,
+    Expected, LiveStatus, LoadedStatus, ModelState, ModelStatus, Phases, beside::Side, flight::Shared,
+    rollouts::Rollouts,
 };
 use crate::{
     backend::Servable,
@@ -30,6 +31,7 @@ pub(super) struct Entry {
     /// Held while it is brought in line with what is on disk.
     syncing: Arc<tokio::sync::Mutex<()>>,
     newest: watch::Sender<Newest>,
+    pub(super) shared: Shared,
     facts: Mutex<Facts>,
     /// Locked after `facts`, where both are.
     pub(super) rollouts: Mutex<Rollouts>,
@@ -164,6 +166,7 @@ impl Entry {
             turn,
             syncing: Arc::default(),
             newest: watch::Sender::default(),
+            shared: Shared::default(),
             facts: Mutex::default(),
             rollouts: Mutex::default(),
         }

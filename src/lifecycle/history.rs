@@ -1,23 +1,17 @@
 //! What became of every change, for those who ask later: the last ones in memory, and all of them in a file if one is named.
-//!
-//! The file is one JSON object a line, appended by a thread of its own and never rewritten. A server that starts reads the
-//! end of it, so that its memory goes back to before its start.
+//! A server that starts reads the end of the file, so that its memory goes back to before its start.
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    fs::{File, OpenOptions},
-    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
-    path::{Path, PathBuf},
-    sync::mpsc,
-    thread::JoinHandle,
-    time::Duration,
+    io,
+    path::Path,
 };
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::{Change, ModelEvent};
-use crate::{error::beginning, threads};
+use super::{Change, ModelEvent, audit::Writer};
+use crate::tasks::Tasks;
 
 /// One change, as it ended. Numbers of bytes and seconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -98,12 +92,6 @@ impl ChangeRecord {
 /// Changes that are kept in memory.
 const KEPT: usize = 1000;
 
-/// So much of the end of the file is read at the start.
-const TAIL_BYTES: u64 = 1 << 20;
-
-/// Time for the last lines to be written.
-const LAST_LINES: Duration = Duration::from_secs(2);
-
 /// The changes so far.
 #[derive(Debug, Default)]
 pub struct History {
@@ -111,21 +99,15 @@ pub struct History {
     writer: Option<Writer>,
 }
 
-#[derive(Debug)]
-struct Writer {
-    lines: Option<mpsc::Sender<String>>,
-    thread: Option<JoinHandle<()>>,
-}
-
 impl History {
     /// In memory alone, or with the file at `path`, which is made if it is not there.
     ///
     /// # Errors
     /// The file cannot be read or written.
-    pub fn new(path: Option<&Path>) -> io::Result<Self> {
+    pub(crate) fn new(path: Option<&Path>, tasks: &Tasks) -> io::Result<Self> {
         let Some(path) = path else { return Ok(Self::default()) };
-        let recent = Mutex::new(tail(&open(path)?)?);
-        Ok(Self { recent, writer: Some(Writer::start(path.to_owned())?) })
+        let (writer, last) = Writer::start(path, KEPT, tasks)?;
+        Ok(Self { recent: Mutex::new(last), writer: Some(writer) })
     }
 
     /// Takes note of a change that has ended; others are left out.
@@ -151,76 +133,6 @@ impl History {
     }
 }
 
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).read(true).append(true).open(path)
-}
-
-/// The changes at the end of the file. Lines that cannot be read, such as half a line of a machine that went down, are
-/// passed over.
-fn tail(mut file: &File) -> io::Result<VecDeque<ChangeRecord>> {
-    let size = file.metadata()?.len();
-    let from = size.saturating_sub(TAIL_BYTES);
-    file.seek(SeekFrom::Start(from))?;
-    let mut bytes = Vec::new();
-    file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
-    if bytes.last().is_some_and(|byte| *byte != b'\n') {
-        // What comes next must not go on half a line.
-        file.write_all(b"\n")?;
-    }
-    let lines = bytes.split(|byte| *byte == b'\n').skip(usize::from(from > 0));
-    let mut records: VecDeque<_> = lines.filter_map(|line| serde_json::from_slice(line).ok()).collect();
-    let over = records.len().saturating_sub(KEPT);
-    records.drain(..over);
-    Ok(records)
-}
-
-impl Writer {
-    fn start(path: PathBuf) -> io::Result<Self> {
-        let (lines, queue) = mpsc::channel::<String>();
-        let thread = std::thread::Builder::new().name("audit".to_owned()).spawn(move || {
-            let mut failing = false;
-            while let Ok(mut line) = queue.recv() {
-                line.push('\n');
-                // Opened each time: it may have been moved away, or removed. One write a line: lines of several servers do
-                // not mix.
-                let outcome = open(&path).and_then(|mut file| {
-                    file.write_all(line.as_bytes())?;
-                    file.sync_data()
-                });
-                match outcome {
-                    Ok(()) => failing = false,
-                    Err(error) => {
-                        if !failing {
-                            tracing::error!(%error, path = %path.display(), "cannot write the audit log: what follows is in this log alone");
-                        }
-                        failing = true;
-                        tracing::warn!(target: "torchlane::models", record = beginning(line.trim_end(), 2048), "not in the audit log");
-                    }
-                }
-            }
-        })?;
-        Ok(Self { lines: Some(lines), thread: Some(thread) })
-    }
-
-    fn write(&self, line: String) {
-        if let Some(lines) = &self.lines {
-            // The thread lives as long as this.
-            let _received = lines.send(line);
-        }
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        self.lines = None;
-        if let Some(thread) = self.thread.take()
-            && !threads::join(vec![thread], LAST_LINES)
-        {
-            tracing::warn!("the audit log could not be written to its end");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,26 +155,30 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_server_remembers_what_was_before_its_start() {
+    fn tasks() -> Tasks {
+        Tasks::new(crate::telemetry::TaskMetrics::default(), tokio::runtime::Handle::current())
+    }
+
+    #[tokio::test]
+    async fn a_server_remembers_what_was_before_its_start() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("audit.jsonl");
         let lines: String = (0..3).map(|i| serde_json::to_string(&record("m", i)).unwrap() + "\n").collect();
         std::fs::write(&path, format!("{lines}{{\"at\": \"half a li")).unwrap();
-        let history = History::new(Some(&path)).unwrap();
+        let history = History::new(Some(&path), &tasks()).unwrap();
         assert_eq!(history.last(Some("m"), 2), [record("m", 1), record("m", 2)]);
         assert_eq!(history.last(Some("n"), 2), []);
         let writer = history.writer.as_ref().unwrap();
         writer.write(serde_json::to_string(&record("n", 4)).unwrap());
         drop(history);
-        let again = History::new(Some(&path)).unwrap();
+        let again = History::new(Some(&path), &tasks()).unwrap();
         assert_eq!(again.last(None, 10).len(), 4, "the half line is passed over, the one after it is whole");
         assert_eq!(again.last(Some("n"), 10), [record("n", 4)]);
     }
 
-    #[test]
-    fn a_file_that_cannot_be_written_is_an_error_at_the_start() {
+    #[tokio::test]
+    async fn a_file_that_cannot_be_written_is_an_error_at_the_start() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(History::new(Some(&dir.path().join("no/such/dir.jsonl"))).is_err());
+        assert!(History::new(Some(&dir.path().join("no/such/dir.jsonl")), &tasks()).is_err());
     }
 }

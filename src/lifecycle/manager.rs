@@ -2,20 +2,25 @@
 //! half-way is safe for the live version, and leaves the model's state as it last was.
 
 use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, SystemTime},
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Weak},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
-use tokio::{sync::broadcast, time::Instant};
+use tokio::{
+    sync::{broadcast, watch},
+    time::Instant,
+};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Asker, Change, CheckReport, Done, Expected, ModelEvent, ModelStatus, Phases, Prepared, ReloadReport,
+    Asker, Change, CheckReport, Expected, ModelEvent, ModelStatus, Phases, Prepared, ReloadReport,
     ResidencyConfig, Rules, WarmupReport,
     beside::Side,
-    entry::{Entry, Hold, Holding, Loading, Past, Turn},
+    entry::{Entry, Hold, Holding, Loading, Past, Turn, Waiting},
+    flight::Share,
+    told::Told,
 };
 use crate::{
     admission::{ControlPlace, unknown_model},
@@ -27,7 +32,7 @@ use crate::{
     repository::{Found, Source, Uploads, VersionFiles},
     residency::{Memory, Reservation},
     sched::ProfilePoint,
-    telemetry::{ReloadEnd, Traces},
+    telemetry::Traces,
 };
 
 /// What the manager works with.
@@ -79,30 +84,10 @@ pub(super) struct Order {
     pub(super) asker: Asker,
 }
 
-/// What is said of a change beside the state that it leads to.
-#[derive(Debug, Clone)]
-pub(super) struct Told {
-    pub(super) version: Option<Version>,
-    pub(super) error: Option<Error>,
-    pub(super) asker: Asker,
-    pub(super) done: Option<Done>,
-}
+/// Longest that a call waits for a look at the disk that only makes its answer newer.
+pub(super) const GLANCE: Duration = Duration::from_secs(2);
 
-impl Told {
-    pub(super) fn of(version: Option<Version>, asker: &Asker) -> Self {
-        Self { version, error: None, asker: asker.clone(), done: None }
-    }
-
-    pub(super) fn failed(self, error: &Error) -> Self {
-        Self { error: Some(error.clone()), ..self }
-    }
-
-    pub(super) fn done(self, previous: Option<Version>, phases: Phases) -> Self {
-        Self { done: Some(Done { previous, phases }), ..self }
-    }
-}
-
-/// Told of every change after it is true: health, metrics.
+/// Told of every change after it is true: metrics, the history.
 pub type Observer = Box<dyn Fn(&ModelEvent) + Send + Sync>;
 
 /// Loads, swaps, rolls back and unloads.
@@ -112,10 +97,14 @@ pub struct Manager {
     pub(super) backend: Arc<dyn Backend>,
     pub(super) loader: LoaderPool,
     pub(super) entries: Mutex<BTreeMap<ModelName, Arc<Entry>>>,
-    events: broadcast::Sender<ModelEvent>,
-    observer: Observer,
+    pub(super) events: broadcast::Sender<ModelEvent>,
+    pub(super) observer: Observer,
     pub(super) tasks: TaskTracker,
-    pub(super) looked: tokio::sync::Mutex<Option<Instant>>,
+    /// When the repositories were looked at last. Held by the look that is under way.
+    pub(super) looked: Arc<tokio::sync::Mutex<Option<Instant>>>,
+    /// Models of the start that have not claimed their room yet, in the order in which they may.
+    pub(super) starting: watch::Sender<VecDeque<ModelName>>,
+    pub(super) me: Weak<Self>,
 }
 
 impl std::fmt::Debug for Manager {
@@ -134,8 +123,12 @@ impl Manager {
         observer: Observer,
     ) -> Arc<Self> {
         let (events, _) = broadcast::channel(1024);
-        let (entries, tasks, looked) = (Mutex::default(), TaskTracker::new(), tokio::sync::Mutex::default());
-        Arc::new(Self { config, registry, backend, loader, entries, events, observer, tasks, looked })
+        let (entries, tasks, looked) = (Mutex::default(), TaskTracker::new(), Arc::default());
+        Arc::new_cyclic(|me| {
+            let me = me.clone();
+            let starting = watch::Sender::default();
+            Self { config, registry, backend, loader, entries, events, observer, tasks, looked, starting, me }
+        })
     }
 
     /// Gives memory that nothing uses back to the system, as a loader thread does after each piece of its work.
@@ -190,7 +183,19 @@ impl Manager {
             urgency: Urgency::Patient,
             asker,
         };
-        self.change(&entry, order, place).await
+        let is_newest = |generation| entry.is_newest(generation);
+        match entry.shared.share(&order.files, &order.expected, is_newest, || entry.begin()) {
+            Share::Joins(joining) => {
+                // It only waits: others may have its place.
+                drop(place);
+                joining.outcome().await
+            }
+            Share::Leads(waiting, leading) => {
+                let outcome = self.change_in_turn(&entry, order, waiting, place).await;
+                leading.ended(&outcome);
+                outcome
+            }
+        }
     }
 
     /// Goes back to the version that was live before, if its archive is still the same.
@@ -214,7 +219,7 @@ impl Manager {
         let holding = self.holding(model).await;
         let version = files.version;
         let order =
-            Order { files, expected, holding, keep: false, room: None, urgency: Urgency::Hurried, asker };
+            Order { files, expected, holding, keep: false, room: None, urgency: Urgency::Undo, asker };
         self.change(&entry, order, place).await.map_err(|error| match error.reason() {
             Reason::DigestMismatch => error.within(format_args!(
                 "what was live is not on disk any more (restore version {version}'s files, or reload another version)"
@@ -324,7 +329,12 @@ impl Manager {
 
     /// What is live from now on is what somebody chose.
     async fn holding(&self, model: &str) -> Holding {
-        self.find(model).await.map_or(Holding::As, |found| Holding::Begin(Hold::at(&found)))
+        let found = match tokio::time::timeout(GLANCE, self.find(model)).await {
+            Ok(found) => found.ok(),
+            // What is taken back does not wait for a disk: what was there at the last look has to do.
+            Err(_) => self.known(model).ok().and_then(|entry| entry.last_found()),
+        };
+        found.map_or(Holding::As, |found| Holding::Begin(Hold::at(&found)))
     }
 
     pub(super) async fn find(&self, model: &str) -> Result<Found> {
@@ -346,8 +356,17 @@ impl Manager {
         order: Order,
         place: Option<ControlPlace>,
     ) -> Result<ReloadReport> {
+        self.change_in_turn(entry, order, entry.begin(), place).await
+    }
+
+    async fn change_in_turn(
+        &self,
+        entry: &Entry,
+        order: Order,
+        waiting: Waiting<'_>,
+        place: Option<ControlPlace>,
+    ) -> Result<ReloadReport> {
         let started = Instant::now();
-        let waiting = entry.begin();
         let generation = waiting.generation;
         let turn = entry.turn(waiting).await?;
         self.carry_out(entry, order, (turn, generation), started, place).await
@@ -366,6 +385,11 @@ impl Manager {
         let (version, asker) = (Some(order.files.version), order.asker.clone());
         let told = |phases| Told::of(version, &asker).done(previous, phases);
         entry.set_loading(Some(Loading::ToLive(order.files.version)));
+        let ended = match (order.urgency, had_version) {
+            (Urgency::Undo, _) => Change::RolledBack,
+            (_, true) => Change::Reloaded,
+            (_, false) => Change::Ready,
+        };
         let begun = if had_version { Change::Reloading } else { Change::Loading };
         self.announce(entry, begun, Told::of(version, &asker));
         let outcome = self.replace(entry, order, generation, started).await;
@@ -373,11 +397,7 @@ impl Manager {
         let (mut report, old, side) = match outcome {
             Ok((report, old, side)) => {
                 entry.set_phases(report.phases);
-                self.announce(
-                    entry,
-                    if had_version { Change::Reloaded } else { Change::Ready },
-                    told(report.phases),
-                );
+                self.announce(entry, ended, told(report.phases));
                 (report, old, side)
             }
             Err(error) => {
@@ -528,48 +548,6 @@ impl Manager {
             pause = (pause * 2).min(Duration::from_millis(10));
         }
         Arc::strong_count(held) == 1
-    }
-
-    /// Writes a load or reload down that has ended, drain included, where traces are asked for.
-    pub(super) fn trace(&self, entry: &Entry, told: &Told) {
-        if let (Some(traces), Some(version), Some(done)) = (&self.config.traces, told.version, told.done) {
-            let Done { previous, phases } = done;
-            let (model, asker, error) = (entry.name(), &told.asker, told.error.as_ref());
-            traces.reload(&ReloadEnd { model, version, previous, asker, phases, error });
-        }
-    }
-
-    pub(super) fn announce(&self, entry: &Entry, change: Change, told: Told) {
-        let Told { version, error, asker, done } = told;
-        let event = ModelEvent {
-            at: SystemTime::now(),
-            model: entry.status(),
-            change,
-            version,
-            error,
-            asker: Some(asker),
-            done,
-        };
-        let live = event.model.live.as_ref().map(|live| live.version.0);
-        let (model, name, about) = (entry.name(), change.as_str(), version.map(|version| version.0));
-        let asker = event.asker.as_ref().map(ToString::to_string);
-        match &event.error {
-            Some(error) if matches!(change, Change::Abandoned | Change::RolloutAborted) => {
-                tracing::info!(target: "torchlane::models", %model, change = name, version = about, live, asker, "{error}")
-            }
-            Some(error) => {
-                tracing::error!(target: "torchlane::models", %model, change = name, version = about, live, asker, reason = error.reason().as_str(), "{error}")
-            }
-            // There may be thousands of them at the start.
-            None if change == Change::OnDemand => {
-                tracing::debug!(target: "torchlane::models", %model, change = name, asker, "model changed")
-            }
-            None => {
-                tracing::info!(target: "torchlane::models", %model, change = name, version = about, live, asker, "model changed")
-            }
-        }
-        (self.observer)(&event);
-        let _nobody_watches = self.events.send(event);
     }
 }
 

@@ -3,12 +3,15 @@
 //! **Invariant**: only legal transitions; the newest generation wins; a replacement never lowers availability: until
 //! the swap nothing of the live version is touched, and a failure anywhere leaves it serving.
 
+mod audit;
 mod beside;
 mod demand;
 mod described;
 mod entry;
+mod flight;
 mod footprint;
 mod golden;
+mod health;
 mod history;
 mod load;
 mod manager;
@@ -20,6 +23,7 @@ mod rules;
 mod shapes;
 mod status;
 mod sync;
+mod told;
 mod upload;
 mod warmup;
 mod watch;
@@ -38,4 +42,5 @@ pub use status::{
     ReloadReport, WarmupReport,
 };
 pub use warmup::WarmupFailure;
-pub use watch::{WatchConfig, watch};
+pub use watch::WatchConfig;
+pub(crate) use watch::{Watched, watch};

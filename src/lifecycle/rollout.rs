@@ -11,8 +11,9 @@ use tokio::time::Instant;
 use super::{
     Asker, Change, Expected, Manager, RolloutState, RolloutStatus,
     entry::{Entry, Hold, Holding},
-    manager::{Order, Told, choose},
+    manager::{Order, choose},
     rollouts::{Beginning, Decision},
+    told::Told,
 };
 use crate::{
     admission::ControlPlace,
@@ -38,6 +39,13 @@ pub enum RolloutChange {
     Promote,
     /// Take it back.
     Abort,
+}
+
+impl RolloutChange {
+    /// Whether it only takes something back.
+    pub fn undoes(&self) -> bool {
+        matches!(self, Self::Abort)
+    }
 }
 
 impl std::fmt::Debug for RolloutChange {
@@ -108,31 +116,39 @@ impl Manager {
         asker: Asker,
         place: Option<ControlPlace>,
     ) -> Result<RolloutStatus> {
-        // An end need not wait.
-        if !matches!(change, RolloutChange::Abort) {
-            self.after_uploads(model).await;
+        match change {
+            // An end waits for nothing: neither for an upload nor for a disk.
+            RolloutChange::Abort => {
+                let entry = self.known(model)?;
+                let why = format!("aborted by {asker}");
+                let ended = self.end_rollout(&entry, RolloutState::Aborted, &why, true, &asker);
+                let version = ended.ok_or_else(|| none(&entry))?;
+                let status = status_of(&entry);
+                drop(place);
+                self.tidy_beside(&entry, version, &asker).await;
+                status
+            }
+            RolloutChange::Plan { version, plan } => {
+                let (entry, found) = self.looked_up(model).await?;
+                self.plan_rollout(&entry, &found, version, plan, &asker).await?;
+                status_of(&entry)
+            }
+            RolloutChange::Promote => {
+                let (entry, _) = self.looked_up(model).await?;
+                let order = self.promotion(&entry, asker).await.ok_or_else(|| none(&entry))?;
+                let _report = self.change(&entry, order, place).await?;
+                status_of(&entry)
+            }
         }
+    }
+
+    /// The model with what is on disk of it now.
+    async fn looked_up(&self, model: &str) -> Result<(Arc<Entry>, Found)> {
+        self.after_uploads(model).await;
         let found = self.find(model).await?;
         let entry = self.entry(&found.name);
         entry.set_versions(found.numbers());
-        match change {
-            RolloutChange::Plan { version, plan } => {
-                self.plan_rollout(&entry, &found, version, plan, &asker).await?;
-            }
-            RolloutChange::Promote => {
-                let order = self.promotion(&entry, asker).await.ok_or_else(|| none(&entry))?;
-                let _report = self.change(&entry, order, place).await?;
-            }
-            RolloutChange::Abort => {
-                let why = format!("aborted by {asker}");
-                let (aborted, reject) = (RolloutState::Aborted, true);
-                let version =
-                    self.end_rollout(&entry, aborted, &why, reject, &asker).ok_or_else(|| none(&entry))?;
-                self.tidy_beside(&entry, version, &asker).await;
-            }
-        }
-        let status = entry.rollouts.lock().status(entry.name());
-        status.ok_or_else(|| none(&entry))
+        Ok((entry, found))
     }
 
     async fn plan_rollout(
@@ -362,6 +378,11 @@ impl Manager {
             asker,
         })
     }
+}
+
+fn status_of(entry: &Entry) -> Result<RolloutStatus> {
+    let status = entry.rollouts.lock().status(entry.name());
+    status.ok_or_else(|| none(entry))
 }
 
 fn none(entry: &Entry) -> Error {

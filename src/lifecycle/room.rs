@@ -5,10 +5,15 @@ use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 use bytesize::ByteSize;
 use tokio::time::Instant;
 
-use super::{Asker, Change, Manager, entry::Entry, manager::Told};
+use super::{
+    Asker, Change, Manager,
+    entry::{Demanded, Entry},
+    told::Told,
+};
 use crate::{
     backend::Servable,
     error::{Error, Reason, Result},
+    files,
     model::{LoadMode, ModelName, Version},
     repository::VersionFiles,
     residency::{ReloadPolicy, Reservation, Room, Shortage, Standing},
@@ -30,28 +35,39 @@ pub(super) enum Resting {
 
 impl Manager {
     /// What a version will take: what it took when it was loaded before, else by its files.
-    fn estimate(&self, entry: &Entry, files: &VersionFiles) -> u64 {
-        entry.footprint(files).unwrap_or_else(|| {
+    ///
+    /// # Errors
+    /// The file system does not answer.
+    async fn estimate(&self, entry: &Entry, files: &VersionFiles) -> Result<u64> {
+        if let Some(bytes) = entry.footprint(files) {
+            return Ok(bytes);
+        }
+        let (backend, of) = (self.backend.clone(), files.clone());
+        let estimate = move || {
             let files: Vec<&Path> =
-                std::iter::once(files.archive.as_path()).chain(files.weights.as_deref()).collect();
-            self.backend.memory_estimate(&files)
-        })
+                std::iter::once(of.archive.as_path()).chain(of.weights.as_deref()).collect();
+            backend.memory_estimate(&files)
+        };
+        Ok(files::run(files.place(), files::LOOK, estimate).await?)
     }
 
     /// Whether a model that is not loaded is to be, though no request has asked for it.
-    pub(super) fn resting(&self, entry: &Entry, files: &VersionFiles) -> Resting {
+    ///
+    /// # Errors
+    /// The file system does not answer.
+    pub(super) async fn resting(&self, entry: &Entry, files: &VersionFiles) -> Result<Resting> {
         let load = entry.load();
         if load == LoadMode::Lazy || load == LoadMode::Eager && entry.is_on_demand() {
-            return Resting::Left;
+            return Ok(Resting::Left);
         }
-        let bytes = self.estimate(entry, files);
-        match self.config.memory.spare(entry.name(), bytes) {
+        let bytes = self.estimate(entry, files).await?;
+        Ok(match self.config.memory.spare(entry.name(), bytes) {
             None if load == LoadMode::Eager => {
                 tracing::info!(model = %entry.name(), bytes, "no room in memory.budget: it is left to its first request");
                 Resting::Left
             }
             room => Resting::Load(room),
-        }
+        })
     }
 
     /// Reserves what a version is thought to take. Models that nobody uses go for it, the one first that was used longest
@@ -60,26 +76,22 @@ impl Manager {
     /// # Errors
     /// It cannot be made to fit, or not in time.
     pub(super) async fn room(&self, entry: &Entry, files: &VersionFiles) -> Result<Reservation> {
-        self.room_for(entry, self.estimate(entry, files)).await
+        let bytes = self.estimate(entry, files).await?;
+        self.room_for(entry, bytes).await
     }
 
     async fn room_for(&self, entry: &Entry, bytes: u64) -> Result<Reservation> {
-        let memory = &self.config.memory;
         let give_up = Instant::now() + PATIENCE;
-        let _order = memory.order().await;
+        // A load that only waits holds nothing that others need to load.
+        let mut outside: Option<Arc<Demanded>> = None;
         loop {
-            match memory.admit(entry.name(), bytes, &self.standings()) {
-                Room::Reserved(room) => return Ok(room),
-                Room::Refused(shortage) => return Err(refusal(entry.name(), shortage)),
-                Room::Evict(victims) => {
-                    let evictions = victims.iter().map(|victim| self.evict(victim));
-                    let evicted = futures::future::join_all(evictions).await;
-                    if evicted.contains(&true) {
-                        continue;
-                    }
+            if let Some(room) = self.make_room(entry, bytes).await? {
+                if let Some(demanded) = outside {
+                    demanded.step_in().await;
                 }
-                Room::Wait => {}
+                return Ok(room);
             }
+            outside = outside.or_else(|| entry.demanded().filter(|demanded| demanded.step_out()));
             if Instant::now() >= give_up {
                 let message = format!(
                     "model '{}' needs {} of memory.budget, and all models that could go for it have been in use for {PATIENCE:?}",
@@ -88,7 +100,26 @@ impl Manager {
                 );
                 return Err(Error::new(Reason::MemoryBudget, message).with_retry_after(PATIENCE));
             }
-            let _looks = tokio::time::timeout(LOOK, memory.changed()).await;
+            let _looks = tokio::time::timeout(LOOK, self.config.memory.changed()).await;
+        }
+    }
+
+    /// Reserves room, and evicts for it what nobody uses. `None`: what could go is in use.
+    async fn make_room(&self, entry: &Entry, bytes: u64) -> Result<Option<Reservation>> {
+        let memory = &self.config.memory;
+        // What is evicted for one load is not for another that comes in between.
+        let _order = memory.order().await;
+        loop {
+            let victims = match memory.admit(entry.name(), bytes, &self.standings()) {
+                Room::Reserved(room) => return Ok(Some(room)),
+                Room::Refused(shortage) => return Err(refusal(entry.name(), shortage)),
+                Room::Evict(victims) => victims,
+                Room::Wait => return Ok(None),
+            };
+            let evictions = victims.iter().map(|victim| self.evict(victim));
+            if !futures::future::join_all(evictions).await.contains(&true) {
+                return Ok(None);
+            }
         }
     }
 

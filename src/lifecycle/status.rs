@@ -324,7 +324,8 @@ pub enum Change {
     RolloutChanged,
     /// It was good, and is live.
     Promoted,
-    /// It was bad: the version that was live serves alone.
+    /// A caller went back to the version before; or, with an error, a version that was rolled out was bad, and the one that
+    /// was live serves alone.
     RolledBack,
     /// The rollout gave way to something else, or to somebody.
     RolloutAborted,
@@ -333,6 +334,31 @@ pub enum Change {
 }
 
 impl Change {
+    /// Whether a version may be gone by it.
+    pub const fn retires(self) -> bool {
+        match self {
+            Self::Ready
+            | Self::Reloaded
+            | Self::Unloaded
+            | Self::Evicted
+            | Self::LoadedBeside
+            | Self::DroppedBeside
+            | Self::Promoted
+            | Self::RolledBack
+            | Self::RolloutAborted
+            | Self::Removed => true,
+            Self::Snapshot
+            | Self::Loading
+            | Self::Reloading
+            | Self::Failed
+            | Self::Abandoned
+            | Self::OnDemand
+            | Self::LoadingBeside
+            | Self::RolloutStarted
+            | Self::RolloutChanged => false,
+        }
+    }
+
     /// The name in the API and the logs.
     pub const fn as_str(self) -> &'static str {
         match self {

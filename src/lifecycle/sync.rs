@@ -7,18 +7,21 @@ use std::{
     time::Duration,
 };
 
+use futures::StreamExt as _;
 use tokio::time::Instant;
 
 use super::{
     Asker, Change, Expected, Manager, Phases,
     described::Described,
     entry::{Entry, Holding},
-    manager::{Order, Told},
+    manager::{GLANCE, Order},
     rollout::{Way, way},
     room::Resting,
+    told::Told,
 };
 use crate::{
     error::{Error, Reason, Result},
+    files,
     model::{LoadMode, ModelManifest, ModelName, Version, VersionPlan},
     repository::{Found, RepositoryError, VersionFiles},
     residency::Reservation,
@@ -26,6 +29,9 @@ use crate::{
 
 /// Calls that ask what is on disk share a look for this long.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// Models whose files are looked at side by side.
+const AT_ONCE: usize = 16;
 
 /// After a failure the same files are tried again after this long, then twice as long, and so on.
 pub(super) const AGAIN: Duration = Duration::from_secs(30);
@@ -64,13 +70,21 @@ impl Manager {
             found = settled;
         }
         self.take_note(&found);
-        let loads: Vec<_> = self
-            .in_order_of_start(found.clone())
-            .await
+        let ordered = self.in_order_of_start(found.clone()).await;
+        if self.config.memory.is_limited() {
+            let names = ordered.iter().map(|found| found.name.clone());
+            self.starting.send_replace(names.collect());
+        }
+        let loads: Vec<_> = ordered
             .into_iter()
             .map(|found| {
                 let manager = self.clone();
-                self.tasks.spawn(async move { manager.sync(found, Asker::Start).await })
+                self.tasks.spawn(async move {
+                    let name = found.name.clone();
+                    let serves = manager.sync(found, Asker::Start).await;
+                    manager.claimed(&name);
+                    serves
+                })
             })
             .collect();
         let mut loaded = 0;
@@ -85,16 +99,43 @@ impl Manager {
         if !self.config.memory.is_limited() {
             return found;
         }
-        let mut ordered = Vec::with_capacity(found.len());
-        for found in found {
+        let order = async |found: Found| {
             let load = self.manifest_of(&found).await.ok().and_then(|manifest| manifest.load);
             let is_pinned = load.unwrap_or(self.config.residency.load) == LoadMode::Pinned;
-            let newest = found.versions.last();
-            let written = newest.and_then(|newest| newest.archive.metadata().ok()?.modified().ok());
-            ordered.push((Reverse((is_pinned, written)), found));
-        }
+            let newest = found.versions.last().map(|newest| newest.archive.clone());
+            let written = match newest {
+                Some(archive) => {
+                    let of = archive.clone();
+                    let written = move || of.metadata().ok()?.modified().ok();
+                    files::run(&archive, files::LOOK, written).await.ok().flatten()
+                }
+                None => None,
+            };
+            (Reverse((is_pinned, written)), found)
+        };
+        // Side by side: one file that does not answer delays no others.
+        let mut ordered: Vec<_> = futures::stream::iter(found).map(order).buffered(AT_ONCE).collect().await;
         ordered.sort_by_key(|(order, _)| *order);
         ordered.into_iter().map(|(_, found)| found).collect()
+    }
+
+    /// Waits until all models have claimed their room that may do so before this one. One whose files do not answer is not
+    /// waited for long.
+    async fn may_claim(&self, model: &ModelName) {
+        let mut starting = self.starting.subscribe();
+        let first = starting.wait_for(|starting| {
+            !starting.contains(model) || starting.front().is_some_and(|first| first == model)
+        });
+        let _late = tokio::time::timeout(GLANCE, first).await;
+    }
+
+    /// A model of the start has its room, or needs none.
+    fn claimed(&self, model: &ModelName) {
+        self.starting.send_if_modified(|starting| {
+            let before = starting.len();
+            starting.retain(|other| other != model);
+            starting.len() < before
+        });
     }
 
     /// What is on disk now, by name: of several models with one name the first counts.
@@ -112,18 +153,28 @@ impl Manager {
         Ok(all)
     }
 
-    /// Takes note of the models and versions that are on disk now. A look is at most [`LOOK_AGAIN`] old.
+    /// Takes note of the models and versions that are on disk now. A look is at most [`LOOK_AGAIN`] old. One that takes
+    /// longer than [`GLANCE`] goes on, and the caller has what was known before.
     pub async fn refresh(&self) {
-        let mut looked = self.looked.lock().await;
-        if looked.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
-            return;
-        }
-        match self.scan().await {
-            Ok(found) => self.take_note(&found),
-            // What was known stays so.
-            Err(error) => tracing::warn!(%error, "cannot look for new versions"),
-        }
-        *looked = Some(Instant::now());
+        let underway = match (self.looked.clone().try_lock_owned(), self.me.upgrade()) {
+            (Ok(mut looked), Some(manager)) => {
+                if looked.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
+                    return;
+                }
+                let look = self.tasks.spawn(async move {
+                    match manager.scan().await {
+                        Ok(found) => manager.take_note(&found),
+                        // What was known stays so.
+                        Err(error) => tracing::warn!(%error, "cannot look for new versions"),
+                    }
+                    *looked = Some(Instant::now());
+                });
+                futures::future::Either::Left(async { drop(look.await) })
+            }
+            // Others wait for the same look.
+            _ => futures::future::Either::Right(async { drop(self.looked.lock().await) }),
+        };
+        let _late = tokio::time::timeout(GLANCE, underway).await;
     }
 
     /// Lists what is on disk, without loading it.
@@ -196,7 +247,10 @@ impl Manager {
             && *asker != Asker::Request
             && let Some(files) = target.and_then(|version| files_of(found, version))
         {
-            match self.resting(entry, files) {
+            self.may_claim(entry.name()).await;
+            let resting = self.resting(entry, files).await;
+            self.claimed(entry.name());
+            match resting? {
                 Resting::Load(reserved) => room = reserved,
                 Resting::Left => {
                     entry.set_labels(plan.labels.clone());
@@ -276,7 +330,8 @@ impl Manager {
             return Ok(ModelManifest::default());
         };
         let newest = self.materialize(newest.clone()).await?;
-        let mut described = Described::read(&newest)?;
+        let of = newest.clone();
+        let mut described = files::run(newest.place(), files::LOOK, move || Described::read(&of)).await??;
         described.warnings.extend(hidden);
         self.entry(&found.name).warn_once(&described.warnings, newest.manifest_stamp);
         Ok(described.manifest)

@@ -7,6 +7,7 @@ use super::{Asker, Manager, ReloadReport, ReloadRequest, entry::Waiting};
 use crate::{
     admission::ControlPlace,
     error::{Error, Reason, Result},
+    files,
     model::ModelName,
     repository::{Staged, Upload, Uploads},
 };
@@ -37,7 +38,8 @@ impl Manager {
         self.may_replace(&uploads, &name, &upload).await?;
         let staged = {
             let (uploads, name) = (uploads.clone(), name.clone());
-            blocking(move || uploads.put(&name, &upload)).await?
+            let of = uploads.clone();
+            blocking(&of, move || uploads.put(&name, &upload)).await?
         };
         let request = ReloadRequest { model: name.to_string(), ..ReloadRequest::default() };
         let entry = self.entry(&name);
@@ -45,7 +47,7 @@ impl Manager {
         let on_trial = entry.begin();
         match self.reload_what_is_there(request, asker, place).await {
             Ok(report) => {
-                blocking(move || staged.prove()).await?;
+                blocking(&uploads, move || staged.prove()).await?;
                 Ok(report)
             }
             Err(error) => {
@@ -116,7 +118,8 @@ impl Manager {
             // Changes before have ended, and those that come later look at the disk again.
             let _turn = entry.turn_to_tidy().await;
             let (uploads, name, live) = (uploads.clone(), name.clone(), entry.live());
-            blocking(move || {
+            let of = uploads.clone();
+            blocking(&of, move || {
                 let found = uploads.directory().find(&name).ok().flatten();
                 let is_live =
                     found.zip(live).is_some_and(|(found, (_, live))| found.versions.contains(&live));
@@ -142,7 +145,9 @@ pub(super) fn uploads_are_off() -> Error {
 }
 
 /// Work on a disk, on a thread that may wait for it.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let outcome = tokio::task::spawn_blocking(work).await;
-    outcome.unwrap_or_else(|panicked| Err(Error::new(Reason::Internal, panicked.to_string())))
+async fn blocking<T: Send + 'static>(
+    uploads: &Uploads,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    files::run(uploads.directory().root(), files::LONG, work).await?
 }

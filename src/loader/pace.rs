@@ -56,8 +56,10 @@ const SLICE: Duration = Duration::from_millis(50);
 pub enum Urgency {
     /// It runs at idle priority and rests, as long as there is patience.
     Patient,
-    /// Somebody waits for it, or what serves is bad: at nice 19, without rests.
+    /// Somebody waits for it: at nice 19, without rests.
     Hurried,
+    /// It undoes what went wrong: as [`Urgency::Hurried`], and before all other loads, on a thread that is kept for it.
+    Undo,
     /// Nobody is served yet whom it could disturb: like any thread. On a machine that is full of other programs one that gave way to
     /// them might not end.
     AtOnce,

@@ -100,6 +100,11 @@ pub struct VersionFiles {
 }
 
 impl VersionFiles {
+    /// The directory that they are in.
+    pub(crate) fn place(&self) -> &Path {
+        self.archive.parent().unwrap_or(&self.archive)
+    }
+
     /// A lone archive.
     pub(super) fn bare(archive: PathBuf) -> Self {
         let files = Self {

@@ -1,9 +1,9 @@
 //! Where models come from: a directory that is used in place, or an object store that is mirrored.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use super::{Directory, FetchError, Found, Mirror, MirrorConfig, RepositoryError, VersionFiles};
-use crate::{model::ModelName, telemetry::StoreMetrics};
+use crate::{files, model::ModelName, telemetry::StoreMetrics};
 
 /// A repository, whatever it is in. All answers are without waiting for a disk on the caller's thread.
 #[derive(Debug)]
@@ -49,7 +49,8 @@ impl Source {
         match self {
             Self::Directory(directory) => {
                 let directory = directory.clone();
-                blocking(move || directory.scan()).await
+                let root = directory.root().to_owned();
+                look(&root, files::LONG, move || directory.scan()).await
             }
             Self::Store(mirror) => Ok(mirror.scan().await?),
         }
@@ -63,7 +64,8 @@ impl Source {
         match self {
             Self::Directory(directory) => {
                 let (directory, name) = (directory.clone(), name.clone());
-                blocking(move || directory.find(&name)).await
+                let place = directory.root().join(name.as_str());
+                look(&place, files::LOOK, move || directory.find(&name)).await
             }
             Self::Store(mirror) => Ok(mirror.find(name).await?),
         }
@@ -82,10 +84,12 @@ impl Source {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+async fn look<T: Send + 'static>(
+    place: &Path,
+    limit: Duration,
     look: impl FnOnce() -> Result<T, RepositoryError> + Send + 'static,
 ) -> Result<T, RepositoryError> {
-    tokio::task::spawn_blocking(look).await.unwrap_or_else(|panicked| {
-        Err(RepositoryError::Io { path: Path::new("a directory").to_owned(), source: panicked.into() })
-    })
+    let looked = files::run(place, limit, look).await;
+    looked
+        .unwrap_or_else(|stalled| Err(RepositoryError::Io { path: place.to_owned(), source: stalled.into() }))
 }

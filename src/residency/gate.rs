@@ -64,14 +64,19 @@ impl LaneGate {
 
     /// Takes a place in the line.
     pub fn enter(self: &Arc<Self>, lane: Lane) -> GateWait {
-        let (grant, granted) = oneshot::channel();
         let mut state = self.state.lock();
-        let place = state.next;
+        let place = GatePlace(state.next);
         state.next += 1;
-        state.waiting.push(Waiting { lane, place, granted: grant });
         drop(state);
+        self.enter_again(place, lane)
+    }
+
+    /// Goes back to a place that it had before, after it let others pass.
+    pub fn enter_again(self: &Arc<Self>, place: GatePlace, lane: Lane) -> GateWait {
+        let (grant, granted) = oneshot::channel();
+        self.state.lock().waiting.push(Waiting { lane, place: place.0, granted: grant });
         self.let_in();
-        GateWait { place: GatePlace(place), granted }
+        GateWait { place, granted }
     }
 
     /// Somebody more urgent waits for the same: it keeps its place among those of the new lane.

@@ -42,19 +42,25 @@ impl<K: Hash + Eq + Clone> Thrash<K> {
         let soon = |at: Instant| now.saturating_duration_since(at) < WINDOW;
         let back = self.gone.remove(model).is_some_and(soon);
         self.loads.push_back((now, back));
-        let (was, is) = (self.on, self.is_on(now));
-        (was != is).then_some(is)
-    }
-
-    /// Whether models only take each other's place: from half of the loads, until it is less than a quarter.
-    pub fn is_on(&mut self, now: Instant) -> bool {
         while self.loads.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) >= WINDOW) {
             self.loads.pop_front();
         }
-        let back = self.loads.iter().filter(|(_, back)| *back).count();
+        let is = self.is_on(now);
+        let was = std::mem::replace(&mut self.on, is);
+        (was != is).then_some(is)
+    }
+
+    /// Whether models only take each other's place: from half of the loads, until it is less than a quarter. Asking changes
+    /// nothing: only a load says that it has turned.
+    pub fn is_on(&self, now: Instant) -> bool {
+        let within = |at: Instant| now.saturating_duration_since(at) < WINDOW;
+        let (mut loads, mut back) = (0, 0);
+        for (_, was_back) in self.loads.iter().filter(|(at, _)| within(*at)) {
+            loads += 1;
+            back += usize::from(*was_back);
+        }
         let of = if self.on { 4 } else { 2 };
-        self.on = self.loads.len() >= LEAST && back * of >= self.loads.len();
-        self.on
+        loads >= LEAST && back * of >= loads
     }
 }
 
@@ -77,6 +83,8 @@ mod tests {
             .collect();
         assert_eq!(turned.iter().position(Option::is_some), Some(19), "20 of 40");
         assert_eq!((turned[19], thrash.is_on(at(3))), (Some(true), true));
+        // Who asks how it stands does not take the word from the load that says so.
+        assert!(!thrash.is_on(at(200)));
         // What was gone for longer is no sign of it.
         thrash.evicted(&7, at(3));
         for model in 10..20 {

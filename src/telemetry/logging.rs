@@ -30,12 +30,43 @@ pub enum LogFormat {
     Json,
 }
 
-/// Reads a filter.
+/// Names of levels, from the least to the most.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// Reads a filter: levels, each for all lines or as `target=level` for some.
 ///
 /// # Errors
 /// The filter, and what is wrong with it.
 pub(crate) fn filter(level: &str) -> Result<EnvFilter, String> {
-    EnvFilter::try_new(level).map_err(|error| format!("'{level}' ({error})"))
+    let text = plain(level)?;
+    EnvFilter::try_new(text).map_err(|error| format!("'{level}' ({error})"))
+}
+
+/// The filter with the usual names of levels. A lone word would be the name of a target and turn off everything else, which a
+/// typing error must not do.
+fn plain(level: &str) -> Result<String, String> {
+    let known = |name: &str| {
+        let name = name.trim().to_ascii_lowercase();
+        let name = if name == "warning" { "warn".to_owned() } else { name };
+        LEVELS.contains(&name.as_str()).then_some(name)
+    };
+    let directives = level.split(',').map(|directive| {
+        let (target, name) = match directive.rsplit_once('=') {
+            Some((target, name)) => (Some(target.trim()), name),
+            None => (None, directive),
+        };
+        let wrong = || {
+            let what = if name.trim().is_empty() { "a level is missing" } else { "no such level" };
+            format!("'{level}' ({what}; levels are {})", LEVELS.join(", "))
+        };
+        let name = known(name).ok_or_else(wrong)?;
+        Ok(match target {
+            Some("") => return Err(wrong()),
+            Some(target) => format!("{target}={name}"),
+            None => name,
+        })
+    });
+    Ok(directives.collect::<Result<Vec<_>, String>>()?.join(","))
 }
 
 /// What the filter says, and nothing above a level.
@@ -62,9 +93,10 @@ impl LogFilter {
 
     /// With what a subscriber needs to follow it.
     fn new(base: &str) -> Result<(Self, reload::Layer<Filter, Registry>), String> {
+        let base = &plain(base)?;
         let (built, now) = build(base, None)?;
         let (layer, handle) = reload::Layer::new(built);
-        Ok((Self { base: base.into(), now: Arc::new(Mutex::new(now)), handle }, layer))
+        Ok((Self { base: base.as_str().into(), now: Arc::new(Mutex::new(now)), handle }, layer))
     }
 
     /// The most that is written now: lines of some targets may be held to less.
@@ -242,6 +274,35 @@ mod tests {
         }
         assert_eq!(filter.change(|_| Err("no".to_owned())), Err("no".to_owned()));
         assert_eq!(filter.level(), LevelFilter::INFO);
+    }
+
+    #[test]
+    fn a_level_that_is_none_is_refused() {
+        for (level, is) in [
+            ("info", "info"),
+            ("WARNING", "warn"),
+            ("warn,torchlane::access=off", "warn,torchlane::access=off"),
+            (" error , h2=Warning", "error,h2=warn"),
+        ] {
+            assert_eq!(plain(level).as_deref(), Ok(is), "{level}");
+        }
+        for level in [
+            "",
+            " ",
+            "inof",
+            "verbose",
+            "torchlane",
+            "info,",
+            "info,h2",
+            "h2=",
+            "=info",
+            "h2=loud",
+            "info,,warn",
+            "3",
+        ] {
+            let error = filter(level).unwrap_err();
+            assert!(error.contains("off, error, warn, info, debug, trace"), "{level}: {error}");
+        }
     }
 
     #[test]

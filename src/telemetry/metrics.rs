@@ -17,7 +17,7 @@ use prometheus_client::{
 
 use super::{
     CacheMetrics, ConnectionMetrics, Recent, Refusals, ResidencyMetrics, RolloutMetrics, SpanMetrics,
-    StoreMetrics, Untaken,
+    StoreMetrics, TaskMetrics, Untaken,
     requests::{ModelLabel, RequestMetrics, Sample},
     triton,
 };
@@ -80,6 +80,7 @@ pub const CATALOGUE: &[(&str, &str, &str)] = &[
     ("torchlane_response_cache_bytes", "gauge", ""),
     ("torchlane_response_cache_entries", "gauge", ""),
     ("torchlane_spans_total", "counter", "result"),
+    ("torchlane_task_restarts_total", "counter", "task"),
     ("torchlane_build_info", "gauge", "version"),
 ];
 
@@ -159,6 +160,8 @@ pub struct Metrics {
     pub untaken: Untaken,
     /// Connections.
     pub connections: ConnectionMetrics,
+    /// Of background tasks.
+    pub tasks: TaskMetrics,
     registry: Registry,
     requests: RequestMetrics,
     depth: Family<StageLabels, Gauge>,
@@ -210,6 +213,9 @@ pub struct Sources {
     pub stuck_loads: Arc<std::sync::atomic::AtomicUsize>,
 }
 
+/// What a reload may come to.
+const RELOADS: [&str; 2] = ["ok", "failed"];
+
 /// Sizes of passes that are shown for a model: those that ran most.
 const PROFILE_SERIES: usize = 24;
 
@@ -221,6 +227,7 @@ impl Default for Metrics {
             refusals: Refusals::default(),
             untaken: Untaken::default(),
             connections: ConnectionMetrics::default(),
+            tasks: TaskMetrics::default(),
             registry: Registry::with_prefix("torchlane"),
             requests: RequestMetrics::default(),
             depth: Family::default(),
@@ -251,6 +258,7 @@ impl Default for Metrics {
         metrics.refusals.register(r);
         metrics.untaken.register(r);
         metrics.connections.register(r);
+        metrics.tasks.register(r);
         r.register(
             "queue_depth",
             "Requests that wait, for a ticket (admission) or an executor (scheduler)",
@@ -365,15 +373,31 @@ impl Metrics {
         if let Some(recent) = self.recent.get() {
             recent.note(sample.lane, (sample.outcome == "ok").then_some(sample.total));
         }
-        self.requests.count(&sample);
+        let is_there = |model: &str| {
+            let sources = self.sources.lock();
+            sources.as_ref().is_none_or(|sources| sources.models.get(model).is_some())
+        };
+        self.requests.count(&sample, is_there);
     }
 
     /// Notes a change of a model.
     pub fn model_event(&self, event: &ModelEvent) {
         self.residency.event(event);
         let model = event.model.name.to_string();
+        if event.change == Change::Removed {
+            return self.forget(&model);
+        }
+        if event.change.retires() {
+            let status = &event.model;
+            let stay = status.live.iter().map(|live| live.version);
+            let stay = stay.chain(status.previous).chain(status.loading);
+            let stay: Vec<_> = stay.chain(status.loaded.iter().map(|loaded| loaded.version)).collect();
+            self.requests.keep_only(&model, &stay);
+        }
         let result = match event.change {
             Change::Ready | Change::Reloaded => Some("ok"),
+            // A caller went back. The end of a rollout has an error.
+            Change::RolledBack if event.error.is_none() => Some("ok"),
             Change::Failed => Some("failed"),
             _ => None,
         };
@@ -397,6 +421,23 @@ impl Metrics {
             self.info.get_or_create(&labels).set(1);
             live.insert(model, labels);
         }
+    }
+
+    /// A model is gone, and all of its series with it.
+    fn forget(&self, model: &str) {
+        let of = || model.to_owned();
+        self.requests.forget(model);
+        for result in RELOADS {
+            self.reloads.remove(&ReloadLabels { model: of(), result });
+        }
+        for (phase, _) in Phases::default().named() {
+            self.phases.remove(&PhaseLabels { model: of(), phase });
+        }
+        if let Some(old) = self.live.lock().remove(model) {
+            self.info.remove(&old);
+        }
+        self.rollouts.forget(model);
+        self.cache.forget(model);
     }
 
     fn phases(&self, model: &str, phases: Phases) {
@@ -478,6 +519,8 @@ impl Metrics {
         self.stuck_loads.set(count(Some(&stuck_loads.load(std::sync::atomic::Ordering::Relaxed))));
         self.healthy.set(i64::try_from(scheduler.healthy()).unwrap_or(i64::MAX));
         self.profile.clear();
+        // A gauge of a model that is gone or has nothing live would keep its last value.
+        self.breakers.clear();
         for model in models.all() {
             // Of thousands that are not in memory nothing is to be told.
             let Some(lease) = model.lease() else { continue };
@@ -533,6 +576,7 @@ mod tests {
         metrics.store.fetched("s3", "ok", Duration::ZERO);
         let _zeros = metrics.cache.of("m");
         metrics.rollouts.fill();
+        metrics.tasks.restarted("watch");
         let text = metrics.encode();
         let registered: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
         let documented = include_str!("../../docs/metrics.md");

@@ -89,8 +89,19 @@ impl Series {
     }
 }
 
-/// By version, lane and outcome.
-type Kinds = HashMap<(Option<Version>, Lane, &'static str), Series>;
+/// Version, lane and outcome.
+type Kind = (Option<Version>, Lane, &'static str);
+
+type Kinds = HashMap<Kind, Series>;
+
+fn labels(model: &str, (version, lane, outcome): Kind) -> RequestLabels {
+    RequestLabels {
+        model: model.to_owned(),
+        version: version.map(|version| version.to_string()).unwrap_or_default(),
+        lane: lane.as_str(),
+        outcome,
+    }
+}
 
 /// All of them.
 #[derive(Debug)]
@@ -158,26 +169,55 @@ impl RequestMetrics {
         r.register("batch_size", "Items in the batch of a request", self.batch_size.clone());
     }
 
-    /// Counts a finished request.
-    pub(super) fn count(&self, sample: &Sample<'_>) {
+    /// Counts a finished request. `is_there`: whether there is such a model, where nothing was counted for it yet.
+    pub(super) fn count(&self, sample: &Sample<'_>, is_there: impl FnOnce(&str) -> bool) {
         let kind = (sample.version, sample.lane, sample.outcome);
         if let Some(series) = self.series.read().get(sample.model).and_then(|kinds| kinds.get(&kind)) {
             series.count(sample);
             return;
         }
-        let series = self.make_series(sample);
-        series.count(sample);
-        self.series.write().entry(sample.model.to_owned()).or_default().insert(kind, series);
+        let mut all = self.series.write();
+        // A request may outlive its model, whose series must not come back.
+        let model = if all.contains_key(sample.model) || is_there(sample.model) { sample.model } else { "" };
+        let sample = Sample { model, ..sample.clone() };
+        let kinds = all.entry(model.to_owned()).or_default();
+        kinds.entry(kind).or_insert_with(|| self.make_series(&sample)).count(&sample);
+    }
+
+    /// Drops the series of all other versions of a model: a server that runs for months sees many. A request that a version
+    /// answers after that makes them anew, until the model changes again.
+    pub(super) fn keep_only(&self, model: &str, versions: &[Version]) {
+        if let Some(kinds) = self.series.write().get_mut(model) {
+            kinds.retain(|kind, _| {
+                let stays = kind.0.is_none_or(|version| versions.contains(&version));
+                if !stays {
+                    self.remove(&labels(model, *kind));
+                }
+                stays
+            });
+        }
+    }
+
+    /// Drops all series of a model that is gone.
+    pub(super) fn forget(&self, model: &str) {
+        let mut all = self.series.write();
+        for kind in all.remove(model).iter().flat_map(HashMap::keys) {
+            self.remove(&labels(model, *kind));
+        }
+        self.batch_size.remove(&ModelLabel { model: model.to_owned() });
+    }
+
+    fn remove(&self, labels: &RequestLabels) {
+        self.requests.remove(labels);
+        self.total.remove(labels);
+        for family in [&self.queue, &self.batch_wait, &self.compute] {
+            family.remove(labels);
+        }
     }
 
     fn make_series(&self, sample: &Sample<'_>) -> Series {
         let model = sample.model.to_owned();
-        let labels = RequestLabels {
-            model: model.clone(),
-            version: sample.version.map(|version| version.to_string()).unwrap_or_default(),
-            lane: sample.lane.as_str(),
-            outcome: sample.outcome,
-        };
+        let labels = labels(&model, (sample.version, sample.lane, sample.outcome));
         // Not by this sample alone: what the response cache answers runs nothing, others do.
         let ran = (sample.outcome == "ok").then(|| Ran {
             queue: self.queue.get_or_create(&labels).clone(),
@@ -213,8 +253,8 @@ mod tests {
             ran: None,
             trace,
         };
-        metrics.count(&sample(2, None));
-        metrics.count(&sample(40, Some(TraceId::from(0xabc))));
+        metrics.count(&sample(2, None), |_| true);
+        metrics.count(&sample(40, Some(TraceId::from(0xabc))), |_| true);
         let mut text = String::new();
         encode(&mut text, &registry).unwrap();
         let with: Vec<_> = text.lines().filter(|line| line.contains(" # {")).collect();

@@ -84,7 +84,8 @@ impl ResidencyMetrics {
             Some(Asker::Rollout) => "rollout",
             Some(Asker::Budget) | None => return self.evicted(event),
         };
-        if matches!(event.change, Change::Ready | Change::Reloaded) {
+        let undone = event.change == Change::RolledBack && event.error.is_none();
+        if undone || matches!(event.change, Change::Ready | Change::Reloaded) {
             self.loads.get_or_create(&CauseLabel { cause }).inc();
         }
     }

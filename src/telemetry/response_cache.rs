@@ -82,6 +82,23 @@ impl CacheMetrics {
         counts
     }
 
+    /// A model is gone, and all of its series with it.
+    pub(super) fn forget(&self, model: &str) {
+        if self.models.write().remove(model).is_none() {
+            return;
+        }
+        let of = || model.to_owned();
+        for result in ["hit", "miss"] {
+            self.lookups.remove(&ResultLabels { model: of(), result });
+        }
+        for result in ["kept", "too_large"] {
+            self.insertions.remove(&ResultLabels { model: of(), result });
+        }
+        for cause in ["room", "version"] {
+            self.evictions.remove(&CauseLabels { model: of(), cause });
+        }
+    }
+
     pub(super) fn read(&self, cache: Option<&ResponseCache>) {
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         self.bytes.set(number(cache.map_or(0, ResponseCache::bytes)));

@@ -87,6 +87,23 @@ impl RolloutMetrics {
         self.copies.get_or_create(&ResultLabels { model: model.to_owned(), result }).inc();
     }
 
+    /// A model is gone, and all of its series with it.
+    pub(super) fn forget(&self, model: &str) {
+        let of = || model.to_owned();
+        for side in [Side::Live, Side::Candidate] {
+            for outcome in ["ok", "failed", "late"] {
+                self.requests.remove(&SideLabels { model: of(), side: side.as_str(), outcome });
+            }
+        }
+        self.fallbacks.remove(&ModelLabel { model: of() });
+        for result in ["same", "different", "failed", "dropped"] {
+            self.copies.remove(&ResultLabels { model: of(), result });
+        }
+        if let Some(old) = self.shown.lock().remove(model) {
+            self.state.remove(&old);
+        }
+    }
+
     pub(super) fn model_event(&self, event: &ModelEvent) {
         let model = event.model.name.to_string();
         let mut shown = self.shown.lock();

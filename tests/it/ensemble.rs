@@ -15,7 +15,7 @@ use super::{
 
 const TENSORS: &str = "[[inputs]]\nname = 'in'\ndtype = 'FP32'\nshape = [-1, 2]\n[[outputs]]\nname = 'out'\n";
 
-fn ensemble(repository: &Path, name: &str, steps: &str) {
+pub fn ensemble(repository: &Path, name: &str, steps: &str) {
     fs::create_dir_all(repository.join(name)).unwrap();
     fs::write(repository.join(name).join("model.toml"), format!("{TENSORS}{steps}")).unwrap();
 }

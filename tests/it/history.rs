@@ -39,7 +39,7 @@ async fn every_change_is_written_down_and_survives_a_restart() {
         ("ready", "", "1", "1"),
         ("reloaded", "1", "2", "2"),
         ("failed", "2", "3", "2"),
-        ("reloaded", "2", "1", "1"),
+        ("rolled_back", "2", "1", "1"),
         ("unloaded", "1", "1", ""),
     ];
     assert_eq!(told, expected);

@@ -28,6 +28,7 @@ mod refusals;
 mod residency;
 mod response_cache;
 mod rollout;
+mod runtime;
 mod server;
 mod settings;
 mod store;

@@ -10,7 +10,7 @@ use super::{
 };
 
 /// Looks often, so that the tests are short; a second is long enough for a slow machine to write two files.
-fn watched(settings: &mut Settings) {
+pub fn watched(settings: &mut Settings) {
     settings.watch.interval = Duration::from_millis(100);
     settings.watch.settle = Duration::from_millis(200);
 }

@@ -17,7 +17,7 @@ use tonic::transport::server::TcpConnectInfo;
 
 use super::{Console, answer, json};
 use crate::{
-    admission::ControlPlace,
+    admission::{ControlPlace, Errand},
     api::{
         origin,
         rest::{body, json::read, path::Path},
@@ -84,10 +84,15 @@ async fn carry_out(console: &Console, model: String, change: &str, request: Requ
     is_meant(&parts.headers)?;
     let body = body::read(body, LONGEST, None, Instant::now() + ARRIVES).await?;
     let change = Change::read(change, &body)?;
+    let errand = match &change {
+        Change::Rollback | Change::Unload => Errand::Undo,
+        Change::Rollout(change) if change.undoes() => Errand::Undo,
+        Change::Reload(_) | Change::Rollout(_) => Errand::Change,
+    };
     let (manager, asker) = (console.with.manager.clone(), asker(from));
     let deadline = Instant::now() + console.rights.patience;
     let work = |place| change.carry_out(manager, model, asker, place);
-    console.with.control.run(Some(deadline), GOES_ON, work).await
+    console.with.control.run(errand, Some(deadline), GOES_ON, work).await
 }
 
 /// It is what this page sends, and no page of another origin can.

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     admission::{LimitSnapshot, Pressure, Tenants},
-    api::health::Health,
+    api::health::{Condition, Health},
     model::Lane,
     residency::MemorySnapshot,
     sched::{Scheduler, SchedulerSnapshot},
@@ -150,14 +150,11 @@ pub(super) fn read(console: &Console) -> Overview {
 }
 
 fn status(health: &Health) -> &'static str {
-    if health.is_draining() {
-        "draining"
-    } else if health.is_broken() {
-        "broken"
-    } else if health.is_ready() {
-        "ready"
-    } else {
-        "not_ready"
+    match health.condition() {
+        Condition::Draining => "draining",
+        Condition::Broken => "broken",
+        Condition::Ready => "ready",
+        Condition::Loading => "not_ready",
     }
 }
 
@@ -250,7 +247,13 @@ impl MemoryView {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{
+        collections::BTreeMap,
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering},
+        },
+    };
 
     use serde_json::json;
 
@@ -286,11 +289,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_drains_says_so_whatever_else_it_is() {
-        let (health, _service) = Health::new().await;
+        let broken = Arc::new(AtomicBool::new(false));
+        let is_broken = broken.clone();
+        let trouble = move || is_broken.load(Ordering::Relaxed).then(|| "stuck".to_owned());
+        let (health, _service) = Health::new(trouble).await;
         assert_eq!(status(&health), "not_ready");
         health.set_ready().await;
         assert_eq!(status(&health), "ready");
-        health.set_broken(true).await;
+        broken.store(true, Ordering::Relaxed);
         assert_eq!(status(&health), "broken");
         health.set_draining().await;
         assert_eq!(status(&health), "draining");

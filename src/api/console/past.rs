@@ -58,7 +58,8 @@ fn views(statuses: &[ModelStatus], mut records: Vec<ChangeRecord>) -> Vec<Change
     let view = |mut record: ChangeRecord| {
         let status = statuses.iter().find(|status| status.name.as_str() == record.model);
         let is_last = |status: &&ModelStatus| {
-            matches!(record.change.as_str(), "ready" | "reloaded") && record.generation == status.generation.0
+            let went_live = matches!(record.change.as_str(), "ready" | "reloaded" | "rolled_back");
+            went_live && record.error.is_none() && record.generation == status.generation.0
         };
         if let Some(phases) = status.filter(is_last).and_then(|status| status.last_phases) {
             let seconds =

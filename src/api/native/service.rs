@@ -15,7 +15,7 @@ use super::{
     stream::item,
 };
 use crate::{
-    admission::{ControlLane, ControlPlace, Residents, Wanted},
+    admission::{ControlLane, ControlPlace, Errand, Residents, Wanted},
     api::{
         arrival::{Arrival, asker},
         status,
@@ -105,6 +105,7 @@ where
     /// Runs an admin call in its own lane and within its deadline.
     async fn controlled<T, W>(
         &self,
+        errand: Errand,
         deadline: Option<Instant>,
         late: &'static str,
         work: impl FnOnce(Arc<Manager>, ControlPlace) -> W,
@@ -114,7 +115,8 @@ where
         W: Future<Output = Result<T>> + Send + 'static,
     {
         let manager = self.manager.clone();
-        self.control.run(deadline, late, |place| work(manager, place)).await.map_err(|error| status(&error))
+        let outcome = self.control.run(errand, deadline, late, |place| work(manager, place)).await;
+        outcome.map_err(|error| status(&error))
     }
 }
 
@@ -216,7 +218,7 @@ where
         let request = reload_request(request.into_inner()).map_err(|error| status(&error))?;
         let late = if request.validate_only { VALIDATES } else { GOES_ON };
         let report = self
-            .controlled(deadline, late, async move |manager: Arc<Manager>, place| {
+            .controlled(Errand::Change, deadline, late, async move |manager: Arc<Manager>, place| {
                 manager.reload(request, asker, Some(place)).await
             })
             .await?;
@@ -262,7 +264,7 @@ where
         let model = request.model.clone();
         let unload =
             async move |manager: Arc<Manager>, place| manager.unload(&model, asker, Some(place)).await;
-        let (version, generation) = self.controlled(deadline, GOES_ON, unload).await?;
+        let (version, generation) = self.controlled(Errand::Undo, deadline, GOES_ON, unload).await?;
         Ok(Response::new(proto::UnloadModelResponse {
             model: request.model,
             unloaded_version: version.to_string(),
@@ -279,7 +281,7 @@ where
         let rollback = async move |manager: Arc<Manager>, place| {
             manager.rollback(&request.model, asker, Some(place)).await
         };
-        let report = self.controlled(deadline, GOES_ON, rollback).await?;
+        let report = self.controlled(Errand::Undo, deadline, GOES_ON, rollback).await?;
         Ok(Response::new(models::reload_response(report)))
     }
 
@@ -303,10 +305,11 @@ where
         let request = request.into_inner();
         let model = request.model.clone();
         let change = rollout::change(request).map_err(|error| status(&error))?;
+        let errand = if change.undoes() { Errand::Undo } else { Errand::Change };
         let set = async move |manager: Arc<Manager>, place| {
             manager.set_rollout(&model, change, asker, Some(place)).await
         };
-        let status = self.controlled(deadline, GOES_ON, set).await?;
+        let status = self.controlled(errand, deadline, GOES_ON, set).await?;
         Ok(Response::new(rollout::rollout(String::new(), Some(status))))
     }
 

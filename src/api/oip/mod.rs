@@ -22,7 +22,7 @@ use tower::{Service, ServiceExt as _};
 
 use super::{arrival::Arrival, health::Health};
 use crate::{
-    admission::{ControlLane, ControlPlace, MessageBytes, Residents, Wanted},
+    admission::{ControlLane, ControlPlace, Errand, MessageBytes, Residents, Wanted},
     call::{InferCall, InferReply},
     error::{Error, Result},
     lifecycle::Manager,
@@ -107,6 +107,7 @@ impl<S> OpenInference<S> {
     /// Runs a change in its own lane and within its deadline.
     async fn controlled<T, W>(
         &self,
+        errand: Errand,
         deadline: Option<Instant>,
         work: impl FnOnce(Arc<Manager>, ControlPlace) -> W,
     ) -> Result<T>
@@ -116,7 +117,7 @@ impl<S> OpenInference<S> {
     {
         let late = "the deadline passed; the change goes on: see the repository index";
         let manager = self.with.manager.clone();
-        self.with.control.run(deadline, late, |place| work(manager, place)).await
+        self.with.control.run(errand, deadline, late, |place| work(manager, place)).await
     }
 }
 

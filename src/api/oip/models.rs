@@ -8,8 +8,8 @@ use super::OpenInference;
 use crate::{
     admission::{not_ready, unknown_model, version_not_loaded},
     api::arrival::version,
-    error::{Reason, Result},
-    model::{TensorSpec, Version, VersionWish},
+    error::Result,
+    model::{TensorSpec, Version},
     proto::inference::{
         InferBatchStatistics, InferStatistics, MemoryUsage, ModelConfig, ModelMetadataResponse,
         ModelStatistics, ModelStatisticsResponse, ServerMetadataResponse, StatisticDuration,
@@ -54,28 +54,7 @@ impl<S> OpenInference<S> {
     /// # Errors
     /// There is no such model or version.
     pub(in crate::api) fn model_ready(&self, name: &str, wanted: &str) -> Result<bool> {
-        if !self.serves(name, wanted)? {
-            return Ok(false);
-        }
-        let plan = self.lease(name, wanted).ok().and_then(|lease| lease.ensemble.clone());
-        let steps = plan.iter().flat_map(|plan| plan.steps());
-        let mut each = steps.map(|step| self.serves(&step.model, &step.version).unwrap_or(false));
-        Ok(each.all(|serves| serves))
-    }
-
-    /// Whether a model has that version live, or a request would bring it there.
-    fn serves(&self, name: &str, wanted: &str) -> Result<bool> {
-        let (status, _) = self.with.manager.get(name)?;
-        match version(wanted)? {
-            VersionWish::Any => Ok(status.serves()),
-            VersionWish::Exactly(version) if status.on_demand => Ok(status.versions.contains(&version)),
-            _ if status.on_demand => Ok(true),
-            _ => match self.lease(name, wanted) {
-                Ok(_) => Ok(true),
-                Err(error) if error.reason() == Reason::ModelNotReady => Ok(false),
-                Err(error) => Err(error),
-            },
-        }
+        self.with.manager.answers(name, &version(wanted)?)
     }
 
     /// What a version takes and returns. A model that is not in memory is brought there.

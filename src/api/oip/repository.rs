@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use super::{LoadParameter, OpenInference, uploads};
 use crate::{
-    admission::MessageBytes,
+    admission::{Errand, MessageBytes},
     api::arrival::{Arrival, asker},
     error::{Error, Reason, Result},
     lifecycle::{ModelState, ModelStatus, ReloadRequest},
@@ -45,7 +45,7 @@ impl<S> OpenInference<S> {
         one_repository(repository)?;
         let upload = uploads::read(parameters, self.takes_uploads())?;
         let asker = asker(&arrival.headers, from)?;
-        self.controlled(arrival.deadline, async move |manager, place| {
+        self.controlled(Errand::Change, arrival.deadline, async move |manager, place| {
             let _counted = counted;
             let loaded = match upload {
                 Some(upload) => manager.upload(&model, upload, asker, Some(place)).await,
@@ -71,7 +71,7 @@ impl<S> OpenInference<S> {
     ) -> Result<()> {
         one_repository(repository)?;
         let asker = asker(&arrival.headers, from)?;
-        let unloaded = self.controlled(arrival.deadline, async move |manager, place| {
+        let unloaded = self.controlled(Errand::Undo, arrival.deadline, async move |manager, place| {
             manager.unload(&model, asker, Some(place)).await.map(drop)
         });
         match unloaded.await {

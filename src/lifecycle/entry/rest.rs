@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
 
 use super::{Entry, Facts, Past, Turn};
@@ -12,9 +13,9 @@ use crate::{
     backend::Servable,
     error::{Error, Reason},
     lifecycle::beside::Side,
-    model::{Generation, LoadMode, Version},
+    model::{Generation, Lane, LoadMode, Version, VersionWish},
     repository::{Found, VersionFiles},
-    residency::{GatePlace, Standing},
+    residency::{GatePass, GatePlace, LaneGate, Standing},
 };
 
 /// After a load that a request asked for has failed, none is begun for this long, then for twice as long, and so on.
@@ -42,11 +43,48 @@ pub(in crate::lifecycle) enum Arrival {
 /// A load that requests wait for, all of them for the same.
 #[derive(Debug)]
 pub(in crate::lifecycle) struct Demanded {
+    gate: Arc<LaneGate>,
     /// Where it waits for its turn among other loads.
-    pub(in crate::lifecycle) place: GatePlace,
+    place: GatePlace,
+    /// The most urgent of those that wait for it.
+    lane: Mutex<Lane>,
+    /// While it has its turn.
+    pass: Mutex<Option<GatePass>>,
     /// When it had its turn.
     pub(in crate::lifecycle) began: OnceLock<Instant>,
     pub(in crate::lifecycle) arrival: watch::Sender<Arrival>,
+}
+
+impl Demanded {
+    /// A load that has entered `gate`.
+    pub(in crate::lifecycle) fn new(gate: &Arc<LaneGate>, place: GatePlace, lane: Lane) -> Self {
+        let (gate, lane, pass) = (gate.clone(), Mutex::new(lane), Mutex::default());
+        Self { gate, place, lane, pass, began: OnceLock::new(), arrival: watch::Sender::new(Arrival::Coming) }
+    }
+
+    /// A request of that lane waits for it too.
+    pub(in crate::lifecycle) fn raise(&self, lane: Lane) {
+        let mut own = self.lane.lock();
+        *own = lane.min(*own);
+        self.gate.raise(self.place, lane);
+    }
+
+    /// It has its turn.
+    pub(in crate::lifecycle) fn turn(&self, pass: Option<GatePass>) {
+        *self.pass.lock() = pass;
+    }
+
+    /// Others have their turn while this load only waits. False: it had none.
+    pub(in crate::lifecycle) fn step_out(&self) -> bool {
+        self.pass.lock().take().is_some()
+    }
+
+    /// Waits for its turn again, before those of its lane that came later.
+    pub(in crate::lifecycle) async fn step_in(&self) {
+        let lane = *self.lane.lock();
+        let pass = self.gate.enter_again(self.place, lane).pass().await;
+        self.turn(pass);
+    }
 }
 
 /// What a request finds that asks for a load.
@@ -145,6 +183,16 @@ impl Entry {
         self.facts.lock().rest.on_demand
     }
 
+    /// Whether a request with that wish would load it, and nothing says that this would fail.
+    pub(in crate::lifecycle) fn would_load(&self, wish: &VersionWish) -> bool {
+        let facts = self.facts.lock();
+        let is_there = match wish {
+            VersionWish::Exactly(version) => facts.versions.contains(version),
+            _ => true,
+        };
+        facts.rest.answers() && is_there
+    }
+
     /// It is left to its first request. True: it was not before, or files have come that may mend what failed.
     pub(in crate::lifecycle) fn leave_to_requests(&self) -> bool {
         let mut facts = self.facts.lock();
@@ -174,7 +222,7 @@ impl Entry {
     }
 
     /// A request asks for the model. Where a load is to begin, `begin` makes the place at which all wait for it.
-    pub(in crate::lifecycle) fn demand(&self, now: Instant, begin: impl FnOnce() -> GatePlace) -> Demand {
+    pub(in crate::lifecycle) fn demand(&self, now: Instant, begin: impl FnOnce() -> Demanded) -> Demand {
         let mut facts = self.facts.lock();
         // Also where a version is live by now: others may still be loaded beside it.
         if let Some(demanded) = &facts.rest.demanded {
@@ -189,13 +237,14 @@ impl Entry {
         if let Some(Failure { error, until, .. }) = facts.rest.failed.as_ref().filter(|f| f.until > now) {
             return Demand::Failed(error.clone(), until.saturating_duration_since(now));
         }
-        let demanded = Arc::new(Demanded {
-            place: begin(),
-            began: OnceLock::new(),
-            arrival: watch::Sender::new(Arrival::Coming),
-        });
+        let demanded = Arc::new(begin());
         facts.rest.demanded = Some(demanded.clone());
         Demand::Begun(demanded)
+    }
+
+    /// The load that requests wait for, if there is one.
+    pub(in crate::lifecycle) fn demanded(&self) -> Option<Arc<Demanded>> {
+        self.facts.lock().rest.demanded.clone()
     }
 
     /// The load has ended: those who wait are told.

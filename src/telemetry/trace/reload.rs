@@ -9,7 +9,7 @@ use super::{
     attributes::{number, text},
 };
 use crate::{
-    error::Error,
+    error::{Error, Reason},
     lifecycle::{Asker, Phases},
     model::{ModelName, Version},
 };
@@ -48,7 +48,10 @@ impl Traces {
         ]);
         let mut span = self.span(builder, None);
         span.set_attributes(previous.map(|previous| number("previous", previous.0)));
-        if let Some(error) = error {
+        // What made room for something newer has not failed.
+        if let Some(error) = error
+            && !matches!(error.reason(), Reason::Superseded | Reason::ShuttingDown)
+        {
             span.set_status(Status::error(error.message().to_owned()));
         }
         let mut after = Duration::ZERO;

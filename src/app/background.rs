@@ -1,0 +1,195 @@
+//! What goes on by itself while the server runs. Each task has a name and is started again if it panics.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{Mutex, Notify, broadcast::error::RecvError, watch},
+    task::JoinHandle,
+};
+
+use super::{
+    health, idle, resources, rollouts,
+    signals::{Others, Wish},
+    watchdog,
+};
+use crate::{
+    admission::{Forecaster, Pressure},
+    api::health::Health,
+    lifecycle::{Manager, ModelStatus, WatchConfig, Watched, watch as watch_repositories},
+    registry::Registry,
+    repository::Found,
+    sched::Scheduler,
+    tasks::{Need, Pulse, Tasks},
+};
+
+/// What the tasks look after.
+#[derive(Clone)]
+pub(super) struct Looked {
+    pub(super) manager: Arc<Manager>,
+    pub(super) health: Health,
+    pub(super) scheduler: Arc<Scheduler>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) forecaster: Arc<Forecaster>,
+    pub(super) pressure: Arc<Pressure>,
+}
+
+/// The settings of the tasks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Config {
+    pub(super) watch: WatchConfig,
+    pub(super) allow_empty: bool,
+    pub(super) stuck_after: Duration,
+}
+
+/// Those that are under way.
+pub(super) struct Background {
+    /// They change models: they end before requests do.
+    changing: Vec<JoinHandle<()>>,
+    /// They look after the server until no request is left.
+    looking: Vec<JoinHandle<()>>,
+}
+
+/// What was found when the models of the start were loaded. `None`: they are not.
+type Begun = Option<Vec<Found>>;
+
+/// Between two looks for what is remembered of models that are gone.
+const TIDY: Duration = Duration::from_secs(60);
+
+impl Background {
+    /// Starts them all.
+    pub(super) fn start(tasks: &Tasks, looked: Looked, config: Config, signals: Option<Others>) -> Self {
+        let Looked { manager, health, scheduler, registry, forecaster, pressure } = looked;
+        let (begun, begins) = watch::channel::<Begun>(None);
+        let begun = Arc::new(begun);
+        let hint = Arc::new(Notify::new());
+        let of = (manager.clone(), health.clone());
+        let load = tasks.keep("start", Need::Essential, move |_| load_all(of.clone(), config, begun.clone()));
+        let (of, wakes) = (manager.clone(), hint.clone());
+        let watched = Arc::new(Mutex::new(None));
+        let watching = tasks.keep("watch", Need::Essential, move |pulse| {
+            watch_from_start(
+                of.clone(),
+                config.watch,
+                (watched.clone(), begins.clone()),
+                wakes.clone(),
+                pulse,
+            )
+        });
+        let of = manager.clone();
+        let rollouts =
+            tasks.keep("rollouts", Need::Essential, move |pulse| rollouts::look_after(of.clone(), pulse));
+        let mut changing = vec![load, watching, rollouts];
+        if let Some(signals) = signals {
+            let signals = Arc::new(Mutex::new(signals));
+            let listen = move |_| listen(signals.clone(), hint.clone());
+            changing.push(tasks.keep("signals", Need::Useful, listen));
+        }
+        let of = (scheduler.clone(), manager.clone(), pressure.callers().clone());
+        let give_back = tasks.keep("idle", Need::Useful, move |pulse| {
+            idle::give_back(of.0.clone(), of.1.clone(), of.2.clone(), pulse)
+        });
+        let of = (scheduler, registry.clone());
+        let watchdog = tasks.keep("watchdog", Need::Essential, move |pulse| {
+            watchdog::watch(of.0.clone(), of.1.clone(), config.stuck_after, pulse)
+        });
+        changing.extend([give_back, watchdog]);
+        let reporting = tasks.keep("health", Need::Essential, move |pulse| {
+            health::report(manager.clone(), health.clone(), pulse)
+        });
+        let sampling =
+            tasks.keep("pressure", Need::Essential, move |pulse| resources::sample(pressure.clone(), pulse));
+        let tidying =
+            tasks.keep("tidy", Need::Useful, move |pulse| tidy(registry.clone(), forecaster.clone(), pulse));
+        Self { changing, looking: vec![reporting, sampling, tidying] }
+    }
+
+    /// Nothing changes models by itself any more.
+    pub(super) async fn stop_changes(&mut self) {
+        stop(&mut self.changing).await;
+    }
+
+    /// The rest ends too.
+    pub(super) async fn stop(&mut self) {
+        stop(&mut self.looking).await;
+    }
+}
+
+async fn stop(tasks: &mut Vec<JoinHandle<()>>) {
+    tasks.iter().for_each(JoinHandle::abort);
+    for task in tasks.drain(..) {
+        let _aborted = task.await;
+    }
+}
+
+/// Loads what should be loaded, and makes the server ready.
+async fn load_all(
+    (manager, health): (Arc<Manager>, Health),
+    config: Config,
+    begun: Arc<watch::Sender<Begun>>,
+) {
+    let (_, mut events) = manager.watch();
+    let (found, loaded) = manager.load_all(config.watch.settle).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "cannot read the repositories");
+        (Vec::new(), 0)
+    });
+    begun.send_replace(Some(found));
+    if loaded == 0 && !config.allow_empty {
+        tracing::error!("no model could be loaded: mend one and reload it");
+        while !manager.list().iter().any(ModelStatus::serves) {
+            if let Err(RecvError::Closed) = events.recv().await {
+                return;
+            }
+        }
+    }
+    health.set_ready().await;
+    let models = manager.list();
+    let live = models.iter().filter(|model| model.live.is_some()).count();
+    let on_demand = models.iter().filter(|model| model.on_demand).count();
+    tracing::info!(models = live, on_demand, "ready");
+}
+
+/// Watches the repositories once the models of the start are loaded.
+async fn watch_from_start(
+    manager: Arc<Manager>,
+    config: WatchConfig,
+    (watched, mut begins): (Arc<Mutex<Option<Watched>>>, watch::Receiver<Begun>),
+    hint: Arc<Notify>,
+    pulse: Pulse,
+) {
+    let mut watched = watched.lock().await;
+    let watched = match &mut *watched {
+        // It was at it before it panicked.
+        Some(watched) => watched,
+        none => {
+            let Ok(found) = begins.wait_for(Option::is_some).await else { return };
+            none.insert(Watched::new(config, found.as_deref().unwrap_or_default()))
+        }
+    };
+    watch_repositories(manager, config, watched, hint, pulse).await;
+}
+
+/// Does what signals ask for that do not end the process.
+async fn listen(signals: Arc<Mutex<Others>>, hint: Arc<Notify>) {
+    let mut signals = signals.lock().await;
+    loop {
+        match signals.next().await {
+            Wish::Look => {
+                tracing::info!("SIGHUP: looking at the repositories");
+                hint.notify_one();
+            }
+            Wish::Nothing(signal) => {
+                tracing::info!(signal, "this signal has no meaning here: nothing changes")
+            }
+        }
+    }
+}
+
+/// Forgets what was learned of models that are gone.
+async fn tidy(registry: Arc<Registry>, forecaster: Arc<Forecaster>, pulse: Pulse) {
+    loop {
+        tokio::time::sleep(TIDY).await;
+        let there = registry.all().iter().flat_map(|slot| slot.all()).map(|slot| slot.id()).collect();
+        forecaster.keep_only(&there);
+        pulse.beat();
+    }
+}
