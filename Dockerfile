@@ -20,5 +20,7 @@ COPY --from=build /image /opt/torchlane
 ENV PATH=/opt/torchlane/bin:$PATH
 USER 10001:10001
 EXPOSE 50051 8080
+# Alive, though models may still be loading; Kubernetes has its own probes.
+HEALTHCHECK --start-period=10s CMD ["torchlane", "health", "--live"]
 ENTRYPOINT ["torchlane"]
 CMD ["serve", "--repository", "/models", "--grpc-addr", "0.0.0.0:50051", "--http-addr", "0.0.0.0:8080"]

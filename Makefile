@@ -12,7 +12,7 @@ export CARGO_TARGET_DIR := $(CURDIR)/target
 
 ARGS ?=
 
-.PHONY: help setup libtorch build run test lint fuzz models bench bench-isolation bench-reload bench-models clean
+.PHONY: help setup libtorch build run test lint fuzz fuzz-operators models bench bench-isolation bench-reload bench-models clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -55,6 +55,9 @@ bench-reload: bench-models libtorch ## models that change under load: reloads, c
 
 fuzz: ## feed the decoders with made-up bytes, five minutes each
 	@scripts/fuzz.sh
+
+fuzz-operators: ## call the operators that models may call with odd arguments, ten minutes (fetches PyTorch, 5 GB, into the user's cache)
+	@scripts/fuzz_operators.sh $(ARGS)
 
 bench-models: ## the benchmark's models, in bench-models/ (fetches PyTorch, 5 GB, into the user's cache)
 	@scripts/bench_models.sh

@@ -140,6 +140,25 @@ reasons! {
 }
 
 impl Reason {
+    /// Failures of files: what is said of them names directories of this machine, which is for its log alone.
+    const fn is_of_files(self) -> bool {
+        matches!(
+            self,
+            Self::LoadFailed
+                | Self::ForwardFailed
+                | Self::StoreUnavailable
+                | Self::CacheFull
+                | Self::DiskFull
+                | Self::UnsafeModel
+                | Self::DigestMismatch
+                | Self::NotSigned
+                | Self::SignatureInvalid
+                | Self::NotUploaded
+                | Self::RolledBack
+                | Self::Internal
+        )
+    }
+
     /// The HTTP status for the same failure.
     pub const fn http_status(self) -> u16 {
         match self {
@@ -178,6 +197,8 @@ pub struct Error {
 #[derive(Debug, Clone, PartialEq, Default)]
 struct Detail {
     message: Cow<'static, str>,
+    /// With the directories that callers are not shown, where there are any.
+    for_log: Option<String>,
     field: Option<String>,
     retry_after: Option<Duration>,
     more: Option<(&'static str, String)>,
@@ -187,15 +208,24 @@ struct Detail {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// A failure with its message: one line, what is wrong and what to do.
+    /// A failure with its message: one line, what is wrong and what to do. Of a failure of files the caller's message has no
+    /// directories, and [`Error::for_log`] has all of it.
     pub fn new(reason: Reason, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { reason, detail: Box::new(Detail { message: clip(message.into()), ..Detail::default() }) }
+        let text = clip(message.into());
+        let told = if reason.is_of_files() { without_directories(&text) } else { None };
+        let (message, for_log) = match told {
+            Some(told) => (told.into(), Some(text.into_owned())),
+            None => (text, None),
+        };
+        Self { reason, detail: Box::new(Detail { message, for_log, ..Detail::default() }) }
     }
 
     /// Says where it happened, before what the message says.
     #[must_use]
     pub fn within(mut self, place: impl fmt::Display) -> Self {
         self.detail.message = clip(format!("{place}: {}", self.detail.message).into());
+        self.detail.for_log =
+            self.detail.for_log.map(|text| clip(format!("{place}: {text}").into()).into_owned());
         self
     }
 
@@ -237,9 +267,14 @@ impl Error {
         self.reason
     }
 
-    /// One line, at most [`MAX_MESSAGE_BYTES`].
+    /// One line for the caller, at most [`MAX_MESSAGE_BYTES`].
     pub fn message(&self) -> &str {
         &self.detail.message
+    }
+
+    /// The same for this machine's log.
+    pub fn for_log(&self) -> &str {
+        self.detail.for_log.as_deref().unwrap_or(&self.detail.message)
     }
 
     /// The request field at fault.
@@ -260,6 +295,49 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// A text whose absolute paths have lost the directories above the model's, so that they read as in its repository:
+/// `digits/2/model.pt`. `None`: it has none.
+fn without_directories(text: &str) -> Option<String> {
+    let mut told = String::with_capacity(text.len());
+    let mut rest = text;
+    let mut is_changed = false;
+    while let Some(at) = rest.find('/') {
+        let (before, path) = rest.split_at(at);
+        told += before;
+        // A path begins a word; within one, a slash is part of something else: `1/2`, `s3://bucket`.
+        let begins = told.chars().next_back().is_none_or(|c| c.is_whitespace() || "'\"`([{=:,<".contains(c));
+        let ends = path.find(|c: char| c.is_whitespace() || "'\"`)]},;>".contains(c)).unwrap_or(path.len());
+        let (path, behind) = path.split_at(ends);
+        let (path, colon) = path.strip_suffix(':').map_or((path, ""), |path| (path, ":"));
+        let is_path = begins && path.len() > 1 && !path.starts_with("//");
+        told += if is_path { below_repository(path) } else { path };
+        told += colon;
+        is_changed |= is_path;
+        rest = behind;
+    }
+    told += rest;
+    is_changed.then_some(told)
+}
+
+/// The last parts of an absolute path: with the model's name where the last directory is a version's.
+fn below_repository(path: &str) -> &str {
+    let mut slashes = path.trim_end_matches('/').rmatch_indices('/').map(|(at, _)| at + 1);
+    let (file, version, model) = (slashes.next(), slashes.next(), slashes.next());
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let directory = version.zip(file).and_then(|(begin, end)| path.get(begin..end.saturating_sub(1)));
+    let of_version = directory.is_some_and(is_number);
+    let described =
+        file.and_then(|at| path.get(at..)).is_some_and(|file| ["model.toml", "config.pbtxt"].contains(&file));
+    let begin = if of_version {
+        model.or(version)
+    } else if described {
+        version.or(file)
+    } else {
+        file
+    };
+    begin.and_then(|at| path.get(at..)).unwrap_or(path)
+}
 
 /// The beginning of something that a caller wrote, for a message or a log line: at most `most` characters. What a terminal would
 /// obey, or nobody would see, is escaped; quotes and backslashes are not, so that what is shown twice stays as it is.
@@ -369,6 +447,42 @@ mod tests {
         assert_eq!(error.within("step\t1").message(), r"step\t1: bad \u{1b}[1m\u{202e}name");
         let long = Error::new(Reason::BadRequest, "\u{202e}".repeat(2000));
         assert!(long.message().len() <= MAX_MESSAGE_BYTES && long.message().ends_with("..."));
+    }
+
+    #[test]
+    fn callers_are_shown_no_directories_of_this_machine() {
+        for (text, told) in [
+            (
+                "verify failed: sha256 of /srv/models/m/3/model.pt is 12, 34 was expected",
+                "verify failed: sha256 of m/3/model.pt is 12, 34 was expected",
+            ),
+            (
+                "verify failed: /srv/models/m/3/model.pt: not an archive",
+                "verify failed: m/3/model.pt: not an archive",
+            ),
+            ("'/srv/models/vad.pt' is no archive", "'vad.pt' is no archive"),
+            ("/srv/models/m/model.toml: line 3", "m/model.toml: line 3"),
+            ("cannot read /srv/models/: gone", "cannot read models/: gone"),
+            (
+                "File \"/home/me/train.py\", line 3 (most recent call last)",
+                "File \"train.py\", line 3 (most recent call last)",
+            ),
+            ("a=/x/y,/z/1/w.pt;[/a]", "a=y,z/1/w.pt;[a]"),
+            (
+                "the cache cannot take x: /var/cache/t/m/12/weights.pth: full",
+                "the cache cannot take x: m/12/weights.pth: full",
+            ),
+        ] {
+            let error = Error::new(Reason::LoadFailed, text);
+            assert_eq!((error.message(), error.for_log()), (told, text));
+            assert_eq!(error.clone().within("step 1").for_log(), format!("step 1: {text}"));
+        }
+        for same in ["1/2 of s3://bucket/a/b and https://h:1/x", "m/3/model.pt is not there", "a / b", "/"] {
+            let error = Error::new(Reason::LoadFailed, same);
+            assert_eq!((error.message(), error.for_log()), (same, same));
+        }
+        let route = Error::new(Reason::Unimplemented, "no route '/v2/x/y'");
+        assert_eq!(route.message(), "no route '/v2/x/y'", "what a caller asked for");
     }
 
     #[test]

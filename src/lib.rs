@@ -24,6 +24,7 @@ pub mod lifecycle;
 pub mod load;
 pub mod loader;
 pub mod model;
+mod plain;
 pub mod proto;
 pub mod registry;
 pub mod repository;

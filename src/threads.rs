@@ -31,6 +31,34 @@ pub(crate) fn join(threads: Vec<JoinHandle<()>>, patience: Duration) -> bool {
     all
 }
 
+/// The runtime of a thread that is to be started. It may be dropped anywhere, also if the thread cannot be started: a bare runtime
+/// panics where other tasks run. Its end waits for no work on files.
+#[derive(Debug)]
+pub(crate) struct OwnRuntime(Option<tokio::runtime::Runtime>);
+
+impl OwnRuntime {
+    /// The runtime that `builder` makes.
+    ///
+    /// # Errors
+    /// The system gives none.
+    pub(crate) fn build(builder: &mut tokio::runtime::Builder) -> std::io::Result<Self> {
+        builder.build().map(|runtime| Self(Some(runtime)))
+    }
+
+    /// Runs `work` to its end.
+    pub(crate) fn block_on<F: Future>(&self, work: F) -> Option<F::Output> {
+        Some(self.0.as_ref()?.block_on(work))
+    }
+}
+
+impl Drop for OwnRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
 /// Whether the system has threads left for this process: some libraries panic where it has none.
 ///
 /// # Errors
@@ -86,6 +114,14 @@ pub(crate) fn run_when_idle() -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_runtime_of_a_thread_that_cannot_be_started_is_dropped_where_other_tasks_run() {
+        let own = OwnRuntime::build(tokio::runtime::Builder::new_current_thread().enable_all()).unwrap();
+        let too_large = std::thread::Builder::new().stack_size(usize::MAX / 2);
+        let started = too_large.spawn(move || own.block_on(async {}));
+        assert!(started.is_err());
+    }
 
     #[test]
     fn a_stuck_thread_is_left_behind() {

@@ -13,11 +13,9 @@ use std::{
 };
 
 use tokio::sync::Mutex;
-use tonic_health::{
-    ServingStatus,
-    pb::health_server::HealthServer,
-    server::{HealthReporter, HealthService},
-};
+use tonic_health::pb::health_server::HealthServer;
+
+use super::statuses::Statuses;
 
 /// The API's own service name.
 pub const API: &str = "torchlane.v1.ModelServer";
@@ -61,7 +59,7 @@ struct Inner {
 }
 
 struct Reported {
-    reporter: HealthReporter,
+    statuses: Statuses,
     services: HashMap<String, bool>,
 }
 
@@ -75,21 +73,16 @@ impl std::fmt::Debug for Inner {
 }
 
 impl Reported {
-    async fn set(&mut self, service: &str, serving: bool) {
-        if self.services.get(service) == Some(&serving) {
-            return;
+    fn set(&mut self, service: &str, serving: bool) {
+        if self.services.insert(service.to_owned(), serving) != Some(serving) {
+            self.statuses.set(service, serving);
         }
-        self.services.insert(service.to_owned(), serving);
-        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-        self.reporter.set_service_status(service, status).await;
     }
 
-    /// One that is gone is not known any more. Who watches it sees it end first.
-    async fn forget(&mut self, service: &str) {
-        if self.services.contains_key(service) {
-            self.set(service, false).await;
-            self.services.remove(service);
-            self.reporter.clear_service_status(service).await;
+    /// One that is gone is not known any more. A watch of it goes on and says so.
+    fn forget(&mut self, service: &str) {
+        if self.services.remove(service).is_some() {
+            self.statuses.forget(service);
         }
     }
 }
@@ -98,14 +91,14 @@ impl Health {
     /// Not ready, but alive. `trouble` says what keeps the process from serving, as it is now.
     pub async fn new(
         trouble: impl Fn() -> Option<String> + Send + Sync + 'static,
-    ) -> (Self, HealthServer<HealthService>) {
-        let reporter = HealthReporter::new();
-        let service = HealthService::from_health_reporter(reporter.clone());
-        let reported = Mutex::new(Reported { reporter, services: HashMap::new() });
+    ) -> (Self, HealthServer<Statuses>) {
+        let statuses = Statuses::default();
+        let service = HealthServer::new(statuses.clone());
+        let reported = Mutex::new(Reported { statuses, services: HashMap::new() });
         let (loaded, draining, trouble) = (AtomicBool::new(false), AtomicBool::new(false), Box::new(trouble));
         let health = Self(Arc::new(Inner { loaded, draining, trouble, reported }));
         health.report().await;
-        (health, HealthServer::new(service))
+        (health, service)
     }
 
     /// The first models are ready.
@@ -146,8 +139,8 @@ impl Health {
         let mut reported = self.0.reported.lock().await;
         // Computed with the lock held, so that an older answer never comes last.
         let now = self.condition();
-        reported.set("", now == Condition::Ready).await;
-        reported.set(API, matches!(now, Condition::Loading | Condition::Ready)).await;
+        reported.set("", now == Condition::Ready);
+        reported.set(API, matches!(now, Condition::Loading | Condition::Ready));
     }
 
     /// Reports whether a model serves. `serves` is asked with the order of reports kept; `None`: there is no such model.
@@ -158,8 +151,8 @@ impl Health {
         }
         let mut reported = self.0.reported.lock().await;
         match serves() {
-            Some(serves) => reported.set(model, serves).await,
-            None => reported.forget(model).await,
+            Some(serves) => reported.set(model, serves),
+            None => reported.forget(model),
         }
     }
 
@@ -211,7 +204,7 @@ mod tests {
     #[tokio::test]
     async fn a_model_that_is_gone_is_not_known_any_more() {
         let (health, _server) = Health::new(|| None).await;
-        let service = HealthService::from_health_reporter(health.0.reported.lock().await.reporter.clone());
+        let service = health.0.reported.lock().await.statuses.clone();
         let check = async |name: &str| {
             let asked = Request::new(HealthCheckRequest { service: name.to_owned() });
             service.check(asked).await.ok().map(|answer| answer.into_inner().status)

@@ -14,9 +14,11 @@ use axum::{
 use super::{
     health::{Condition, Health},
     rest::refusal::{no_method, refusal},
+    unread,
 };
 use crate::{
     error::{Error, Reason},
+    layers::Hosts,
     telemetry::Metrics,
 };
 
@@ -65,16 +67,30 @@ pub fn hello() -> Router {
     Router::new().route("/", get(async move || here)).method_not_allowed_fallback(no_method)
 }
 
-/// All routes of the port, for requests that name one host (RFC 9112, section 3.2): what stands in front may have gone by another
-/// than this server would. That lengths are told once and in one way is hyper's to see.
-pub fn for_one_host(router: Router) -> Router {
-    router.layer(from_fn(async |request: Request, next: Next| -> Response {
-        let hosts = request.headers().get_all(header::HOST).iter().count();
-        let may_lack = request.version() < Version::HTTP_11;
-        if hosts == 1 || hosts == 0 && may_lack {
-            return next.run(request).await;
-        }
-        let why = if hosts == 0 { "the header Host is missing" } else { "Host is there more than once" };
-        refusal(&Error::new(Reason::BadRequest, format!("{why}: HTTP/1.1 wants it once")).with_field("host"))
-    }))
+/// All routes of the port, for requests that name one host, which is this server's. What stands in front may have gone by another
+/// than this server would (RFC 9112, section 3.2), and a page by one of its own ([`Hosts`]). That lengths are said once and in one
+/// way is hyper's to see.
+pub fn admitted(router: Router, hosts: Hosts) -> Router {
+    let hosts = Arc::new(hosts);
+    let for_own_host = move |request: Request, next: Next| for_own_host(hosts.clone(), request, next);
+    router.layer(from_fn(for_own_host)).layer(from_fn(unread::finished))
+}
+
+async fn for_own_host(hosts: Arc<Hosts>, mut request: Request, next: Next) -> Response {
+    let mut named = request.headers().get_all(header::HOST).iter();
+    let admitted = match (named.next(), named.next()) {
+        (Some(host), None) => hosts.admit(host.to_str().unwrap_or("(not ASCII)")),
+        (None, _) if request.version() < Version::HTTP_11 => Ok(()),
+        (None, _) => Err(bad_host("the header Host is missing")),
+        (Some(_), Some(_)) => Err(bad_host("Host is there more than once")),
+    };
+    if let Err(error) = admitted {
+        return refusal(&error);
+    }
+    request.extensions_mut().insert(hosts);
+    next.run(request).await
+}
+
+fn bad_host(why: &str) -> Error {
+    Error::new(Reason::BadRequest, format!("{why}: HTTP/1.1 wants it once")).with_field("host")
 }

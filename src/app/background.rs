@@ -1,6 +1,6 @@
 //! What goes on by itself while the server runs. Each task has a name and is started again if it panics.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Mutex, Notify, broadcast::error::RecvError, watch},
@@ -39,6 +39,8 @@ pub(super) struct Config {
     pub(super) watch: WatchConfig,
     pub(super) allow_empty: bool,
     pub(super) stuck_after: Duration,
+    /// Where the console listens, if there is one.
+    pub(super) console: Option<SocketAddr>,
 }
 
 /// Those that are under way.
@@ -145,7 +147,18 @@ async fn load_all(
     let models = manager.list();
     let live = models.iter().filter(|model| model.live.is_some()).count();
     let on_demand = models.iter().filter(|model| model.on_demand).count();
-    tracing::info!(models = live, on_demand, "ready");
+    tracing::info!(models = live, on_demand, console = config.console.map(console_url), "ready");
+}
+
+/// Where a browser on this machine finds the console.
+fn console_url(http: SocketAddr) -> String {
+    let local = |any: bool, here: &str| if any { here.to_owned() } else { http.ip().to_string() };
+    match http {
+        SocketAddr::V4(v4) => {
+            format!("http://{}:{}/", local(v4.ip().is_unspecified(), "127.0.0.1"), http.port())
+        }
+        SocketAddr::V6(v6) => format!("http://[{}]:{}/", local(v6.ip().is_unspecified(), "::1"), http.port()),
+    }
 }
 
 /// Watches the repositories once the models of the start are loaded.

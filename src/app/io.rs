@@ -28,6 +28,7 @@ use crate::{
     admission::Connected,
     sched,
     telemetry::{Closed, Door},
+    threads::OwnRuntime,
 };
 
 /// Connections that an I/O thread may have been dealt and not yet taken up.
@@ -94,10 +95,8 @@ impl IoThreads {
             let (deal, mut dealt) = mpsc::channel::<Dealt>(DEALT);
             let (service, stop, kill, enter) = (service.clone(), stop.clone(), kill.clone(), enter.clone());
             let (activity, peers, runs) = (activity.clone(), peers.clone(), runs.clone());
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .on_thread_unpark(sched::wire_woke)
-                .build()?;
+            let mut builder = tokio::runtime::Builder::new_current_thread();
+            let runtime = OwnRuntime::build(builder.enable_all().on_thread_unpark(sched::wire_woke))?;
             std::thread::Builder::new().name(format!("io-{index}")).spawn(move || {
                 let _runs = runs;
                 let _entered = enter();
@@ -119,7 +118,6 @@ impl IoThreads {
                     connections.close();
                     connections.wait().await;
                 });
-                runtime.shutdown_background();
             })?;
             deals.push(deal);
         }

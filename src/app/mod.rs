@@ -7,6 +7,7 @@ mod cpu;
 mod descriptors;
 mod drain;
 mod frames;
+mod heads;
 mod health;
 mod idle;
 mod io;

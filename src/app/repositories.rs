@@ -4,7 +4,7 @@ use std::{fs, path::Path, sync::Arc};
 
 use super::server::StartError;
 use crate::{
-    config::Settings,
+    config::{Settings, redact},
     files,
     repository::{Directory, Source, Uploads},
     telemetry::Metrics,
@@ -52,7 +52,7 @@ pub(super) async fn open(
     if models == 0 && !settings.allow_empty {
         let paths =
             settings.repositories.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ");
-        return Err(StartError::Empty(paths));
+        return Err(StartError::Empty(redact::text(&paths).into_owned()));
     }
     Ok(repositories)
 }

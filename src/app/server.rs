@@ -34,7 +34,7 @@ use crate::{
     },
     backend::{Backend, FakeBackend, ThreadRole},
     config::{self, BackendKind, Loader, Settings},
-    layers::{CountBytes, End, Guard, Inflate, ReadDeadline, RequestCap, Shed},
+    layers::{Conform, CountBytes, End, Guard, Hosts, Inflate, ReadDeadline, RequestCap, Shed},
     lifecycle::{
         History, Manager, ManagerConfig, OnDemand, Preparation, ResidencyConfig, Rules, WatchConfig, prepare,
         unheeded,
@@ -43,6 +43,7 @@ use crate::{
         LoaderPool, Pace,
         seal::{Integrity, KeyError, Policy, TrustedKey},
     },
+    model::Decision,
     proto::{
         self, inference::grpc_inference_service_server::GrpcInferenceServiceServer,
         model_server_server::ModelServerServer,
@@ -56,6 +57,16 @@ use crate::{
     tasks::{Need, Tasks},
     telemetry::{AccessLog, LogFilter, Metrics, Sampler, Sources, TraceError, Traces},
 };
+
+/// A service that reads compressed messages. Every service does, so that a client can use one setting for all.
+macro_rules! inflating {
+    ($service:expr) => {
+        $service
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Deflate)
+            .accept_compressed(CompressionEncoding::Zstd)
+    };
+}
 
 /// Why the server did not start. One line that says what to do.
 #[derive(Debug, Error)]
@@ -89,8 +100,17 @@ pub enum StartError {
     #[error(transparent)]
     Traces(#[from] TraceError),
     /// The system refused threads or the like.
-    #[error("cannot start: {0}")]
+    #[error("cannot start: {0}{hint}", hint = hint(.0))]
     System(#[from] std::io::Error),
+}
+
+/// What to do about the system's refusal.
+fn hint(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        // What Linux says where threads are short.
+        std::io::ErrorKind::WouldBlock => ": raise the limit on processes and threads (pids.max, ulimit -u)",
+        _ => "",
+    }
 }
 
 /// Serves until a signal ends it. Blocks.
@@ -277,7 +297,7 @@ async fn run(
         },
     );
     let front = front(
-        settings.console,
+        settings.console.clone(),
         console::Resources {
             manager: manager.clone(),
             history: history.clone(),
@@ -285,6 +305,7 @@ async fn run(
             health: health.clone(),
             control: control.clone(),
         },
+        [grpc_addr, http_addr],
         settings.admission.max_deadline,
     );
     let service = ModelServerService::new(
@@ -296,17 +317,14 @@ async fn run(
         limit,
         closing.clone(),
     );
-    let native = ModelServerServer::new(service.with_residents(residents))
+    let native = inflating!(ModelServerServer::new(service.with_residents(residents)))
         .max_decoding_message_size(limit)
         .max_encoding_message_size(limit);
-    let open_inference =
-        GrpcInferenceServiceServer::new(GrpcInference::new(door.clone(), limit, closing.clone()))
-            .accept_compressed(CompressionEncoding::Gzip)
-            .accept_compressed(CompressionEncoding::Deflate)
-            .accept_compressed(CompressionEncoding::Zstd)
-            .max_decoding_message_size(limit)
-            .max_encoding_message_size(limit);
-    let mut routes = Routes::new(native).add_service(open_inference).add_service(health_service);
+    let open_inference = GrpcInference::new(door.clone(), limit, closing.clone());
+    let open_inference = inflating!(GrpcInferenceServiceServer::new(open_inference))
+        .max_decoding_message_size(limit)
+        .max_encoding_message_size(limit);
+    let mut routes = Routes::new(native).add_service(open_inference).add_service(inflating!(health_service));
     if settings.server.reflection {
         let reflection = || {
             tonic_reflection::server::Builder::configure()
@@ -314,11 +332,14 @@ async fn run(
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
                 // So that grpcurl shows the details of a refusal instead of their bytes.
                 .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+                // Each version lists both: older tools look for the older one.
+                .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
         };
         let broken = |error| std::io::Error::other(format!("the API's own descriptors: {error}"));
         routes = routes
-            .add_service(reflection().build_v1().map_err(broken)?)
-            .add_service(reflection().build_v1alpha().map_err(broken)?);
+            .add_service(inflating!(reflection().build_v1().map_err(broken)?))
+            .add_service(inflating!(reflection().build_v1alpha().map_err(broken)?));
     }
     let cap: io::SharedCap = RequestCap::new(settings.server.max_requests);
     let refusals = || metrics.refusals.clone();
@@ -326,7 +347,9 @@ async fn run(
     let read = ReadDeadline::new(inflated, settings.admission.max_deadline, refusals());
     let counted = CountBytes::new(End::new(read, closing.clone()), &callers, refusals())
         .with_uploads(manager.takes_uploads());
-    let service = Guard::new(Shed::new(counted, cap.clone(), refusals()), refusals());
+    let hosts = |at| Hosts::new(at, &settings.server.hosts, &settings.server.origins);
+    let shed = Shed::new(counted, cap.clone(), refusals());
+    let service = Guard::new(Conform::new(shed, hosts(grpc_addr), refusals()), refusals());
     let enter = move || backend.enter_thread(ThreadRole::Executor { intra_op: 1 });
     let peers = Peers {
         callers: callers.clone(),
@@ -353,12 +376,12 @@ async fn run(
     let (probes, scrapes) = (http::probes(health.clone()), http::metrics(metrics.clone()));
     let all = probes.clone().merge(scrapes.clone()).merge(front).merge(rest::router(door, limits));
     let routers = web::Routers {
-        probes: http::for_one_host(probes),
-        metrics: http::for_one_host(scrapes),
-        all: http::for_one_host(all),
+        probes: http::admitted(probes, hosts(http_addr)),
+        metrics: http::admitted(scrapes, hosts(http_addr)),
+        all: http::admitted(all, hosts(http_addr)),
     };
     let cut = CancellationToken::new();
-    let wire = (peers, http_moves.clone());
+    let wire = web::Wire { peers, activity: http_moves.clone(), idle: settings.server.http_idle };
     let web = web::start(web_listener, routers, &killed, &cut, &wire, &tasks)?;
     let doors = Doors { accepting, io, cap: cap.clone(), killed, web, cut, grpc_moves, http_moves };
     tracing::info!(
@@ -379,6 +402,7 @@ async fn run(
         watch: WatchConfig { interval: settings.watch.interval, settle: settings.watch.settle },
         allow_empty: settings.allow_empty,
         stuck_after: settings.executors.stuck_after,
+        console: settings.console.enabled.then_some(http_addr),
     };
     let mut background = Background::start(&tasks, looked, config, signals.take_others());
     let why = tokio::select! {
@@ -446,9 +470,16 @@ fn trouble(scheduler: &Scheduler, tasks: &Tasks) -> Option<String> {
 }
 
 /// What is at `/` on the HTTP port.
-fn front(settings: config::Console, with: console::Resources, patience: Duration) -> Router {
+fn front(
+    settings: config::Console,
+    with: console::Resources,
+    [grpc, http]: [SocketAddr; 2],
+    patience: Duration,
+) -> Router {
     if settings.enabled {
-        console::router(with, console::Rights { admin: settings.admin, patience })
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let identity = console::Identity { title: settings.title, host, grpc, http };
+        console::router(with, identity, console::Rights { admin: settings.admin, patience })
     } else {
         http::hello()
     }
@@ -508,6 +539,8 @@ pub struct ModelCheck {
     pub problem: Option<String>,
     /// What is said of it and not heeded, a line each.
     pub warnings: Vec<String>,
+    /// What torchlane decided about it.
+    pub decisions: Vec<Decision>,
 }
 
 /// Prepares the newest version of every model as a server would, and drops it again.
@@ -531,7 +564,7 @@ async fn check(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
             if checks.iter().any(|check| check.name == name) {
                 continue;
             }
-            let mut warnings = Vec::new();
+            let (mut warnings, mut decisions) = (Vec::new(), Vec::new());
             let (version, problem) = match found.versions.last() {
                 None => {
                     let unreadable = repository.find(&found.name).await.err().map(|error| error.to_string());
@@ -545,7 +578,13 @@ async fn check(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
                             Ok(told) => {
                                 warnings = told;
                                 let alone = Preparation::alone(&found.name, &files, &rules);
-                                prepare(backend.as_ref(), &alone).err().map(|failure| failure.to_string())
+                                match prepare(backend.as_ref(), &alone) {
+                                    Ok(prepared) => {
+                                        decisions = prepared.servable.decisions.all();
+                                        None
+                                    }
+                                    Err(failure) => Some(failure.to_string()),
+                                }
                             }
                             Err(failure) => Some(failure.to_string()),
                         },
@@ -554,7 +593,7 @@ async fn check(settings: &Settings) -> Result<Vec<ModelCheck>, StartError> {
                     (Some(files.version.0), problem)
                 }
             };
-            checks.push(ModelCheck { name, version, problem, warnings });
+            checks.push(ModelCheck { name, version, problem, warnings, decisions });
         }
     }
     Ok(checks)

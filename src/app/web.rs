@@ -4,9 +4,13 @@
 //! A connection stays with the thread that its first request leads to. Those of probes and scrapes carry one request, so that no
 //! other work gets to their threads.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use axum::Router;
+use axum::{
+    Router,
+    http::{HeaderName, HeaderValue, header},
+    response::Response,
+};
 use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -20,11 +24,12 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::server::TcpConnectInfo;
-use tower::util::MapRequest;
+use tower::util::{MapRequest, MapResponse};
 
 use super::{
     accept::Accepting,
     activity::{Activity, Lively},
+    heads::{Busy, Heads},
     io::HELLO,
     paced::Paced,
     peers::Peers,
@@ -35,10 +40,22 @@ use crate::{
     api::http::{METRICS, PROBES},
     tasks::{Need, Tasks},
     telemetry,
+    threads::OwnRuntime,
 };
 
-/// What is to be known of peers, and who notes that something moves.
-type Wire = (Peers, Arc<Activity>);
+/// What the port shares with others, and how patient it is.
+#[derive(Debug, Clone)]
+pub(super) struct Wire {
+    /// What is to be known of peers.
+    pub(super) peers: Peers,
+    /// Notes that something moves.
+    pub(super) activity: Arc<Activity>,
+    /// How long a connection may rest between two requests.
+    pub(super) idle: Duration,
+}
+
+/// Says how long a connection is kept.
+static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 /// Connections that a thread may have been handed and not yet taken up.
 const HANDED: usize = 1024;
@@ -94,12 +111,11 @@ fn thread(
     ending: Arc<oneshot::Sender<()>>,
     work: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = OwnRuntime::build(tokio::runtime::Builder::new_current_thread().enable_all())?;
     let cut = cut.clone();
     std::thread::Builder::new().name(name.to_owned()).spawn(move || {
         let _ending = ending;
         let _cut = runtime.block_on(cut.run_until_cancelled_owned(work));
-        runtime.shutdown_background();
     })?;
     Ok(())
 }
@@ -159,7 +175,7 @@ impl Door {
             match accepted {
                 Ok((stream, from)) => {
                     accepting.well();
-                    let Some(connected) = wire.0.connect(telemetry::Door::Http, from) else { continue };
+                    let Some(connected) = wire.peers.connect(telemetry::Door::Http, from) else { continue };
                     let _best_effort = stream.set_nodelay(true);
                     let (here, to, stop, wire) = (here.clone(), to.clone(), stop.clone(), wire.clone());
                     connections.spawn(async move {
@@ -255,25 +271,39 @@ struct Serves {
 
 impl Serves {
     /// Answers until `stop`, then ends what is open: at once where nobody waits for an answer.
-    async fn connection(self, begun: Begun<TcpStream>, stop: CancellationToken, (peers, activity): Wire) {
+    async fn connection(self, begun: Begun<TcpStream>, stop: CancellationToken, wire: Wire) {
+        let Wire { peers, activity, idle } = wire;
         let Begun { stream, first, connected } = begun;
         let (account, outward) = (connected.account().clone(), peers.outward(&connected));
         // Who asks for a change of a model is written down.
         let from =
             TcpConnectInfo { local_addr: stream.local_addr().ok(), remote_addr: stream.peer_addr().ok() };
+        let busy = Busy::default();
+        let (begins, ends) = (busy.clone(), busy.clone());
         let router = MapRequest::new(self.router, move |mut request: http::Request<Incoming>| {
+            begins.begin();
             request.extensions_mut().insert(from.clone());
             request.extensions_mut().insert(account.clone());
             request
+        });
+        // So that clients need not find out by a request that fails.
+        let keeps = HeaderValue::try_from(format!("timeout={}", idle.as_secs())).ok().filter(|_| !self.once);
+        let router = MapResponse::new(router, move |mut response: Response| {
+            if let Some(keeps) =
+                keeps.clone().filter(|_| !response.headers().contains_key(header::CONNECTION))
+            {
+                response.headers_mut().insert(&KEEP_ALIVE, keeps);
+            }
+            response.map(|body| ends.until_end(body))
         });
         let router = TowerToHyperService::new(InPieces(router));
         let (rest, answers) = stream.into_split();
         let stream = tokio::io::join(std::io::Cursor::new(first).chain(rest), answers);
         let stream = Paced::new(Lively { inner: stream, activity }, outward);
         let mut builder = http1::Builder::new();
-        // Half a request does not stay open for ever, nor does a connection that says nothing.
-        builder.timer(TokioTimer::new()).header_read_timeout(HELLO).keep_alive(!self.once);
-        let connection = builder.serve_connection(TokioIo::new(stream), router);
+        // hyper has one clock for a connection that rests and for half a head. The latter has a shorter one of its own.
+        builder.timer(TokioTimer::new()).header_read_timeout(idle).keep_alive(!self.once);
+        let connection = builder.serve_connection(TokioIo::new(Heads::new(stream, busy)), router);
         tokio::pin!(connection);
         tokio::select! {
             _ended = connection.as_mut() => return,
@@ -299,7 +329,7 @@ mod tests {
             untaken: Untaken::default(),
             connections: ConnectionMetrics::default(),
         };
-        (peers, Activity::new())
+        Wire { peers, activity: Activity::new(), idle: Duration::from_secs(75) }
     }
 
     #[test]
@@ -331,23 +361,38 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn half_a_request_is_not_waited_for() {
+    /// Sends each part when there is an answer to the one before; how long it then takes until the connection is closed.
+    async fn closed_after(parts: &[&[u8]]) -> (u64, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut half = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, from) = listener.accept().await.unwrap();
         let wire = wire();
-        let connected = wire.0.connect(telemetry::Door::Http, from).unwrap();
+        let connected = wire.peers.connect(telemetry::Door::Http, from).unwrap();
         let serves = Serves { router: Router::new(), once: false };
-        let begun = Begun { stream, first: b"GET / HT".to_vec(), connected };
+        let (first, later) = parts.split_first().unwrap();
+        let begun = Begun { stream, first: first.to_vec(), connected };
         let server = TaskTracker::new();
         server.spawn(serves.connection(begun, CancellationToken::new(), wire));
+        let mut answers = Vec::new();
+        for part in later {
+            client.read_buf(&mut answers).await.unwrap();
+            client.write_all(part).await.unwrap();
+        }
         let began = tokio::time::Instant::now();
-        let mut answer = Vec::new();
-        half.read_to_end(&mut answer).await.unwrap();
-        assert_eq!(began.elapsed().as_secs(), HELLO.as_secs());
+        client.read_to_end(&mut answers).await.unwrap();
         server.close();
         server.wait().await;
+        (began.elapsed().as_secs(), String::from_utf8(answers).unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_a_request_is_not_waited_for_and_a_connection_may_rest() {
+        let (whole, half) = (&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], &b"GET / HT"[..]);
+        assert_eq!(closed_after(&[half]).await.0, HELLO.as_secs());
+        assert_eq!(closed_after(&[whole, half]).await.0, HELLO.as_secs(), "nor for half of a later one");
+        let (rested, answers) = closed_after(&[whole, whole]).await;
+        assert_eq!(rested, 75);
+        assert_eq!(answers.matches("keep-alive: timeout=75\r\n").count(), 2, "{answers}");
     }
 
     #[tokio::test]

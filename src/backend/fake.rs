@@ -34,7 +34,7 @@ use super::{ArchiveSummary, Backend, BackendError, Module, Pass, ThreadRole};
 use crate::{
     loader::{
         archive::{
-            TensorInfo,
+            Seen, TensorInfo,
             safety::{Danger, Finding},
         },
         weights::Overlay,
@@ -141,7 +141,10 @@ impl Backend for FakeBackend {
             outputs: script.inputs.iter().enumerate().map(|(i, _)| format!("output_{i}")).collect(),
             effect_free: !script.stateful,
             loops: false,
-            stateful: script.stateful,
+            stateful: script
+                .stateful
+                .then(|| Seen { what: "stateful = true".to_owned(), place: "script".to_owned() }),
+            training: None,
             torch_version: None,
             findings: script.r#unsafe.into_iter().map(finding).collect(),
             tensor_bytes: script.memory_bytes,

@@ -1,7 +1,9 @@
 //! What runs models. [`Backend`] loads an archive into a [`Module`]; a [`Servable`] is a module with everything
-//! that serving it needs to know. Only `torch.rs` names libtorch.
+//! that serving it needs to know. Only `torch.rs` names libtorch; `crash.rs` says which model a fatal signal came from.
 
+mod crash;
 mod fake;
+mod named;
 #[cfg(feature = "torch")]
 mod torch;
 
@@ -14,7 +16,9 @@ use std::{
 
 use thiserror::Error;
 
+pub use crash::{Task, report_crashes};
 pub use fake::FakeBackend;
+pub use named::Named;
 #[cfg(feature = "torch")]
 pub use torch::TorchBackend;
 
@@ -22,10 +26,11 @@ use crate::{
     admission::Breaker,
     ensemble::Plan,
     loader::{
-        archive::{TensorInfo, safety::Finding},
+        archive::{Seen, TensorInfo, safety::Finding},
         weights::Overlay,
     },
-    model::{Arg, Argument, ModelManifest, NamedTensor, Signature, Version},
+    model::{Arg, Argument, Decision, Decisions, ModelManifest, ModelName, NamedTensor, Signature, Version},
+    proto::inference::ModelConfig,
     residency::Reservation,
     sched::{Quick, Statistics},
     tensor::Joined,
@@ -51,8 +56,10 @@ pub struct ArchiveSummary {
     pub effect_free: bool,
     /// Its code has loops: how long a pass takes may depend on values.
     pub loops: bool,
-    /// Forward assigns attributes or changes containers: it keeps state between calls.
-    pub stateful: bool,
+    /// Where forward keeps something between calls. `None`: a call sees nothing of earlier ones.
+    pub stateful: Option<Seen>,
+    /// Where the code has a mode for training built in.
+    pub training: Option<Seen>,
     /// Version of torch that wrote it, where it says.
     pub torch_version: Option<String>,
     /// What is not known to be harmless, the worst first.
@@ -171,10 +178,14 @@ pub struct Servable {
     pub signature: Arc<Signature>,
     /// What its owner says of it.
     pub manifest: Arc<ModelManifest>,
+    /// The `config.pbtxt` that says it, if it is one.
+    pub config: Option<Arc<ModelConfig>>,
     /// See [`ArchiveSummary::effect_free`].
     pub effect_free: bool,
-    /// See [`ArchiveSummary::stateful`].
+    /// A pass may see what an earlier one left: one request at a time, alone, and none that nobody sent.
     pub stateful: bool,
+    /// What torchlane decided about it, also while it serves.
+    pub decisions: Arc<Decisions>,
     /// Passes that need no executor.
     pub quick: Arc<Quick>,
     /// Refuses requests while it only fails.
@@ -205,9 +216,15 @@ pub struct Servable {
 impl Servable {
     /// Executors that may run it at once; 0 is all.
     pub fn max_concurrency(&self) -> usize {
-        match self.manifest.scheduling.max_concurrency {
-            0 if self.stateful => 1,
-            n => n,
+        if self.stateful { 1 } else { self.manifest.scheduling.max_concurrency }
+    }
+
+    /// Keeps what was decided about this version of `model`, and logs it if it is new.
+    pub fn decide(&self, model: &ModelName, decision: Decision) {
+        let Decision { what, text } = decision.clone();
+        if self.decisions.add(decision) {
+            let version = self.version.0;
+            tracing::warn!(target: "torchlane::load", %model, version, what, "{text}");
         }
     }
 }

@@ -1,11 +1,16 @@
 //! `torchlane bench`
 
-use std::{io::IsTerminal as _, path::PathBuf, time::Duration};
+use std::{
+    io::IsTerminal as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::{
     Failure,
     client::{ServerArgs, block_on},
-    print_table,
+    json::print_json,
+    show::{Cell, Table, Tone},
 };
 use crate::{
     load::{self, LoadSpec, Pace, Protocol, Report, RunConfig},
@@ -57,8 +62,8 @@ pub(super) struct Args {
     /// Makes arrivals and tensors the same again
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Write everything as JSON
-    #[arg(long, value_name = "FILE")]
+    /// Write everything as JSON to a file; - prints it in place of the table
+    #[arg(long, value_name = "FILE|-")]
     json: Option<PathBuf>,
     /// Write latency by percentile as a picture
     #[arg(long, value_name = "FILE")]
@@ -86,8 +91,13 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     if args.duration.is_zero() {
         return Err(Failure::Usage("--duration 0s: nothing would be counted".to_owned()));
     }
+    if args.svg.as_deref() == Some(Path::new("-")) {
+        return Err(Failure::Usage("--svg -: a picture goes to a file: name one".to_owned()));
+    }
+    let prints_json = args.json.as_deref() == Some(Path::new("-"));
+    let json_file = args.json.as_ref().filter(|_| !prints_json);
     // Better now than after the run.
-    for path in [&args.json, &args.svg].into_iter().flatten() {
+    for path in [json_file, args.svg.as_ref()].into_iter().flatten() {
         let opened = std::fs::OpenOptions::new().create(true).append(true).open(path);
         opened.map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))?;
     }
@@ -112,11 +122,15 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         bar.finish_and_clear();
         outcome.map_err(Failure::failed)
     })?;
-    show(&report, &loads);
+    if prints_json {
+        print_json(&report)?;
+    } else {
+        show(&report, &loads);
+    }
     let write = |path: &PathBuf, text: String| {
         std::fs::write(path, text).map_err(|error| Failure::Failed(format!("{}: {error}", path.display())))
     };
-    if let Some(path) = &args.json {
+    if let Some(path) = json_file {
         write(path, serde_json::to_string_pretty(&report).map_err(Failure::failed)?)?;
     }
     if let Some(path) = &args.svg {
@@ -135,14 +149,17 @@ fn show(report: &Report, loads: &[LoadSpec]) {
         .iter()
         .map(|load| {
             let l = &load.latency;
-            let mut row =
-                vec![load.name.clone(), load.pace.clone(), load.ok.to_string(), format!("{:.0}", load.rate)];
-            row.extend([l.p50, l.p90, l.p99, l.p999, l.max].map(ms));
-            row.push(load.errors_in_words());
+            let mut row: Vec<Cell> =
+                [load.name.clone(), load.pace.clone(), load.ok.to_string(), format!("{:.0}", load.rate)]
+                    .map(Cell::from)
+                    .into();
+            row.extend([l.p50, l.p90, l.p99, l.p999, l.max].map(ms).map(Cell::from));
+            row.push(Cell::toned(load.errors_in_words(), Tone::Warn));
             row
         })
         .collect();
-    print_table(&["LOAD", "SENT AS", "OK", "OK/S", "P50 MS", "P90", "P99", "P99.9", "MAX", "NOT OK"], &rows);
+    let header = ["LOAD", "SENT AS", "OK", "OK/S", "P50 MS", "P90", "P99", "P99.9", "MAX", "NOT OK"];
+    Table::new(&header, rows).spare(&["SENT AS", "P90"]).print();
     let plot = load::percentiles(report, 64, 14);
     if !plot.is_empty() {
         println!("\n{}", plot.trim_end());

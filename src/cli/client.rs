@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use tonic::{Status, transport::Endpoint};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
 
 use super::Failure;
 use crate::client::{self, ClientError, ErrorKind, Stub};
@@ -15,6 +18,10 @@ pub(super) struct ServerArgs {
 }
 
 impl ServerArgs {
+    pub(super) fn addr(&self) -> &str {
+        &self.addr
+    }
+
     /// The address as it was given, if it is one that can be spoken to.
     pub(super) fn checked(&self) -> Result<&str, Failure> {
         self.endpoint().map(|_| self.addr.as_str())
@@ -26,13 +33,17 @@ impl ServerArgs {
 
     /// One connection. A person at a terminal sees each refusal, so nothing is tried again.
     pub(super) async fn connect(&self) -> Result<Stub, Failure> {
-        let channel = self.endpoint()?.connect().await.map_err(|_| {
+        self.channel().await.map(client::stub)
+    }
+
+    /// The same, for other services than torchlane's own.
+    pub(super) async fn channel(&self) -> Result<Channel, Failure> {
+        self.endpoint()?.connect().await.map_err(|_| {
             Failure::Failed(format!(
                 "cannot reach torchlane at {}: is `torchlane serve` running there? (--addr)",
                 self.addr
             ))
-        })?;
-        Ok(client::stub(channel))
+        })
     }
 }
 
@@ -72,25 +83,5 @@ pub(super) async fn with_spinner<T>(what: String, work: impl Future<Output = T>)
             spinner.finish_and_clear();
             done
         }
-    }
-}
-
-/// `1.5 ms`
-pub(super) fn show_duration(duration: Option<prost_types::Duration>) -> String {
-    let duration: Duration = duration.and_then(|d| d.try_into().ok()).unwrap_or_default();
-    match duration.as_micros() {
-        0..1000 => format!("{} us", duration.as_micros()),
-        1000..1_000_000 => format!("{:.1} ms", duration.as_secs_f64() * 1e3),
-        _ => format!("{:.2} s", duration.as_secs_f64()),
-    }
-}
-
-/// `45.2 MB`
-pub(super) fn show_bytes(bytes: u64) -> String {
-    match bytes {
-        0..1000 => format!("{bytes} B"),
-        1000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
-        _ => format!("{:.1} GB", bytes as f64 / 1e9),
     }
 }

@@ -1,14 +1,17 @@
 //! `torchlane infer`
 
-use std::{path::PathBuf, time::Duration};
+use std::{io::Write as _, path::PathBuf, time::Duration};
 
+use serde::Serialize;
+use serde_json::value::RawValue;
 use tonic::Request;
 
 use super::{
     Failure,
-    client::{ServerArgs, block_on, refused, show_duration},
+    client::{ServerArgs, block_on, refused},
+    json::{JsonArgs, part, print_json},
     picture::Picture,
-    print_table,
+    show::{Table, Tone, show_duration, width},
 };
 use crate::{
     client::Stub,
@@ -16,6 +19,10 @@ use crate::{
     proto,
     tensor::{DType, TypedData, encode_typed},
 };
+
+mod values;
+
+use values::{numbers_of, texts};
 
 /// Inputs are given by name, as numbers or from files.
 #[derive(Debug, clap::Args)]
@@ -27,7 +34,7 @@ pub(super) struct Args {
     model: String,
     #[command(flatten)]
     server: ServerArgs,
-    /// A PNG picture for a model that takes one; grey values go in as 0 to 1, or 0 to 255 where it takes UINT8
+    /// A PNG or JPEG picture for a model that takes one; values go in as 0 to 1, or 0 to 255 if it takes UINT8
     #[arg(long, value_name = "FILE", conflicts_with = "input")]
     image: Option<PathBuf>,
     /// NAME[:DATATYPE[[SHAPE]]]=VALUES, or =@FILE for raw little-endian bytes; may be given several times
@@ -39,9 +46,14 @@ pub(super) struct Args {
     /// Give up after this long, as in 200ms
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
-    /// Version that must be live
+    /// Version or label to ask
     #[arg(long)]
     version: Option<String>,
+    /// Print every value, not only the first ones
+    #[arg(long)]
+    full: bool,
+    #[command(flatten)]
+    output: JsonArgs,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
@@ -56,7 +68,11 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         let (inputs, picture) = match &args.image {
             Some(path) => {
                 let picture = Picture::read(path).map_err(Failure::Usage)?;
-                (vec![picture_tensor(&picture, &specs).map_err(Failure::Usage)?], Some(picture))
+                let (tensor, note) = picture.tensor(&specs).map_err(Failure::Usage)?;
+                if let Some(note) = note {
+                    let _unwritable = writeln!(std::io::stderr(), "note: {note}");
+                }
+                (vec![tensor], Some(picture))
             }
             None => {
                 let tensors =
@@ -65,9 +81,12 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             }
         };
         let answer = send(&mut client, args, inputs).await?;
+        if args.output.json {
+            return print_json(&Answer::new(&answer)?);
+        }
         match picture {
-            Some(picture) => print_class(&picture, &answer, &outputs),
-            None => print_outputs(&answer),
+            Some(picture) if !args.full => print_class(&picture, &answer, &outputs),
+            _ => print_outputs(&answer, args.full),
         }
         let timing = answer.timing.unwrap_or_default();
         println!(
@@ -99,49 +118,6 @@ async fn send(
         request.set_timeout(timeout);
     }
     client.infer(request).await.map(tonic::Response::into_inner).map_err(refused)
-}
-
-/// A picture as the model's only input declares it: `[-1, 1, height, width]`, or without the channel.
-fn picture_tensor(picture: &Picture, specs: &[proto::TensorSpec]) -> Result<proto::Tensor, String> {
-    let [spec] = specs else {
-        return Err(format!(
-            "the model takes {} inputs: --image is for models of one; use --input",
-            specs.len()
-        ));
-    };
-    let (height, width) = (picture.height as i64, picture.width as i64);
-    let wanted = match spec.shape.as_slice() {
-        // Channels, or the pictures of a batch.
-        [.., 1 | -1, h, w] => (*h, *w),
-        [] => (-1, -1),
-        other => {
-            return Err(format!(
-                "the model's input has shape {other:?}: --image needs [-1, 1, height, width]; use --input"
-            ));
-        }
-    };
-    let fits = |want: i64, have: i64| want == -1 || want == have;
-    if !fits(wanted.0, height) || !fits(wanted.1, width) {
-        return Err(format!(
-            "the picture is {width} x {height} pixels, the model takes {} x {}: scale it first",
-            wanted.1, wanted.0
-        ));
-    }
-    let rank = if spec.shape.is_empty() { 4 } else { spec.shape.len() };
-    let mut shape = vec![1; rank - 2];
-    shape.extend([height, width]);
-    let (datatype, raw) = if spec.datatype == DType::U8.as_str() {
-        (DType::U8, picture.grey.iter().map(|value| (value * 255.0).round() as u8).collect::<Vec<_>>())
-    } else {
-        (DType::F32, picture.grey.iter().flat_map(|value| value.to_le_bytes()).collect())
-    };
-    Ok(proto::Tensor {
-        name: spec.name.clone(),
-        datatype: datatype.as_str().to_owned(),
-        shape,
-        raw: raw.into(),
-        ..proto::Tensor::default()
-    })
 }
 
 /// `tokens=1,2,3`, `x:FP32[2,2]=1,2,3,4`, `x:FP32[1024]=@file.bin`. Datatype and shape default to what the model declares.
@@ -220,18 +196,6 @@ fn numbers(text: &str, dtype: DType) -> Result<Vec<u8>, String> {
     encode_typed(&data, dtype, &shape).map(|bytes| bytes.to_vec()).map_err(|error| error.to_string())
 }
 
-fn values(output: &proto::Tensor) -> Vec<f64> {
-    let Ok(dtype) = output.datatype.parse() else { return Vec::new() };
-    let data = TypedData::decode(dtype, &output.raw);
-    let mut all: Vec<f64> = data.bools.iter().map(|b| f64::from(u8::from(*b))).collect();
-    all.extend(data.ints.iter().map(|v| f64::from(*v)));
-    all.extend(data.int64s.iter().map(|v| *v as f64));
-    all.extend(data.uints.iter().map(|v| f64::from(*v)));
-    all.extend(data.floats.iter().map(|v| f64::from(*v)));
-    all.extend(data.doubles);
-    all
-}
-
 fn print_class(picture: &Picture, answer: &proto::InferResponse, specs: &[proto::TensorSpec]) {
     println!("{}", picture.draw().trim_end_matches('\n'));
     // The one whose indices have names, where there are several.
@@ -240,33 +204,95 @@ fn print_class(picture: &Picture, answer: &proto::InferResponse, specs: &[proto:
     };
     let labelled = answer.outputs.iter().find(is_labelled);
     let Some(output) = labelled.or(answer.outputs.first()) else { return };
-    let mut classes: Vec<(usize, f64)> = values(output).into_iter().enumerate().collect();
+    let scores = numbers_of(output);
+    // Logits are no probabilities.
+    let are_parts = scores.iter().all(|score| (0.0..=1.0).contains(score));
+    let mut classes: Vec<(usize, f64)> = scores.into_iter().enumerate().collect();
     classes.sort_by(|a, b| b.1.total_cmp(&a.1));
-    let Some((class, probability)) = classes.first() else { return };
+    let Some((class, best)) = classes.first() else { return };
     let labels = specs.iter().find(|spec| spec.name == output.name).map_or(&[][..], |spec| &spec.labels);
     let label = |class: usize| labels.get(class).cloned().unwrap_or_else(|| class.to_string());
-    println!("\nclass {}, probability {:.1} %", label(*class), probability * 100.0);
+    let name = Tone::Good.paint(&label(*class));
+    if !are_parts {
+        println!("\nclass {name}, score {best:.3}");
+        for (class, score) in classes.iter().take(3) {
+            println!("  {}  {score:.3}", label(*class));
+        }
+        return;
+    }
+    println!("\nclass {name}, probability {:.1} %", best * 100.0);
     for (class, probability) in classes.iter().take(3) {
         let bar = "█".repeat((probability.clamp(0.0, 1.0) * 40.0).round() as usize);
         println!("  {}  {:5.1} %  {bar}", label(*class), probability * 100.0);
     }
 }
 
-fn print_outputs(answer: &proto::InferResponse) {
+fn print_outputs(answer: &proto::InferResponse, full: bool) {
     const FIRST: usize = 8;
-    let rows: Vec<_> = answer
-        .outputs
-        .iter()
-        .map(|output| {
-            let all = values(output);
-            let mut shown = all.iter().take(FIRST).map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            if all.len() > FIRST {
-                shown.push_str(&format!(", ... ({} in all)", all.len()));
-            }
-            vec![output.name.clone(), output.datatype.clone(), format!("{:?}", output.shape), shown]
+    let most = if full { usize::MAX } else { FIRST };
+    let row = |output: &proto::Tensor| {
+        let all = texts(output);
+        let mut shown = all.iter().take(most).map(String::as_str).collect::<Vec<_>>().join(", ");
+        if all.len() > most {
+            shown.push_str(&format!(", ... ({} in all, --full)", all.len()));
+        }
+        vec![output.name.clone(), output.datatype.clone(), format!("{:?}", output.shape), shown]
+    };
+    if full && width().is_some() {
+        // In a column they would be hard to read.
+        for output in &answer.outputs {
+            println!("{} {} {:?}", output.name, output.datatype, output.shape);
+            println!("{}", texts(output).join(", "));
+        }
+        return;
+    }
+    let rows = answer.outputs.iter().map(row).collect();
+    Table::new(&["OUTPUT", "DATATYPE", "SHAPE", "VALUES"], rows).print();
+}
+
+#[derive(Debug, Serialize)]
+struct Answer<'a> {
+    request_id: &'a str,
+    model: &'a str,
+    version: &'a str,
+    outputs: Vec<Output<'a>>,
+    timing: Box<RawValue>,
+}
+
+#[derive(Debug, Serialize)]
+struct Output<'a> {
+    name: &'a str,
+    datatype: &'a str,
+    shape: &'a [i64],
+    /// All values, row by row. What JSON has no number for is a text: "NaN", "Infinity", "-Infinity".
+    data: Box<RawValue>,
+}
+
+impl<'a> Answer<'a> {
+    fn new(answer: &'a proto::InferResponse) -> Result<Self, Failure> {
+        let output = |output: &'a proto::Tensor| {
+            let quoted = |text: String| match text.as_str() {
+                "NaN" => "\"NaN\"".to_owned(),
+                "inf" => "\"Infinity\"".to_owned(),
+                "-inf" => "\"-Infinity\"".to_owned(),
+                _ => text,
+            };
+            let data = texts(output).into_iter().map(quoted).collect::<Vec<_>>().join(",");
+            Ok(Output {
+                name: &output.name,
+                datatype: &output.datatype,
+                shape: &output.shape,
+                data: RawValue::from_string(format!("[{data}]")).map_err(Failure::failed)?,
+            })
+        };
+        Ok(Self {
+            request_id: &answer.request_id,
+            model: &answer.model,
+            version: &answer.version,
+            outputs: answer.outputs.iter().map(output).collect::<Result<_, Failure>>()?,
+            timing: part("Timing", &answer.timing.unwrap_or_default())?,
         })
-        .collect();
-    print_table(&["OUTPUT", "DATATYPE", "SHAPE", "VALUES"], &rows);
+    }
 }
 
 #[cfg(test)]
@@ -311,21 +337,19 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_must_have_the_models_size() {
-        let picture = Picture { width: 3, height: 2, grey: vec![0.0; 6] };
-        assert_eq!(
-            picture_tensor(&picture, &[spec("i", "FP32", &[-1, 1, 2, 3])]).unwrap().shape,
-            [1, 1, 2, 3]
-        );
-        for (declared, expected) in
-            [(&[1, 2, 3][..], &[1, 2, 3][..]), (&[-1, -1, -1], &[1, 2, 3]), (&[], &[1, 1, 2, 3])]
-        {
-            assert_eq!(picture_tensor(&picture, &[spec("i", "FP32", declared)]).unwrap().shape, expected);
-        }
-        let bytes = Picture { width: 3, height: 1, grey: vec![0.0, 0.5, 1.0] };
-        let sent = picture_tensor(&bytes, &[spec("i", "UINT8", &[-1, -1, -1])]).unwrap();
-        assert_eq!((sent.datatype.as_str(), sent.raw.to_vec()), ("UINT8", vec![0, 128, 255]));
-        let error = picture_tensor(&picture, &[spec("i", "FP32", &[-1, 1, 8, 8])]).unwrap_err();
-        assert!(error.contains("3 x 2") && error.contains("8 x 8"), "{error}");
+    fn scripts_get_every_value() {
+        let raw: Vec<u8> =
+            [0.1_f32, f32::NAN, f32::INFINITY, 1e-20].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let output = proto::Tensor {
+            name: "y".into(),
+            datatype: "FP32".into(),
+            shape: vec![4],
+            raw: raw.into(),
+            ..Default::default()
+        };
+        let answer = proto::InferResponse { outputs: vec![output], ..Default::default() };
+        let text = serde_json::to_string(&Answer::new(&answer).unwrap()).unwrap();
+        assert!(text.contains(r#""data":[0.1,"NaN","Infinity",1e-20]"#), "{text}");
+        assert!(text.contains(r#""timing":{"#), "{text}");
     }
 }

@@ -2,10 +2,18 @@
 
 use std::path::PathBuf;
 
-use super::{Failure, client::show_bytes, print_table};
-use crate::loader::archive::{
-    self, TensorInfo,
-    safety::{Finding, Policy, Safety, Verdict},
+use super::{
+    Failure,
+    json::{JsonArgs, print_json},
+    show::{Table, Tone, show_bytes},
+};
+use crate::{
+    lifecycle::{about_state, about_training},
+    loader::archive::{
+        self, TensorInfo,
+        safety::{Finding, Policy, Safety, Severity, Verdict},
+    },
+    model::{Decision, ModelManifest},
 };
 
 /// Nothing in the file is run. Exits with 1 if a server with `safety.policy = "strict"` would refuse it as unsafe.
@@ -19,13 +27,15 @@ pub(super) struct Args {
     /// A name that safety.allow would have; may be given several times
     #[arg(long, value_name = "NAME")]
     allow: Vec<String>,
-    /// As JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: JsonArgs,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let info = archive::inspect(&args.file).map_err(|error| Failure::Failed(error.of(&args.file)))?;
+    // The same checks as a server's before a load.
+    let checked =
+        archive::inspect(&args.file).and_then(|info| archive::check_entries(&args.file).map(|()| info));
+    let info = checked.map_err(|error| Failure::Failed(error.of(&args.file)))?;
     let safety = Safety { policy: Policy::Strict, allow: args.allow.clone() };
     if let Some((value, allowed)) = safety.problem() {
         return Err(Failure::Usage(format!("--allow {value}: it takes {allowed}")));
@@ -34,8 +44,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         Verdict::Refuse(line) => Err(Failure::Failed(format!("{}: {line}", args.file.display()))),
         Verdict::Serve | Verdict::Warn(_) => Ok(()),
     };
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&info).map_err(Failure::failed)?);
+    if args.output.json {
+        print_json(&info)?;
         return verdict;
     }
     println!(
@@ -46,7 +56,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         info.entries
     );
     let written = match (&info.torch_version, info.format_version) {
-        (Some(torch), Some(format)) => format!("torch {torch} or newer (archive format {format})"),
+        (Some(torch), Some(format)) => format!("torch {torch} (archive format {format})"),
         (None, Some(format)) => format!("not recorded (archive format {format})"),
         _ => "not recorded".to_owned(),
     };
@@ -60,6 +70,11 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     ];
     let effects: Vec<_> = effects.iter().filter(|(is, _)| *is).map(|(_, what)| *what).collect();
     println!("effects       {}", if effects.is_empty() { "none".to_owned() } else { effects.join(", ") });
+    let (_, mut decisions) = about_state(info.state.as_ref(), &ModelManifest::default());
+    decisions.extend(about_training(info.trains.as_ref()));
+    for Decision { what, text } in decisions {
+        println!("{what:<13} {text}");
+    }
     println!("safety        {}", summary(&info.findings));
     if let Some(forward) = &info.forward {
         println!("\nforward");
@@ -75,7 +90,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             })
             .collect();
         rows.push(vec!["->".to_owned(), forward.returns.to_string(), String::new()]);
-        print_table(&["ARGUMENT", "TYPE", ""], &rows);
+        Table::new(&["ARGUMENT", "TYPE", ""], rows).print();
     }
     tensors("PARAMETER", &info.parameters, args.all);
     tensors("BUFFER", &info.buffers, args.all);
@@ -90,8 +105,12 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 
 fn summary(findings: &[Finding]) -> String {
     match findings.len() {
-        0 => "nothing but ordinary operators, plain pickles".to_owned(),
-        n => format!("{n} not known to be safe, see the end"),
+        0 => Tone::Good.paint("nothing but ordinary operators, plain pickles"),
+        n => match findings.iter().filter(|finding| finding.severity == Severity::Note).count() {
+            notes if notes == n => Tone::Warn
+                .paint(&format!("ordinary, but for some values {n} operators end the process, see the end")),
+            notes => Tone::Bad.paint(&format!("{} not known to be safe, see the end", n - notes)),
+        },
     }
 }
 
@@ -105,10 +124,14 @@ fn findings(findings: &[Finding], all: bool) {
             finding.danger.to_string(),
         ]
     };
-    section(&["NOT KNOWN TO BE SAFE", "FIRST AT", "PLACES", "WHY"], findings.iter().map(row).collect(), all);
+    let (notes, bad): (Vec<&Finding>, Vec<_>) =
+        findings.iter().partition(|finding| finding.severity == Severity::Note);
+    for (title, some) in [("CAN END THE PROCESS", notes), ("NOT KNOWN TO BE SAFE", bad)] {
+        section(&[title, "FIRST AT", "PLACES", "WHY"], some.into_iter().map(row).collect(), all);
+    }
 }
 
-fn tensors(title: &str, tensors: &[TensorInfo], all: bool) {
+fn tensors(title: &'static str, tensors: &[TensorInfo], all: bool) {
     let rows = tensors
         .iter()
         .map(|t| vec![t.name.clone(), t.dtype.to_string(), format!("{:?}", t.shape), show_bytes(t.bytes)])
@@ -116,14 +139,14 @@ fn tensors(title: &str, tensors: &[TensorInfo], all: bool) {
     section(&[title, "DATATYPE", "SHAPE", "SIZE"], rows, all);
 }
 
-fn section(header: &[&str], mut rows: Vec<Vec<String>>, all: bool) {
+fn section(header: &[&'static str], mut rows: Vec<Vec<String>>, all: bool) {
     if rows.is_empty() {
         return;
     }
     let more = if all { 0 } else { rows.len().saturating_sub(10) };
     rows.truncate(rows.len() - more);
     println!();
-    print_table(header, &rows);
+    Table::new(header, rows).print();
     if more > 0 {
         println!("and {more} more (--all)");
     }

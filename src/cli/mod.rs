@@ -1,7 +1,7 @@
 //! The command line. Results go to standard output, everything else to standard error; an error is one line that says
 //! what to do. Exit status: 0 well, 1 failed, 2 the command or the configuration is wrong.
 
-/// Prints a line. The standard macro panics where nobody reads any more (`torchlane models | head -1`).
+/// Prints a line. The standard macro panics if the reader has gone (`torchlane models | head -1`).
 macro_rules! println {
     () => { $crate::cli::print_line(format_args!("")) };
     ($($part:tt)*) => { $crate::cli::print_line(format_args!($($part)*)) };
@@ -10,13 +10,17 @@ macro_rules! println {
 mod bench;
 mod check;
 mod client;
+mod health;
 mod infer;
+mod init;
 mod inspect;
+mod json;
 mod models;
 mod picture;
 mod reload;
 mod rollout;
 mod serve;
+mod show;
 mod sign;
 mod verify;
 mod versions;
@@ -24,6 +28,8 @@ mod versions;
 use std::{io::Write as _, process::ExitCode};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
+
+use crate::plain;
 
 /// How a command failed.
 #[derive(Debug)]
@@ -62,12 +68,18 @@ enum Command {
     Check(check::Args),
     /// Send one request to a model
     Infer(infer::Args),
-    /// Put a new version live, go back, or unload
+    /// Put a new version live
     Reload(reload::Args),
+    /// Put the version live that was live before
+    Rollback(reload::RollbackArgs),
+    /// Stop serving a model
+    Unload(reload::UnloadArgs),
     /// Roll a version out beside the live one, or see how it goes
     Rollout(rollout::Args),
     /// List models, or show one
     Models(models::Args),
+    /// Ask whether a server or a model is ready; exit status 0 if it is
+    Health(health::Args),
     /// Send load and show how long answers take
     Bench(bench::Args),
     /// Print what an archive holds, without running it
@@ -76,6 +88,8 @@ enum Command {
     Sign(sign::Args),
     /// Check versions against their digests and signatures
     Verify(verify::Args),
+    /// Write a torchlane.toml, or a model.toml for a model
+    Init(init::Args),
     /// Print a completion script for a shell
     Completions {
         /// bash, zsh, fish, elvish or powershell
@@ -85,11 +99,19 @@ enum Command {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(error) => return misread(&error),
+    };
+    let outcome = match command {
         Command::Serve(args) => serve::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Infer(args) => infer::run(&args),
         Command::Reload(args) => reload::run(&args),
+        Command::Rollback(args) => reload::rollback(&args),
+        Command::Unload(args) => reload::unload(&args),
+        Command::Health(args) => health::run(&args),
+        Command::Init(args) => init::run(&args),
         Command::Rollout(args) => rollout::run(&args),
         Command::Models(args) => models::run(&args),
         Command::Bench(args) => bench::run(&args),
@@ -109,8 +131,20 @@ pub fn main() -> ExitCode {
         Err(Failure::Usage(message)) => (2, message),
     };
     // Where that cannot be written either, the status has to do.
-    let _unwritable = writeln!(std::io::stderr(), "error: {}", message.replace('\n', " "));
+    let error = console::style("error:").red().bold().for_stderr();
+    let _unwritable = writeln!(std::io::stderr(), "{error} {}", message.replace('\n', " "));
     ExitCode::from(status)
+}
+
+/// Help and the version, which are no errors, or what is wrong with the arguments.
+fn misread(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        error.exit();
+    }
+    let text = error.render();
+    let text = if console::colors_enabled_stderr() { text.ansi().to_string() } else { text.to_string() };
+    let _unwritable = write!(std::io::stderr(), "{}", plain::std_words(&text));
+    ExitCode::from(2)
 }
 
 /// Ends the command where standard output cannot be written: well if its reader has seen enough.
@@ -121,36 +155,6 @@ fn print_line(line: std::fmt::Arguments<'_>) {
         }
         let _unwritable = writeln!(std::io::stderr(), "error: cannot write the result: {error}");
         std::process::exit(1);
-    }
-}
-
-/// `1 file`, `2 files`.
-fn counted(number: usize, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
-}
-
-/// Prints rows in columns.
-fn print_table(header: &[&str], rows: &[Vec<String>]) {
-    let width = |(column, title): (usize, &&str)| {
-        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
-        cells.chain([title.len()]).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = header.iter().enumerate().map(width).collect();
-    let print = |cells: Vec<&str>| {
-        let last = cells.len().saturating_sub(1);
-        let mut line = String::new();
-        for (i, cell) in cells.iter().enumerate() {
-            line.push_str(cell);
-            if i < last {
-                let width = widths.get(i).copied().unwrap_or(0);
-                line.push_str(&" ".repeat(width.saturating_sub(cell.chars().count()) + 2));
-            }
-        }
-        println!("{}", line.trim_end());
-    };
-    print(header.to_vec());
-    for row in rows {
-        print(row.iter().map(String::as_str).collect());
     }
 }
 

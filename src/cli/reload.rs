@@ -1,67 +1,129 @@
-//! `torchlane reload`
+//! `torchlane reload`, `rollback` and `unload`
+
+use tonic::{Response, Status};
 
 use super::{
     Failure,
-    client::{ServerArgs, block_on, refused, show_bytes, show_duration, with_spinner},
-    print_table,
+    client::{ServerArgs, block_on, refused, with_spinner},
+    json::{JsonArgs, print_message},
+    show::{Table, Tone, show_bytes, show_duration},
 };
 use crate::proto;
 
 /// The live version serves until the new one is warm; a failure leaves it serving.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    #[command(flatten)]
+    of: Of,
+    /// Version to put live [default: the newest on disk]
+    #[arg(long)]
+    version: Option<u64>,
+    /// Reject an archive with another sha256
+    #[arg(long, value_name = "HEX")]
+    sha256: Option<String>,
+    /// Reject weights with another sha256
+    #[arg(long, value_name = "HEX")]
+    weights_sha256: Option<String>,
+    /// Verify, load and warm up, but change nothing
+    #[arg(long)]
+    validate_only: bool,
+    /// As `torchlane rollback`
+    #[arg(long, hide = true, conflicts_with_all = ["version", "sha256", "weights_sha256", "validate_only"])]
+    rollback: bool,
+    /// As `torchlane unload`
+    #[arg(long, hide = true, conflicts_with_all = ["version", "sha256", "weights_sha256", "validate_only", "rollback"])]
+    unload: bool,
+}
+
+/// Goes back to the version that was live before. Its files must still be the same.
+#[derive(Debug, clap::Args)]
+pub(super) struct RollbackArgs {
+    #[command(flatten)]
+    of: Of,
+}
+
+/// Requests in flight end, new ones are rejected until the model is loaded again.
+#[derive(Debug, clap::Args)]
+pub(super) struct UnloadArgs {
+    #[command(flatten)]
+    of: Of,
+}
+
+/// Which model, where, and how the answer is printed.
+#[derive(Debug, clap::Args)]
+struct Of {
     /// The model
     model: String,
     #[command(flatten)]
     server: ServerArgs,
-    /// Version to put live [default: the newest on disk]
-    #[arg(long, conflicts_with_all = ["rollback", "unload"])]
-    version: Option<u64>,
-    /// Refuse an archive with another sha256
-    #[arg(long, value_name = "HEX", conflicts_with_all = ["rollback", "unload"])]
-    sha256: Option<String>,
-    /// Refuse weights with another sha256
-    #[arg(long, value_name = "HEX", conflicts_with_all = ["rollback", "unload"])]
-    weights_sha256: Option<String>,
-    /// Verify, load and warm up, but change nothing
-    #[arg(long, conflicts_with_all = ["rollback", "unload"])]
-    validate_only: bool,
-    /// Go back to the version that was live before
-    #[arg(long, conflicts_with = "unload")]
-    rollback: bool,
-    /// Stop serving the model
-    #[arg(long)]
-    unload: bool,
+    #[command(flatten)]
+    output: JsonArgs,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    if args.rollback {
+        return go_back(&args.of);
+    }
+    if args.unload {
+        return stop_serving(&args.of);
+    }
     block_on(async {
-        let mut client = args.server.connect().await?;
-        let model = args.model.clone();
-        if args.unload {
-            let request = proto::UnloadModelRequest { model: model.clone() };
-            let done = client.unload_model(request).await.map_err(refused)?.into_inner();
-            println!("{model}: version {} unloaded", done.unloaded_version);
-            return Ok(());
-        }
-        let what = format!("{} {model}", if args.rollback { "rolling back" } else { "reloading" });
-        let change = async {
-            if args.rollback {
-                return client.rollback_model(proto::RollbackModelRequest { model: model.clone() }).await;
-            }
-            let request = proto::ReloadModelRequest {
-                model: model.clone(),
-                version: args.version.map(|version| version.to_string()).unwrap_or_default(),
-                expected_sha256: args.sha256.clone().unwrap_or_default(),
-                expected_weights_sha256: args.weights_sha256.clone().unwrap_or_default(),
-                validate_only: args.validate_only,
-            };
-            client.reload_model(request).await
+        let mut client = args.of.server.connect().await?;
+        let request = proto::ReloadModelRequest {
+            model: args.of.model.clone(),
+            version: args.version.map(|version| version.to_string()).unwrap_or_default(),
+            expected_sha256: args.sha256.clone().unwrap_or_default(),
+            expected_weights_sha256: args.weights_sha256.clone().unwrap_or_default(),
+            validate_only: args.validate_only,
         };
-        let report = with_spinner(what, change).await.map_err(refused)?.into_inner();
-        print(&report);
+        args.of.report("reloading", client.reload_model(request)).await
+    })
+}
+
+pub(super) fn rollback(args: &RollbackArgs) -> Result<(), Failure> {
+    go_back(&args.of)
+}
+
+pub(super) fn unload(args: &UnloadArgs) -> Result<(), Failure> {
+    stop_serving(&args.of)
+}
+
+fn go_back(of: &Of) -> Result<(), Failure> {
+    block_on(async {
+        let mut client = of.server.connect().await?;
+        let request = proto::RollbackModelRequest { model: of.model.clone() };
+        of.report("rolling back", client.rollback_model(request)).await
+    })
+}
+
+fn stop_serving(of: &Of) -> Result<(), Failure> {
+    block_on(async {
+        let mut client = of.server.connect().await?;
+        let request = proto::UnloadModelRequest { model: of.model.clone() };
+        let done = client.unload_model(request).await.map_err(refused)?.into_inner();
+        if of.output.json {
+            return print_message("UnloadModelResponse", &done);
+        }
+        println!("{}: version {} is unloaded", of.model, done.unloaded_version);
         Ok(())
     })
+}
+
+impl Of {
+    /// Waits for a change and prints what came of it.
+    async fn report(
+        &self,
+        doing: &str,
+        change: impl Future<Output = Result<Response<proto::ReloadModelResponse>, Status>>,
+    ) -> Result<(), Failure> {
+        let report = with_spinner(format!("{doing} {}", self.model), change).await;
+        let report = report.map_err(refused)?.into_inner();
+        if self.output.json {
+            return print_message("ReloadModelResponse", &report);
+        }
+        print(&report);
+        Ok(())
+    }
 }
 
 fn print(report: &proto::ReloadModelResponse) {
@@ -70,9 +132,10 @@ fn print(report: &proto::ReloadModelResponse) {
         println!("{}: would load; version {} still serves", report.model, or_none(&report.live_version));
     } else {
         println!(
-            "{}: version {} is live (was {}), generation {}",
+            "{}: version {} is {} (was {}), generation {}",
             report.model,
             report.live_version,
+            Tone::Good.paint("live"),
             or_none(&report.previous_version),
             report.generation
         );
@@ -94,17 +157,17 @@ fn print(report: &proto::ReloadModelResponse) {
     .into_iter()
     .map(|(name, took)| vec![name.to_owned(), show_duration(took)])
     .collect();
-    print_table(&["PHASE", "TIME"], &rows);
+    Table::new(&["PHASE", "TIME"], rows).print();
     if phases.rested.is_some_and(|rested| rested.seconds > 0 || rested.nanos >= 100_000_000) {
         let rested = show_duration(phases.rested);
         println!(
-            "{rested} of the total at rest, or waiting for a CPU, so that others do not notice (loader.patience)"
+            "for {rested} of the total, the load rested or waited for a CPU so that requests go undisturbed (loader.patience)"
         );
     }
     let warmup = report.warmup.unwrap_or_default();
     if warmup.passes == 0 {
         println!(
-            "warm-up: no shape is known; declare some in model.toml ([warmup] shapes) to spare the first request"
+            "warm-up: none, no shape is known; declare some in model.toml ([warmup] shapes) so that the first request is fast"
         );
     } else {
         println!(

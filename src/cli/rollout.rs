@@ -4,7 +4,9 @@ use std::{io::IsTerminal as _, time::Duration};
 
 use super::{
     Failure,
-    client::{ServerArgs, block_on, refused, show_duration, with_spinner},
+    client::{ServerArgs, block_on, refused, with_spinner},
+    json::{JsonArgs, print_line_of, print_message},
+    show::{Tone, show_duration},
 };
 use crate::{
     client::Stub,
@@ -24,7 +26,7 @@ pub(super) struct Args {
     /// Send a percent of the callers to it; several, one after the other: --canary 1,10,50
     #[arg(long, value_name = "PERCENT", value_delimiter = ',', group = "how")]
     canary: Vec<f64>,
-    /// Have it run a percent of the requests too, and compare; it answers nobody
+    /// Run a percent of the requests by it too, and compare; its answers are not sent
     #[arg(long, value_name = "PERCENT", group = "how")]
     shadow: Option<f64>,
     /// Send requests with this header to it, or with tenant=NAME those of that tenant
@@ -45,6 +47,8 @@ pub(super) struct Args {
     /// Show how it goes until it ends: exit status 0 if the version is promoted, else 1
     #[arg(long)]
     watch: bool,
+    #[command(flatten)]
+    output: JsonArgs,
 }
 
 /// Between two looks.
@@ -63,9 +67,13 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         };
         let now = now.map_err(refused)?.into_inner();
         if args.watch && now.state() == RolloutState::Running {
-            return watch(client, now).await;
+            return watch(client, now, args.output.json).await;
         }
-        lines(&now).iter().for_each(|line| println!("{line}"));
+        if args.output.json {
+            print_message("Rollout", &now)?;
+        } else {
+            lines(&now).iter().for_each(|line| println!("{line}"));
+        }
         if args.watch { ending(&now) } else { Ok(()) }
     })
 }
@@ -120,8 +128,8 @@ fn request(args: &Args) -> Result<Option<proto::SetRolloutRequest>, Failure> {
 }
 
 /// On a terminal the lines are drawn again and again; else one line is printed for each change.
-async fn watch(mut client: Stub, mut now: proto::Rollout) -> Result<(), Failure> {
-    let live = std::io::stdout().is_terminal().then(|| {
+async fn watch(mut client: Stub, mut now: proto::Rollout, json: bool) -> Result<(), Failure> {
+    let live = (!json && std::io::stdout().is_terminal()).then(|| {
         let target = indicatif::ProgressDrawTarget::stdout();
         let bar = indicatif::ProgressBar::with_draw_target(None, target);
         bar.with_style(indicatif::ProgressStyle::with_template("{msg}").unwrap_or_else(|_| {
@@ -136,10 +144,12 @@ async fn watch(mut client: Stub, mut now: proto::Rollout) -> Result<(), Failure>
             Some(bar) => bar.set_message(lines(&now).join("\n")),
             None => {
                 let line = line(&now);
-                if line != said {
+                if line != said && json {
+                    print_line_of("Rollout", &now)?;
+                } else if line != said {
                     println!("{line}");
-                    said = line;
                 }
+                said = line;
             }
         }
         let is_over = now.state() != RolloutState::Running || now.version != version;
@@ -176,6 +186,16 @@ fn state(now: &proto::Rollout) -> &'static str {
     }
 }
 
+fn tone(now: &proto::Rollout) -> Tone {
+    match now.state() {
+        RolloutState::NoRollout => Tone::Quiet,
+        RolloutState::Running => Tone::Plain,
+        RolloutState::Promoted => Tone::Good,
+        RolloutState::RolledBack => Tone::Bad,
+        RolloutState::Aborted => Tone::Warn,
+    }
+}
+
 fn how(now: &proto::Rollout) -> String {
     let plan = now.plan.clone().unwrap_or_default();
     let mirrored = plan.compare();
@@ -202,20 +222,20 @@ fn lines(now: &proto::Rollout) -> Vec<String> {
             now.model,
             now.version,
             now.live_version,
-            state(now),
+            tone(now).paint(state(now)),
             how(now)
         ),
         now.verdict.clone(),
         String::new(),
         format!(
-            "{:<10}{:>10}{:>9}{:>8}{:>12}{:>12}{:>12}{:>12}",
+            "{:<9}{:>10}{:>8}{:>6}{:>11}{:>11}{:>11}{:>11}",
             "", "ANSWERED", "FAILED", "LATE", "P50", "P99", "PASS P50", "PASS P99"
         ),
     ];
     for (name, side) in [("live", now.live), ("candidate", now.candidate)] {
         let side = side.unwrap_or_default();
         lines.push(format!(
-            "{name:<10}{:>10}{:>9}{:>8}{:>12}{:>12}{:>12}{:>12}",
+            "{name:<9}{:>10}{:>8}{:>6}{:>11}{:>11}{:>11}{:>11}",
             side.answered,
             side.failed,
             side.late,

@@ -1,20 +1,26 @@
 //! `torchlane sign`
 
-use std::{path::PathBuf, time::SystemTime};
+use std::{
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use serde::Serialize;
 
 use super::{
     Failure,
-    client::show_bytes,
-    counted,
+    json::{JsonArgs, print_json},
+    show::{counted, show_bytes},
     versions::{OnDisk, at},
 };
 use crate::{
-    loader::seal::{self, BaseArchive, Place, PrivateKey},
+    loader::seal::{self, BaseArchive, Place, PrivateKey, Seal},
     model::{ModelName, Version},
 };
 
-/// Writes the manifest.json of versions: size and sha256 of each file, and a signature where there is a key. Signatures by
-/// other keys stay as long as nothing else changes.
+/// Writes the manifest.json of versions: size and sha256 of each file, and a signature if a key is named. Either all
+/// versions get one or none does; ensembles have no files of their own and are skipped. Signatures by other keys stay as
+/// long as nothing else changes.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Directory of a version or a model
@@ -38,11 +44,47 @@ pub(super) struct Args {
     /// The archive under weights that come without one [default: that of the version before]
     #[arg(long, value_name = "FILE")]
     base: Option<PathBuf>,
+    #[command(flatten)]
+    output: JsonArgs,
+}
+
+/// A manifest that is ready to be written.
+struct Made {
+    directory: PathBuf,
+    place: Place,
+    seal: Seal,
+}
+
+#[derive(Debug, Serialize)]
+struct Signed<'a> {
+    path: String,
+    /// None: any.
+    model: Option<&'a str>,
+    /// None: any.
+    version: Option<u64>,
+    files: usize,
+    bytes: u64,
+    signers: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Outcome<'a> {
+    written: Vec<Signed<'a>>,
+    /// Ensembles.
+    skipped: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct NewKey {
+    private: String,
+    public: String,
+    id: String,
+    setting: String,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     if let Some(path) = &args.new_key {
-        return new_key(path);
+        return new_key(path, args.output.json);
     }
     let key = args.key.as_deref().map(PrivateKey::read).transpose().map_err(Failure::failed)?;
     let mut versions = Vec::new();
@@ -57,19 +99,39 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         );
         return Err(Failure::Usage(problem));
     }
-    for on_disk in &versions {
-        sign(args, on_disk, key.as_ref())?;
+    let (ensembles, versions): (Vec<_>, Vec<_>) =
+        versions.into_iter().partition(|on_disk| on_disk.files.is_ensemble());
+    // Of an ensemble the path is that of its description.
+    let model = |on_disk: &OnDisk| on_disk.path.parent().unwrap_or(&on_disk.path).display().to_string();
+    let skipped: Vec<_> = ensembles.iter().map(model).collect();
+    if versions.is_empty() {
+        return Err(Failure::Failed(format!(
+            "nothing to sign: {} only ensembles, which have no files of their own. Name the models of their steps",
+            if skipped.len() == 1 { "the path holds" } else { "the paths hold" }
+        )));
+    }
+    // All of them are made before the first is written: a problem with one leaves none changed.
+    let made: Vec<_> =
+        versions.iter().map(|on_disk| make(args, on_disk, key.as_ref())).collect::<Result<_, _>>()?;
+    for Made { directory, seal, .. } in &made {
+        let wrong = |error| Failure::Failed(format!("{}: {error}", directory.display()));
+        seal::write(directory, seal).map_err(wrong)?;
+    }
+    let outcome = Outcome { written: made.iter().map(Signed::new).collect(), skipped };
+    if args.output.json {
+        return print_json(&outcome);
+    }
+    outcome.written.iter().for_each(Signed::print);
+    for path in &outcome.skipped {
+        println!("{path}: skipped, an ensemble has no files of its own to sign");
     }
     Ok(())
 }
 
-fn sign(args: &Args, on_disk: &OnDisk, key: Option<&PrivateKey>) -> Result<(), Failure> {
+fn make(args: &Args, on_disk: &OnDisk, key: Option<&PrivateKey>) -> Result<Made, Failure> {
     let directory = on_disk.path.as_path();
     let wrong =
         |problem: &dyn std::fmt::Display| Failure::Failed(format!("{}: {problem}", directory.display()));
-    if on_disk.files.is_ensemble() {
-        return Err(wrong(&"an ensemble has no files of its own to sign: name the models of its steps"));
-    }
     if !directory.is_dir() {
         let name = on_disk.place.model.as_ref().map_or("MODEL", ModelName::as_str);
         return Err(wrong(&format_args!(
@@ -102,33 +164,52 @@ fn sign(args: &Args, on_disk: &OnDisk, key: Option<&PrivateKey>) -> Result<(), F
     if let Some(key) = key {
         made.sign(key);
     }
-    seal::write(directory, &made).map_err(|error| wrong(&error))?;
-    let bytes = made.files().values().map(|fact| fact.bytes).sum();
-    let of = match (&place.model, place.version) {
-        (Some(model), Some(version)) => format!("as {model} version {version}"),
-        (Some(model), None) => format!("as any version of {model}"),
-        (None, Some(version)) => format!("as version {version} of any model"),
-        (None, None) => "as any version of any model (--model, --version)".to_owned(),
-    };
-    let signers: Vec<_> = made.signers().collect();
-    let signed = if signers.is_empty() {
-        "not signed".to_owned()
-    } else {
-        format!("signed by {}", signers.join(", "))
-    };
-    println!(
-        "{}: {} ({}) {of}, {signed}",
-        directory.join(seal::FILE).display(),
-        counted(made.files().len(), "file"),
-        show_bytes(bytes)
-    );
-    Ok(())
+    Ok(Made { directory: directory.to_owned(), place, seal: made })
 }
 
-fn new_key(path: &std::path::Path) -> Result<(), Failure> {
+impl<'a> Signed<'a> {
+    fn new(Made { directory, place, seal }: &'a Made) -> Self {
+        Self {
+            path: directory.join(seal::FILE).display().to_string(),
+            model: place.model.as_ref().map(ModelName::as_str),
+            version: place.version.map(|version| version.0),
+            files: seal.files().len(),
+            bytes: seal.files().values().map(|fact| fact.bytes).sum(),
+            signers: seal.signers().map(|signer| signer.to_string()).collect(),
+        }
+    }
+
+    fn print(&self) {
+        let of = match (self.model, self.version) {
+            (Some(model), Some(version)) => format!("as {model} version {version}"),
+            (Some(model), None) => format!("as any version of {model}"),
+            (None, Some(version)) => format!("as version {version} of any model"),
+            (None, None) => "as any version of any model (--model, --version)".to_owned(),
+        };
+        let signed = if self.signers.is_empty() {
+            "not signed".to_owned()
+        } else {
+            format!("signed by {}", self.signers.join(", "))
+        };
+        let (files, bytes) = (counted(self.files, "file"), show_bytes(self.bytes));
+        println!("{}: {files} ({bytes}) {of}, {signed}", self.path);
+    }
+}
+
+fn new_key(path: &Path, json: bool) -> Result<(), Failure> {
     let key = PrivateKey::create(path).map_err(Failure::failed)?;
-    println!("{}: private key {}, to sign with: keep it off servers", path.display(), key.public().id());
-    println!("{}.pub: its public half, for integrity.trusted_keys; or write it there as", path.display());
-    println!("{}", key.public().to_setting());
+    let made = NewKey {
+        private: path.display().to_string(),
+        public: format!("{}.pub", path.display()),
+        id: key.public().id().to_string(),
+        setting: key.public().to_setting(),
+    };
+    if json {
+        return print_json(&made);
+    }
+    let NewKey { private, public, id, setting } = made;
+    println!("{private}: private key {id}, to sign with. Keep it off servers");
+    println!("{public}: its public half, for integrity.trusted_keys. Or write it there as");
+    println!("{setting}");
     Ok(())
 }

@@ -2,10 +2,17 @@
 
 use std::{convert::Infallible, ops::ControlFlow, path::PathBuf};
 
-use super::{Failure, counted, print_table, versions::at};
+use serde::Serialize;
+
+use super::{
+    Failure,
+    json::{JsonArgs, print_json},
+    show::{Cell, Table, Tone, counted},
+    versions::at,
+};
 use crate::loader::seal::{self, Integrity, Policy, TrustedKey};
 
-/// Checks versions against their manifest.json as a server would, and tells all that is wrong. Nothing is loaded.
+/// Checks versions against their manifest.json as a server would, and lists everything that is wrong. Nothing is loaded.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Directory of a version, a model or a repository
@@ -17,6 +24,17 @@ pub(super) struct Args {
     /// What versions must bring: off, digest or signed [default: signed with a trusted key, else digest]
     #[arg(long, value_parser = policy)]
     policy: Option<Policy>,
+    #[command(flatten)]
+    output: JsonArgs,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Examined {
+    version: String,
+    what: String,
+    ok: bool,
+    result: String,
 }
 
 fn policy(text: &str) -> Result<Policy, String> {
@@ -45,7 +63,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     for path in &args.paths {
         versions.append(&mut at(path)?);
     }
-    let (mut rows, mut problems) = (Vec::new(), 0);
+    let mut all = Vec::new();
     for on_disk in &versions {
         let examined = seal::examine::<Infallible>(
             &on_disk.place,
@@ -53,15 +71,21 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             &integrity,
             None,
             &mut |what, found| {
-                problems += usize::from(found.is_err());
-                let said = found.unwrap_or_else(|wrong| format!("WRONG: {wrong}"));
-                rows.push(vec![on_disk.path.display().to_string(), what.to_owned(), said]);
+                let ok = found.is_ok();
+                let result = found.unwrap_or_else(|wrong| wrong.to_string());
+                let version = on_disk.path.display().to_string();
+                all.push(Examined { version, what: what.to_owned(), ok, result });
                 ControlFlow::Continue(())
             },
         );
         let ControlFlow::Continue(_) = examined;
     }
-    print_table(&["VERSION", "WHAT", "RESULT"], &rows);
+    let problems = all.iter().filter(|examined| !examined.ok).count();
+    if args.output.json {
+        print_json(&all)?;
+    } else {
+        Table::new(&["VERSION", "WHAT", "RESULT"], all.iter().map(row).collect()).print();
+    }
     match problems {
         0 => Ok(()),
         _ => {
@@ -69,4 +93,10 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             Err(Failure::Failed(format!("{problems} in {versions}: see the lines with WRONG")))
         }
     }
+}
+
+fn row(Examined { version, what, ok, result }: &Examined) -> Vec<Cell> {
+    let result =
+        if *ok { Cell::from(result.clone()) } else { Cell::toned(format!("WRONG: {result}"), Tone::Bad) };
+    vec![version.clone().into(), what.clone().into(), result]
 }

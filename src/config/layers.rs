@@ -10,19 +10,26 @@ use figment::{
 };
 use thiserror::Error;
 
-use super::Settings;
+use super::{Settings, redact};
+use crate::plain;
 
 /// A configuration that cannot be used. One line.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("configuration: {0}")]
 pub struct ConfigError(String);
 
+impl ConfigError {
+    fn new(message: &str) -> Self {
+        Self(redact::text(message).into_owned())
+    }
+}
+
 /// One value and where it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Provenance {
     /// Its key, for instance `server.grace`.
     pub key: String,
-    /// Its value.
+    /// Its value, without secrets.
     pub value: String,
     /// `default`, a file, an environment variable, or a flag.
     pub source: String,
@@ -48,10 +55,16 @@ const DEFAULT_FILE: &str = "torchlane.toml";
 pub fn load(file: Option<&Path>, flags: &[(String, String)]) -> Result<Layered, ConfigError> {
     let file = match file {
         Some(path) if path.exists() && !path.is_file() => {
-            return Err(ConfigError(format!("{} is not a file: name a file with --config", path.display())));
+            return Err(ConfigError::new(&format!(
+                "{} is not a file: name a file with --config",
+                path.display()
+            )));
         }
         Some(path) if !path.is_file() => {
-            return Err(ConfigError(format!("{} does not exist: name a file with --config", path.display())));
+            return Err(ConfigError::new(&format!(
+                "{} does not exist: name a file with --config",
+                path.display()
+            )));
         }
         Some(path) => Some(path.to_owned()),
         None => Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.is_file()),
@@ -67,7 +80,7 @@ pub fn load(file: Option<&Path>, flags: &[(String, String)]) -> Result<Layered, 
     }
     let settings: Settings = figment.extract().map_err(|error| explain(&error, &figment))?;
     settings.validate().map_err(|(key, value, allowed)| {
-        ConfigError(format!("{key} = {value} is out of range: {allowed} ({})", source(&figment, key)))
+        ConfigError::new(&format!("{key} = {value} is out of range: {allowed} ({})", source(&figment, key)))
     })?;
     let provenance = provenance(&figment)?;
     Ok(Layered { settings, provenance })
@@ -133,7 +146,7 @@ fn source(figment: &Figment, key: &str) -> String {
         return "default".to_owned();
     }
     if metadata.name.contains("environment") {
-        return format!("environment variable TORCHLANE_{}", key.to_uppercase().replace('.', "__"));
+        return format!("environment variable {}", variable(key));
     }
     match &metadata.source {
         Some(figment::Source::File(path)) => path.display().to_string(),
@@ -141,9 +154,30 @@ fn source(figment: &Figment, key: &str) -> String {
     }
 }
 
+/// The environment variable of a setting.
+fn variable(key: &str) -> String {
+    format!("TORCHLANE_{}", key.to_uppercase().replace('.', "__"))
+}
+
+/// The setting that a misspelt key most likely means: the same letters with other separators, or nearly the same ones.
+fn near(key: &str) -> Option<String> {
+    let defaults = Figment::from(Serialized::defaults(Settings::default()));
+    let known: Vec<String> = provenance(&defaults).ok()?.into_iter().map(|row| row.key).collect();
+    // Its section was left out.
+    if let Some(whole) = known.iter().find(|known| known.rsplit('.').next() == Some(key)) {
+        return Some(whole.clone());
+    }
+    let letters = |key: &str| key.to_lowercase().replace(['.', '_', '-'], "");
+    let wanted = letters(key);
+    let distance = |known: &String| strsim::damerau_levenshtein(&letters(known), &wanted);
+    let nearest = known.into_iter().map(|known| (distance(&known), known)).min()?;
+    (nearest.0 <= wanted.len() / 5).then_some(nearest.1)
+}
+
 fn explain(error: &figment::Error, figment: &Figment) -> ConfigError {
     let error = error.clone().into_iter().next().unwrap_or_else(|| error.clone());
     let key = error.path.join(".");
+    let show_actual = |got: &Actual| redact::setting(&key, &show_actual(got)).into_owned();
     let (key, what) = match &error.kind {
         Kind::UnknownField(field, known) => {
             let full = match key.as_str() {
@@ -151,24 +185,33 @@ fn explain(error: &figment::Error, figment: &Figment) -> ConfigError {
                 key if key == field || key.ends_with(&format!(".{field}")) => key.to_owned(),
                 key => format!("{key}.{field}"),
             };
-            (full.clone(), format!("{full} is not a setting: known here are {}", known.join(", ")))
+            let from_environment =
+                error.metadata.as_ref().is_some_and(|metadata| metadata.name.contains("environment"));
+            let hint = match near(&full) {
+                Some(near) if from_environment => format!("did you mean {}?", variable(&near)),
+                Some(near) => format!("did you mean {near}?"),
+                None => format!("known here are {}", known.join(", ")),
+            };
+            (full.clone(), format!("{full} is not a setting: {hint}"))
         }
         Kind::InvalidType(got, wanted) | Kind::InvalidValue(got, wanted) => {
-            (key.clone(), format!("{key} is {}, {} is needed", show_actual(got), in_words(wanted)))
+            (key.clone(), format!("{key} is {}: write {}", show_actual(got), needed(wanted)))
         }
         Kind::UnknownVariant(got, known) => {
-            (key.clone(), format!("{key} is '{got}', one of {} is needed", known.join(", ")))
+            (key.clone(), format!("{key} is '{got}': write one of {}", known.join(", ")))
         }
         Kind::Message(said) if said.contains("socket address") => (
             key.clone(),
             format!("{key}: write an IP address and a port, such as 0.0.0.0:50051 or [::]:50051"),
         ),
-        other if key.is_empty() => (key.clone(), other.to_string()),
-        other => (key.clone(), format!("{key}: {other}")),
+        other => {
+            let what = plain::error(&other.to_string(), plain::Form::Toml);
+            (key.clone(), if key.is_empty() { what } else { format!("{key}: {what}") })
+        }
     };
     let from = match &error.metadata {
         Some(metadata) if metadata.name.contains("environment") => {
-            format!("environment variable TORCHLANE_{}", key.to_uppercase().replace('.', "__"))
+            format!("environment variable {}", variable(&key))
         }
         Some(metadata) => match &metadata.source {
             Some(figment::Source::File(path)) => path.display().to_string(),
@@ -176,21 +219,15 @@ fn explain(error: &figment::Error, figment: &Figment) -> ConfigError {
         },
         None => source(figment, &key),
     };
-    ConfigError(format!("{what} ({from})").replace('\n', " "))
+    ConfigError::new(&format!("{what} ({from})").replace('\n', " "))
 }
 
-/// What serde expects, for people.
-fn in_words(wanted: &str) -> String {
-    match wanted {
-        "a boolean" => "true or false".to_owned(),
-        "a string" | "path string" => "a text in quotes".to_owned(),
-        "socket address" => "an IP address and a port such as 0.0.0.0:50051".to_owned(),
-        "usize" | "u64" | "u32" => "a whole number, 0 or more,".to_owned(),
-        "f64" => "a number".to_owned(),
-        "parsable string" => "a size such as '64MiB'".to_owned(),
-        "a sequence" => "a list such as ['models']".to_owned(),
-        wanted if wanted.starts_with("struct") => "a table of settings".to_owned(),
-        wanted => wanted.to_owned(),
+/// What is needed, with an example where the words alone do not show its form.
+fn needed(wanted: &str) -> String {
+    match plain::expected(wanted, plain::Form::Toml).as_str() {
+        "a list" => "a list such as ['models']".to_owned(),
+        "a table" => "a table of settings".to_owned(),
+        words => words.to_owned(),
     }
 }
 
@@ -201,7 +238,7 @@ fn show_actual(got: &Actual) -> String {
         Actual::Signed(value) => value.to_string(),
         Actual::Float(value) => value.to_string(),
         Actual::Str(value) => format!("'{value}'"),
-        other => other.to_string(),
+        other => format!("a {}", plain::found(&other.to_string(), plain::Form::Toml)),
     }
 }
 
@@ -209,7 +246,8 @@ fn provenance(figment: &Figment) -> Result<Vec<Provenance>, ConfigError> {
     let merged: Dict = figment.extract().map_err(|error| explain(&error, figment))?;
     let mut rows = Vec::new();
     flatten("", &merged, &mut |key, value| {
-        rows.push(Provenance { value: show(value), source: source(figment, &key), key });
+        let value = redact::setting(&key, &show(value)).into_owned();
+        rows.push(Provenance { value, source: source(figment, &key), key });
     });
     Ok(rows)
 }
@@ -263,21 +301,24 @@ mod tests {
     #[test]
     fn bad_keys_and_values_are_named_with_their_place() {
         let cases = [
-            ("[server]\ngraze = '5s'", "server.graze is not a setting"),
+            ("[server]\ngraze = '5s'", "server.graze is not a setting: did you mean server.grace?"),
+            ("[server]\nunheard_of = '5s'", "server.unheard_of is not a setting: known here are grpc_addr,"),
+            ("[tenants.a]\nwieght = 2", "is not a setting: known here are weight,"),
+            ("[server]\nmax_streams = {}", "server.max_streams is a table: write a whole number"),
             ("[server]\ngrace = 'soon'", "'soon' is not a duration"),
             ("[server]\ngrace = 5", "write a duration such as"),
             (
                 "[admission]\nmax_in_flight = 'many'",
-                "admission.max_in_flight is 'many', a whole number, 0 or more, is",
+                "admission.max_in_flight is 'many': write a whole number, 0 or more",
             ),
             (
                 "[admission]\nmax_in_flight = -1",
-                "admission.max_in_flight is -1, a whole number, 0 or more, is needed",
+                "admission.max_in_flight is -1: write a whole number, 0 or more",
             ),
-            ("[server]\nmax_message_bytes = '64XB'", "is '64XB', a size such as '64MiB' is needed"),
-            ("[log]\nformat = 'yaml'", "log.format is 'yaml', one of pretty, json is needed"),
-            ("repositories = 'models'", "repositories is 'models', a list such as ['models'] is needed"),
-            ("server = 5", "server is 5, a table of settings is needed"),
+            ("[server]\nmax_message_bytes = '64XB'", "is '64XB': write a size such as '64MiB'"),
+            ("[log]\nformat = 'yaml'", "log.format is 'yaml': write one of pretty, json"),
+            ("repositories = 'models'", "repositories is 'models': write a list such as ['models']"),
+            ("server = 5", "server is 5: write a table of settings"),
             ("[server]\ngrpc_addr = 'localhost:1'", "such as 0.0.0.0:50051"),
             ("[admission]\nmin_share = 0.9", "admission.min_share = 0.9 is out of range: 0 to 0.3"),
             ("[pressure]\nmemory = 1.5", "pressure.memory = 1.5 is out of range: 0 (not looked at) to 1"),
@@ -297,6 +338,26 @@ mod tests {
     }
 
     #[test]
+    fn a_setting_in_other_letters_is_known() {
+        for (wrong, right) in [
+            ("server_grace", "server.grace"),
+            ("servergrace", "server.grace"),
+            ("log_level", "log.level"),
+            ("server.drain-delay", "server.drain_delay"),
+            ("memory.budgte", "memory.budget"),
+            ("executor.threads", "executors.threads"),
+            ("watch_interval", "watch.interval"),
+            ("max_message_bytes", "server.max_message_bytes"),
+        ] {
+            assert_eq!(near(wrong).as_deref(), Some(right), "{wrong}");
+        }
+        for far in ["unheard_of", "x", "color"] {
+            assert_eq!(near(far), None, "{far}");
+        }
+        assert_eq!(variable("server.grace"), "TORCHLANE_SERVER__GRACE");
+    }
+
+    #[test]
     fn what_kubernetes_sets_is_no_setting() {
         for name in [
             "PORT",
@@ -310,6 +371,29 @@ mod tests {
             assert!(is_no_setting(name), "{name}");
         }
         assert!(!is_no_setting("SERVER__GRACE") && !is_no_setting("PORTS"));
+    }
+
+    #[test]
+    fn no_secret_is_shown() {
+        let secret = "repositories = ['s3://KEY:geheim@bucket/x']\n[store.options.s3]\nproxy_url = 'http://u:geheim@proxy:1'\n\
+                      [store.options.http]\ndefault_headers = 'Authorization: geheim'";
+        let layered = with_file(secret, &[("telemetry.otlp_endpoint", "http://h:1/?key=geheim")]).unwrap();
+        assert!(
+            layered.provenance.iter().all(|row| !row.value.contains("geheim")),
+            "{:?}",
+            layered.provenance
+        );
+        assert_eq!(row(&layered, "repositories").value, "[\"s3://***@bucket/x\"]");
+        for wrong in [
+            "repositories = 's3://KEY:geheim@bucket/x'",
+            "[telemetry]\notlp_endpoint = 'http://u:geheim@h:1'",
+            "[server]\ngrace = 'https://u:geheim@h/'",
+            "[store.options.http]\ndefault_headers = ['geheim']",
+            "[oip]\nuploads = 's3://KEY:geheim@bucket'",
+        ] {
+            let error = with_file(wrong, &[]).unwrap_err().to_string();
+            assert!(!error.contains("geheim"), "{error}");
+        }
     }
 
     #[test]

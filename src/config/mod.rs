@@ -4,6 +4,7 @@
 
 pub mod human_duration;
 mod layers;
+pub mod redact;
 mod settings;
 mod stores;
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Cache, Store, human_duration};
 use crate::{
     admission::{PressureSettings, TenantSettings},
+    layers::hosts_problem,
     loader::{archive::safety::Safety, seal::Policy},
     model::{LoadMode, MOST_SAMPLES},
     residency::ReloadPolicy,
@@ -115,6 +116,14 @@ pub struct Server {
     pub grpc_addr: SocketAddr,
     /// Where `/metrics`, `/livez` and `/readyz` listen.
     pub http_addr: SocketAddr,
+    /// Names by which clients reach this server, beside localhost and its addresses; `*` is any. Empty: on loopback no others, on
+    /// another address any.
+    pub hosts: Vec<String>,
+    /// Origins of pages that may call by gRPC and change models, such as `https://console.example`.
+    pub origins: Vec<String>,
+    /// How long an HTTP connection may rest between two requests.
+    #[serde(with = "human_duration")]
+    pub http_idle: Duration,
     /// Offer server reflection (v1 and v1alpha).
     pub reflection: bool,
     /// Longest message, each way.
@@ -148,6 +157,9 @@ impl Default for Server {
         Self {
             grpc_addr: SocketAddr::from(([127, 0, 0, 1], 50051)),
             http_addr: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            hosts: Vec::new(),
+            origins: Vec::new(),
+            http_idle: Duration::from_secs(75),
             reflection: true,
             max_message_bytes: ByteSize::mib(64),
             grace: Duration::from_secs(30),
@@ -176,18 +188,20 @@ pub struct OpenInference {
 }
 
 /// `[console]`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Console {
     /// A page for people at `/` on the HTTP port.
     pub enabled: bool,
     /// That page can reload, roll back and unload models: for whoever reaches the port.
     pub admin: bool,
+    /// Stands at the top of the page, beside the host's name: which server this is.
+    pub title: String,
 }
 
 impl Default for Console {
     fn default() -> Self {
-        Self { enabled: true, admin: false }
+        Self { enabled: true, admin: false, title: String::new() }
     }
 }
 
@@ -433,11 +447,18 @@ impl Settings {
                 return Err((key, value.to_string(), allowed));
             }
         }
+        if !(Duration::from_secs(1)..=Duration::from_secs(24 * 3600)).contains(&self.server.http_idle) {
+            let value = humantime::format_duration(self.server.http_idle).to_string();
+            return Err(("server.http_idle", value, "1s to 24h"));
+        }
         self.validate_durations()?;
         if let Err(error) = crate::telemetry::filter(&self.log.level) {
             return Err(("log.level", error, "a level, or a filter such as info,torchlane::access=off"));
         }
         if let Some(problem) = self.telemetry.problem() {
+            return Err(problem);
+        }
+        if let Some(problem) = hosts_problem(&self.server.hosts, &self.server.origins) {
             return Err(problem);
         }
         let shares = [

@@ -12,6 +12,8 @@ pub(super) struct Framing {
     length: u32,
     /// Bytes of a message that are to come.
     left: u32,
+    /// Messages that have begun; 255 stands for more.
+    begun: u8,
 }
 
 impl Framing {
@@ -24,6 +26,9 @@ impl Framing {
                 data = data.get(here as usize..).unwrap_or_default();
                 continue;
             }
+            if self.prefix == 0 {
+                self.begun = self.begun.saturating_add(1);
+            }
             // The flag goes out at the top.
             self.length = self.length << 8 | u32::from(*first);
             self.prefix += 1;
@@ -34,6 +39,11 @@ impl Framing {
             data = behind;
         }
         self.left > 0 || self.prefix > 0
+    }
+
+    /// More than one message has begun.
+    pub(super) fn has_many(&self) -> bool {
+        self.begun > 1
     }
 }
 
@@ -49,7 +59,8 @@ mod tests {
             let mut framing = Framing::default();
             let (before, after) = stream.split_at(cut);
             assert_eq!(framing.advance(before), !ends.contains(&cut), "{cut}");
-            assert!(!framing.advance(after), "{cut}");
+            assert_eq!(framing.has_many(), cut > 265, "{cut}");
+            assert!(!framing.advance(after) && framing.has_many(), "{cut}");
         }
         let mut framing = Framing::default();
         for (read, byte) in stream.iter().enumerate() {

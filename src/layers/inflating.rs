@@ -38,7 +38,7 @@ const SHORT: usize = 16 << 10;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Inflates the messages of the Open Inference Protocol; torchlane's own takes no compressed ones.
+/// Inflates the messages of both APIs; other services take no compressed ones.
 #[derive(Debug, Clone)]
 pub struct Inflate<S> {
     inner: S,
@@ -67,7 +67,7 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> S::Future {
         let called = request.uri().path();
-        let taken = path::is_open_inference(called);
+        let taken = path::is_of_api(called);
         let refusals = path::is_inference(called).then(|| self.refusals.clone());
         let encoding = request.headers().get(ENCODING).filter(|_| taken);
         // Of any other tonic says that it is not known here.
@@ -415,8 +415,10 @@ mod tests {
                 let got = gets(&account, INFER[1], name, &sent, piece).await.unwrap();
                 assert!(got == expected, "{name} {piece}: {} bytes", got.len());
             }
-            // As they are: the native API, and a coding that is none of these.
-            for (path, name) in [(INFER[0], name), (INFER[1], "br"), (INFER[1], "identity")] {
+            assert!(gets(&account, INFER[0], name, &sent, 100).await.unwrap() == expected);
+            // As they are: another service, and a coding that is none of these.
+            let health = "/grpc.health.v1.Health/Check";
+            for (path, name) in [(health, name), (INFER[1], "br"), (INFER[1], "identity")] {
                 assert!(gets(&account, path, name, &sent, 100).await.unwrap() == sent);
             }
         }

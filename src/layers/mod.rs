@@ -1,8 +1,9 @@
 //! What stands around every gRPC call, before its message is read.
 //!
-//! Outermost first: [`Guard`] (a panic becomes a status, tonic's own refusals get our words), [`Shed`] (caps on open calls and on
-//! requests in the process), [`CountBytes`] (and on their bytes), [`End`] (streams end with the server), [`ReadDeadline`] (which also
-//! holds the message itself to the deadline, and to a pace), [`Inflate`] (messages that come compressed). The services behind them count a request once its message is there
+//! Outermost first: [`Guard`] (a panic becomes a status, tonic's own refusals get our words), [`Conform`] (what is no gRPC call,
+//! or comes from a foreign page, is refused), [`Shed`] (caps on open calls and on requests in the process), [`CountBytes`] (and on
+//! their bytes), [`End`] (streams end with the server), [`ReadDeadline`] (which also holds the message itself to the deadline, and to a
+//! pace), [`Inflate`] (messages that come compressed). The services behind them count a request once its message is there
 //! ([`Arrived`]).
 //!
 //! Inference that one of them refuses is counted there ([`Refusals`](crate::telemetry::Refusals)): it never becomes a request that
@@ -10,11 +11,13 @@
 
 mod arrived;
 mod bytes;
+mod conform;
 mod deadline;
 mod ending;
 mod framing;
 mod guard;
 mod heavy;
+mod hosts;
 mod inflate;
 mod inflating;
 mod pace;
@@ -26,10 +29,12 @@ mod words;
 pub use arrived::{AnswerBytes, Arrived, message_bytes};
 pub use bytes::CountBytes;
 pub(crate) use bytes::too_many_bytes;
+pub use conform::Conform;
 pub use deadline::{Deadline, ReadDeadline};
 pub use ending::End;
 pub use guard::Guard;
 pub(crate) use heavy::heavy;
+pub use hosts::{Hosts, problem as hosts_problem};
 #[cfg(test)]
 pub(crate) use inflate::tests::deflated;
 pub(crate) use inflate::{Coding, inflate};

@@ -1,6 +1,8 @@
 //! What a call's path says of it.
 
-/// All calls of the Open Inference Protocol start with this.
+/// All calls of torchlane's own API start with this.
+const API: &str = "/torchlane.v1.ModelServer/";
+/// All calls of the Open Inference Protocol with this.
 const OPEN_INFERENCE: &str = "/inference.GRPCInferenceService/";
 /// Requests for one pass.
 pub(super) const INFER: [&str; 2] =
@@ -22,9 +24,9 @@ pub(super) fn is_infer_stream(path: &str) -> bool {
     INFER_STREAM.contains(&path)
 }
 
-/// Calls of the Open Inference Protocol.
-pub(super) fn is_open_inference(path: &str) -> bool {
-    path.starts_with(OPEN_INFERENCE)
+/// Calls whose messages may come compressed: those of both APIs.
+pub(super) fn is_of_api(path: &str) -> bool {
+    path.starts_with(API) || path.starts_with(OPEN_INFERENCE)
 }
 
 /// A load that may bring files.

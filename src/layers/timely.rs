@@ -30,7 +30,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 enum Coming {
     /// One message, which ends with the call's body.
-    One(Pace),
+    One { framing: Framing, pace: Pace },
     /// Messages as long as the caller likes; one that has begun is waited for.
     Many { framing: Framing, begun: Option<Pace> },
 }
@@ -38,7 +38,10 @@ enum Coming {
 impl Coming {
     fn moved(&mut self, data: &[u8]) {
         match self {
-            Self::One(pace) => pace.moved(data.len()),
+            Self::One { framing, pace } => {
+                framing.advance(data);
+                pace.moved(data.len());
+            }
             Self::Many { framing, begun } => {
                 let within = framing.advance(data);
                 let mut pace = begun.take().unwrap_or(Pace::new(PATIENCE));
@@ -51,9 +54,14 @@ impl Coming {
     /// Until when more is waited for.
     fn wait(&mut self) -> Option<Instant> {
         match self {
-            Self::One(pace) => Some(pace.wait()),
+            Self::One { pace, .. } => Some(pace.wait()),
             Self::Many { begun, .. } => begun.as_mut().map(Pace::wait),
         }
+    }
+
+    /// More messages came than the call takes.
+    fn is_too_many(&self) -> bool {
+        matches!(self, Self::One { framing, .. } if framing.has_many())
     }
 }
 
@@ -78,7 +86,7 @@ impl<B> Timely<B> {
         refusals: Option<Refusals>,
     ) -> Self {
         let coming = if one_message {
-            Coming::One(Pace::new(PATIENCE))
+            Coming::One { framing: Framing::default(), pace: Pace::new(PATIENCE) }
         } else {
             Coming::Many { framing: Framing::default(), begun: None }
         };
@@ -103,6 +111,9 @@ where
             if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
                 this.coming.moved(data);
             }
+            if this.coming.is_too_many() {
+                return refused(&too_many_messages(), this.refusals);
+            }
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
         let enough = this.coming.wait();
@@ -110,11 +121,7 @@ where
         match this.alarm.poll(until, cx) {
             Poll::Ready(()) => {
                 let error = if *this.until == Some(until) { late() } else { too_slow() };
-                // Once, however often it is asked for more.
-                if let Some(refusals) = this.refusals.take() {
-                    refusals.count(Door::Grpc, &error);
-                }
-                Poll::Ready(Some(Err(api::status(&error).into())))
+                refused(&error, this.refusals)
             }
             Poll::Pending => Poll::Pending,
         }
@@ -127,6 +134,19 @@ where
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
     }
+}
+
+/// Ends the body. Counted once, however often it is asked for more.
+fn refused<T>(error: &Error, refusals: &mut Option<Refusals>) -> Poll<Option<Result<T, BoxError>>> {
+    if let Some(refusals) = refusals.take() {
+        refusals.count(Door::Grpc, error);
+    }
+    Poll::Ready(Some(Err(api::status(error).into())))
+}
+
+/// The refusal of a second message. gRPC's list of status codes has UNIMPLEMENTED for it.
+fn too_many_messages() -> Error {
+    Error::new(Reason::Unimplemented, "the call takes exactly one message, and more came")
 }
 
 /// The refusal of a message that is not there by its deadline.
@@ -179,11 +199,25 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_message_in_drops_is_given_up_and_a_slow_one_is_not() {
-        let drops = failure(frames((0..1000).map(|_| (1, vec![0]))), true).await.unwrap();
+        let drops = failure(frames((0..1000).map(|_| (1, vec![1]))), true).await.unwrap();
         assert_eq!(drops.0, 10);
         assert!(drops.1.starts_with("the message came too slowly"), "{}", drops.1);
-        let slow = frames((0..1000).map(|_| (1, vec![0; 16 << 10])));
+        let slow = frames((0..1000).map(|_| (1, vec![1; 16 << 10])));
         assert_eq!(failure(slow, true).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_of_one_message_has_no_second_one() {
+        let message = [vec![0, 0, 0, 0, 3], vec![7; 3]].concat();
+        assert_eq!(failure(frames([(0, message.clone())]), true).await, None);
+        for second in [message.clone(), vec![0; 5], vec![0]] {
+            let together = [message.clone(), second.clone()].concat();
+            for sent in [vec![(0, together)], vec![(0, message.clone()), (1, second)]] {
+                let (_, said) = failure(frames(sent.clone()), true).await.unwrap();
+                assert_eq!(said, "the call takes exactly one message, and more came");
+                assert_eq!(failure(frames(sent), false).await, None);
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]

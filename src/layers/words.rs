@@ -12,6 +12,9 @@ use crate::{
     telemetry::{Door, Refusals},
 };
 
+/// Encodings of messages that a server reads.
+const ACCEPT_ENCODING: &str = "grpc-accept-encoding";
+
 /// The answer, with what tonic alone says in it replaced: a message too long, cut off, or not one; no such method. Messages that
 /// it could not read are counted in `refusals`.
 pub(super) fn translate(response: Response<Body>, refusals: Option<Refusals>) -> Response<Body> {
@@ -24,7 +27,14 @@ pub(super) fn translate(response: Response<Body>, refusals: Option<Refusals>) ->
     };
     if response.headers().contains_key(Status::GRPC_STATUS) {
         return match ours(response.headers()) {
-            Some(status) => status.into_http(),
+            Some(status) => {
+                let mut translated = status.into_http();
+                // A client that is refused for its encoding reads here which it may use.
+                if let Some(encodings) = response.headers().get(ACCEPT_ENCODING) {
+                    translated.headers_mut().insert(ACCEPT_ENCODING, encodings.clone());
+                }
+                translated
+            }
             None => response,
         };
     }
@@ -70,7 +80,12 @@ fn in_our_words(said: &HeaderMap) -> Option<(Error, Of)> {
             Some((Error::new(Reason::Unimplemented, message), Of::Request))
         }
         Code::Unimplemented => {
-            let message = format!("{}: send it uncompressed", said.trim_end_matches('.'));
+            let message =
+                format!("{}: use one that grpc-accept-encoding names, or none", said.trim_end_matches('.'));
+            Some((Error::new(Reason::Unimplemented, message), Of::Request))
+        }
+        Code::Internal if said.starts_with("Missing request message") => {
+            let message = "the call takes exactly one message, and none came";
             Some((Error::new(Reason::Unimplemented, message), Of::Request))
         }
         Code::Internal if !said.starts_with("Error") => {
@@ -101,12 +116,22 @@ mod tests {
             "Error, encoded message length too large: found 70000000 bytes, the limit is: 67108864 bytes";
         assert!(said(&Status::out_of_range(long)).unwrap().message().starts_with("the answer"));
         assert_eq!(said(&Status::unimplemented("")).unwrap().reason(), Reason::Unimplemented);
-        let cut = said(&Status::internal("Missing request message.")).unwrap();
+        let none = said(&Status::internal("Missing request message.")).unwrap();
+        assert_eq!(
+            (none.reason(), none.message()),
+            (Reason::Unimplemented, "the call takes exactly one message, and none came")
+        );
+        let cut = said(&Status::internal("Unexpected EOF decoding stream.")).unwrap();
         assert_eq!(
             (cut.reason(), cut.message()),
-            (Reason::BadRequest, "the message cannot be read: Missing request message")
+            (Reason::BadRequest, "the message cannot be read: Unexpected EOF decoding stream")
         );
         assert_eq!(said(&Status::resource_exhausted("the queue is full")), None);
+        let mut encoding = Status::unimplemented("Content is compressed with `br` which isn't supported");
+        encoding.metadata_mut().insert(ACCEPT_ENCODING, "gzip,identity".parse().unwrap());
+        let translated = translate(encoding.into_http(), None);
+        assert_eq!(translated.headers()[ACCEPT_ENCODING], "gzip,identity");
+        assert!(translated.headers()["grpc-message"].to_str().unwrap().contains("grpc-accept-encoding"));
         let own = api::status(&Error::new(Reason::ForwardFailed, "the model failed"));
         assert_eq!(said(&own), None, "ours stay as they are");
         assert_eq!(said(&Status::not_found("unknown service")), None);

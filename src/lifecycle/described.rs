@@ -1,12 +1,13 @@
 //! What the file that describes a model says of it: a `model.toml`, or Triton's `config.pbtxt`.
 
-use std::{ffi::OsStr, path::Path};
+use std::{ffi::OsStr, path::Path, sync::Arc};
 
 use super::{LoadFailure, Phase};
 use crate::{
     backend::ArchiveSummary,
     ensemble::{NESTED, Plan},
     model::{ModelManifest, ModelName, Signature},
+    proto::inference::ModelConfig,
     repository::{VersionFiles, read_text},
     triton::{self, TritonConfig},
 };
@@ -18,6 +19,8 @@ pub(super) struct Described {
     pub(super) manifest: ModelManifest,
     /// What is said and not heeded, a line each.
     pub(super) warnings: Vec<String>,
+    /// The `config.pbtxt` that says it.
+    pub(super) config: Option<Arc<ModelConfig>>,
     by: By,
 }
 
@@ -48,7 +51,7 @@ impl Described {
         let manifest = ModelManifest::parse(&read_text(path)?).map_err(|error| By::Toml.blame(&error))?;
         let is_there_too = path.with_file_name(triton::FILE).exists();
         let warnings = is_there_too.then(|| format!("{} is not read: model.toml is there too", triton::FILE));
-        Ok(Self { manifest, warnings: warnings.into_iter().collect(), by: By::Toml })
+        Ok(Self { manifest, warnings: warnings.into_iter().collect(), ..Self::default() })
     }
 
     fn from_triton(path: &Path, files: &VersionFiles) -> Result<Self, String> {
@@ -71,7 +74,8 @@ impl Described {
             ));
         }
         let warnings = warnings.iter().map(ToString::to_string).collect();
-        Ok(Self { manifest, warnings, by: By::Triton })
+        let config = Some(Arc::new(config.config().clone()));
+        Ok(Self { manifest, warnings, config, by: By::Triton })
     }
 
     /// The steps of `model`, where it is an ensemble.

@@ -293,6 +293,7 @@ impl Entry {
             signature: servable.signature.clone(),
             torch_version: servable.torch_version.clone(),
             max_batch: servable.max_batch,
+            decisions: servable.decisions.clone(),
         };
         let mut facts = self.facts.lock();
         // What was evicted was live as far as a rollback is concerned.
@@ -454,6 +455,7 @@ impl Entry {
             resident_bytes: resident,
             last_error: facts.last_error.clone(),
             last_phases: facts.last_phases,
+            breaker_open: self.slot.lease().is_some_and(|lease| lease.breaker.is_open()),
         }
     }
 }

@@ -87,11 +87,10 @@ pub(super) fn run(
 
 /// A pass leaves nothing behind in it.
 fn may_be_run(live: &Lease) -> bool {
-    let stateless = live.max_concurrency() != 1;
-    if !stateless {
+    if live.stateful {
         tracing::warn!(version = %live.version, "the live version keeps state: it is not run for a comparison");
     }
-    stateless
+    !live.stateful
 }
 
 /// The largest difference so far, and where it is.

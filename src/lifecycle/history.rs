@@ -125,9 +125,14 @@ impl History {
 
     /// The last `most` changes of a model, or of all, the newest last.
     pub fn last(&self, model: Option<&str>, most: usize) -> Vec<ChangeRecord> {
+        self.last_where(|record| model.is_none_or(|model| record.model == model), most)
+    }
+
+    /// The last `most` changes that are `wanted`, the newest last.
+    pub fn last_where(&self, wanted: impl Fn(&ChangeRecord) -> bool, most: usize) -> Vec<ChangeRecord> {
         let recent = self.recent.lock();
-        let wanted = |record: &&ChangeRecord| model.is_none_or(|model| record.model == model);
-        let mut last: Vec<_> = recent.iter().rev().filter(wanted).take(most).cloned().collect();
+        let mut last: Vec<_> =
+            recent.iter().rev().filter(|record| wanted(record)).take(most).cloned().collect();
         last.reverse();
         last
     }

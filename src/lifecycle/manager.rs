@@ -492,7 +492,7 @@ impl Manager {
                         room
                     }
                 };
-                let Prepared { servable, phases, warmup, check, measured } =
+                let Prepared { servable, phases, warmup, check, measured, .. } =
                     self.prepare(entry, files.clone(), expected, room, urgency).await?;
                 (servable, files, phases, warmup, check, measured)
             }

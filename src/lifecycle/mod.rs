@@ -5,6 +5,7 @@
 
 mod audit;
 mod beside;
+mod decisions;
 mod demand;
 mod described;
 mod entry;
@@ -28,6 +29,7 @@ mod upload;
 mod warmup;
 mod watch;
 
+pub use decisions::{about_state, about_training};
 pub use demand::{OnDemand, ResidencyConfig};
 pub use described::unheeded;
 pub use history::{ChangeRecord, History};

@@ -14,11 +14,12 @@ use thiserror::Error;
 use tokio::time::Instant;
 
 use super::{
-    CheckReport, Phases, Rules, WarmupReport, described::Described, footprint, golden, shapes, warmup,
+    CheckReport, Phases, Rules, WarmupReport, decisions, described::Described, footprint, golden, shapes,
+    warmup,
 };
 use crate::{
     admission::Breaker,
-    backend::{ArchiveSummary, Backend, BackendError, Module, Pass, Servable},
+    backend::{ArchiveSummary, Backend, BackendError, Module, Named, Pass, Servable, Task},
     ensemble::NESTED,
     error::{Error, Reason},
     loader::{
@@ -29,8 +30,8 @@ use crate::{
         weights::{Overlay, Weights},
     },
     model::{
-        ArgKind, Argument, Binding, DeclaredTensor, ModelManifest, ModelName, NamedTensor, Sample, Signature,
-        read_samples,
+        ArgKind, Argument, Binding, Decision, DeclaredTensor, ModelManifest, ModelName, NamedTensor, Sample,
+        Signature, read_samples,
     },
     registry::{InputShapes, ModelSlot},
     repository::VersionFiles,
@@ -236,9 +237,13 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     check_safety(rules, archive, summary)?;
     let weights = weights(of, checked.bytes)?;
     let overlay = overlay(files, weights.as_ref(), summary)?;
+    let config = described.config.clone();
     let (manifest, signature) = described.for_archive(summary)?;
     let signature = Arc::new(signature);
-    let max_batch = if summary.stateful { 1 } else { manifest.batching.max_batch() };
+    let (stateful, mut decisions) = decisions::about_state(summary.stateful.as_ref(), &manifest);
+    decisions.extend(decisions::about_training(summary.training.as_ref()));
+    decisions.extend(rules.safety.note(&summary.findings).map(|line| Decision::new("safety", line)));
+    let max_batch = if stateful { 1 } else { manifest.batching.max_batch() };
     let samples = samples(files, &signature, max_batch)?;
     phases.verify = lap();
 
@@ -246,12 +251,18 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     let load = at(Phase::Load);
     let loaded = match plan {
         Some(_) => Ok(Box::new(NoModule) as Box<dyn Module>),
-        None => pace::step(|| backend.load(archive, overlay.as_ref())),
+        None => pace::step(|| {
+            let name = of.model.as_str();
+            let task = Task::new(format_args!("the load of model '{name}' version {}", files.version));
+            let _running = task.begin();
+            backend.load(archive, overlay.as_ref())
+        }),
     };
     let module = loaded.map_err(|error| {
         tracing::error!(target: "torchlane::load", error = %error.full, archive = %archive.display(), "loading failed");
         load(&error)
     })?;
+    let (module, serves) = Named::new(module, of.model, files.version);
     // What was hashed must be what was loaded.
     if let Some(changed) = checked.changed() {
         return Err(load(&format!(
@@ -266,12 +277,14 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
 
     let mut servable = Servable {
         version: files.version,
-        module,
+        module: Box::new(module),
         signature,
         breaker: Breaker::new(manifest.scheduling.breaker_failures),
         manifest: Arc::new(manifest),
+        config,
         effect_free: summary.effect_free,
-        stateful: summary.stateful,
+        stateful,
+        decisions: Arc::default(),
         quick: Arc::default(),
         max_batch,
         sha256: checked.sha256,
@@ -284,6 +297,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
         statistics: Statistics::default(),
         memory: OnceLock::new(),
     };
+    decisions.into_iter().for_each(|decision| servable.decide(of.model, decision));
     if servable.ensemble.is_some() {
         // Its steps are warmed up by themselves, and its samples are those of its models.
         let (warmup, check, measured) = Default::default();
@@ -296,7 +310,8 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     let warmed = warmup::run(&servable, &shapes, &samples, of.learned)
         .map_err(|error| LoadFailure::new(Phase::WarmUp, error))?;
     if !warmed.batchable && servable.max_batch > 1 {
-        tracing::warn!(archive = %archive.display(), "results do not follow the batch: requests are run one by one");
+        let text = "The results do not follow the rows of a batch, so torchlane runs each request alone.";
+        servable.decide(of.model, Decision::new("batching", text));
         servable.max_batch = 1;
     }
     let waits = !servable.manifest.batching.max_delay.is_zero();
@@ -315,6 +330,7 @@ pub fn prepare(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, 
     servable.memory_bytes = footprint::measured(told, gained, summary.tensor_bytes, estimate);
     phases.check = lap();
     phases.rested = pace::rested();
+    serves.store(true, Ordering::Relaxed);
     Ok(Prepared {
         servable: Arc::new(servable),
         phases,

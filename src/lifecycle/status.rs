@@ -7,12 +7,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::RolloutBrief;
+use super::{RolloutBrief, RolloutState};
 use crate::{
     backend::Servable,
     error::Error,
     loader::Urgency,
-    model::{Generation, Label, LoadMode, ModelName, Signature, Version},
+    model::{Decisions, Generation, Label, LoadMode, ModelName, Signature, Version},
 };
 
 /// Where a model stands.
@@ -171,9 +171,16 @@ pub struct ModelStatus {
     pub last_error: Option<String>,
     /// Of the last reload that succeeded.
     pub last_phases: Option<Phases>,
+    /// The live version only fails: its requests are rejected except for trials.
+    pub breaker_open: bool,
 }
 
 impl ModelStatus {
+    /// The rollout, if it is under way.
+    pub fn rolling_out(&self) -> Option<RolloutBrief> {
+        self.rollout.filter(|brief| brief.state == RolloutState::Running)
+    }
+
     /// Whether requests are answered, be it after a load.
     pub fn serves(&self) -> bool {
         self.live.is_some() || self.on_demand
@@ -201,6 +208,8 @@ pub struct LiveStatus {
     pub torch_version: Option<String>,
     /// Most rows in one pass.
     pub max_batch: usize,
+    /// What torchlane decided about it.
+    pub decisions: Arc<Decisions>,
 }
 
 /// A version that is loaded beside the live one.

@@ -55,10 +55,10 @@ impl Manager {
         match &event.error {
             // What somebody or something newer wanted is no error.
             Some(error) if matches!(change, Change::Abandoned | Change::RolloutAborted) => {
-                tracing::info!(target: "torchlane::models", %model, change = name, version = about, live, asker, "{error}")
+                tracing::info!(target: "torchlane::models", %model, change = name, version = about, live, asker, "{}", error.for_log())
             }
             Some(error) => {
-                tracing::error!(target: "torchlane::models", %model, change = name, version = about, live, asker, reason = error.reason().as_str(), "{error}")
+                tracing::error!(target: "torchlane::models", %model, change = name, version = about, live, asker, reason = error.reason().as_str(), "{}", error.for_log())
             }
             // There may be thousands of them at the start.
             None if change == Change::OnDemand => {

@@ -95,10 +95,8 @@ impl Manager {
             }
         }
         if matches!(upload, Upload::Config(_)) && !is_there {
-            let message = format!(
-                "no model '{name}' in {} (oip.uploads): send its files with 'config'",
-                root.display()
-            );
+            let message =
+                format!("no model '{name}' among the uploads (oip.uploads): send its files with 'config'");
             return Err(Error::new(Reason::UnknownModel, message).with_field("model"));
         }
         Ok(())

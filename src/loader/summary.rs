@@ -45,9 +45,9 @@ pub fn of_archive(path: &Path) -> Result<ArchiveSummary, BackendError> {
         outputs: outputs(&forward.returns),
         effect_free: !info.effects.any(),
         loops: info.loops,
-        stateful: info.effects.assigns_attributes
-            || info.effects.mutates_containers && !info.attributes.is_empty(),
         tensor_bytes: info.tensor_bytes(),
+        stateful: info.state,
+        training: info.trains,
         torch_version: info.torch_version,
         findings: info.findings,
         tensors: info.parameters.into_iter().chain(info.buffers).collect(),

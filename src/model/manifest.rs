@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     ensemble::{Plan, PlanError, Step},
+    plain,
     tensor::{self, DType, Tolerance},
 };
 
@@ -93,8 +94,10 @@ const MAX_DELAY: Duration = Duration::from_secs(10);
 pub struct Scheduling {
     /// Lane of requests that name none.
     pub default_lane: Lane,
-    /// Most executors that run this model at once. 0: all of them (1 for a model that keeps state).
+    /// Most executors that run this model at once. 0: all of them. A model that keeps state: always 1.
     pub max_concurrency: usize,
+    /// Whether a pass may see what an earlier one left. `None`: as the archive's code shows.
+    pub stateful: Option<bool>,
     /// Failed passes in a row after which requests are refused but for trials. 0: only while a pass
     /// is stuck.
     pub breaker_failures: u32,
@@ -102,7 +105,7 @@ pub struct Scheduling {
 
 impl Default for Scheduling {
     fn default() -> Self {
-        Self { default_lane: Lane::Normal, max_concurrency: 0, breaker_failures: 10 }
+        Self { default_lane: Lane::Normal, max_concurrency: 0, stateful: None, breaker_failures: 10 }
     }
 }
 
@@ -279,7 +282,8 @@ impl ModelManifest {
         let one_line = |error: toml::de::Error| {
             let line =
                 error.span().map_or(1, |span| text.get(..span.start).unwrap_or("").matches('\n').count() + 1);
-            ManifestError::Parse(format!("line {line}: {}", error.message().replace('\n', " ")))
+            let what = plain::error(error.message(), plain::Form::Toml);
+            ManifestError::Parse(format!("line {line}: {}", what.replace('\n', " ")))
         };
         let manifest: Self = toml::from_str(text).map_err(one_line)?;
         manifest.check()?;

@@ -2,6 +2,7 @@
 //! checking, no I/O beyond parsing text.
 
 mod bind;
+mod decision;
 mod id;
 mod lane;
 mod load_mode;
@@ -13,6 +14,7 @@ mod signature;
 mod versions;
 
 pub use bind::{Arg, BatchKey, Binding, check_names};
+pub use decision::{Decision, Decisions};
 pub use id::{
     Generation, InvalidLabel, InvalidName, InvalidVersion, Label, ModelName, TenantId, Version,
     VersionSelector, VersionWish,

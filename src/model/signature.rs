@@ -252,6 +252,32 @@ impl Signature {
         Ok(Self { arguments, inputs, outputs, outputs_declared, extra_outputs })
     }
 
+    /// The same with what is not declared filled in: `known` has the datatype and the shape of an input, or else of an output, of
+    /// that name. Where no outputs are known, there are `outputs`.
+    #[must_use]
+    pub fn completed(
+        &self,
+        known: impl Fn(&str, bool) -> Option<(Option<DType>, Option<Vec<i64>>)>,
+        outputs: &[String],
+    ) -> Self {
+        let mut complete = self.clone();
+        if complete.outputs.is_empty() {
+            complete.outputs = outputs.iter().map(|name| TensorSpec::named(name)).collect();
+        }
+        let fill = |spec: &mut TensorSpec, is_input| {
+            if let Some((dtype, shape)) = known(&spec.name, is_input) {
+                spec.dtype = spec.dtype.or(dtype);
+                spec.shape = spec.shape.take().or(shape);
+            }
+        };
+        for input in &mut complete.inputs {
+            input.keys.iter_mut().for_each(|key| fill(&mut key.tensor, true));
+            fill(input, true);
+        }
+        complete.outputs.iter_mut().for_each(|output| fill(output, false));
+        complete
+    }
+
     /// Arguments of `forward`, in order.
     pub fn arguments(&self) -> &[Argument] {
         &self.arguments

@@ -12,7 +12,7 @@ mod usage;
 
 pub use beside::Beside;
 pub use lease::Lease;
-pub use served::{InputShapes, ServedShapes};
+pub use served::{InputShapes, Known, ServedShapes};
 pub use slot::{ModelSlot, SlotId};
 pub use table::Registry;
 pub use usage::{Awaiting, InUse};

@@ -33,6 +33,7 @@ use super::{
     stamp::{age, stamp},
 };
 use crate::{
+    config::redact,
     error::{Reason, shown},
     loader::seal::FILE as SEAL,
     model::{InvalidVersion, ModelName, Version},
@@ -48,13 +49,13 @@ pub(super) const SAMPLES: &str = "samples.safetensors";
 #[derive(Debug, Error)]
 pub enum RepositoryError {
     /// It does not exist.
-    #[error("model repository {0} does not exist: create it, or name another with --repository")]
+    #[error("model repository {} does not exist: create it, or name another with --repository", redacted(.0))]
     Missing(PathBuf),
     /// It is a file.
-    #[error("model repository {0} is not a directory: name the directory that holds the models")]
+    #[error("model repository {} is not a directory: name the directory that holds the models", redacted(.0))]
     NotADirectory(PathBuf),
     /// It cannot be listed.
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {}: {source}", redacted(.path))]
     Io {
         /// What could not be read.
         path: PathBuf,
@@ -64,6 +65,11 @@ pub enum RepositoryError {
     /// A store that cannot be read.
     #[error(transparent)]
     Store(#[from] FetchError),
+}
+
+/// A URL that is written wrongly is taken for a path.
+fn redacted(path: &Path) -> String {
+    redact::text(&path.display().to_string()).into_owned()
 }
 
 impl RepositoryError {

@@ -196,6 +196,7 @@ impl Evidence {
             dropped: self.dropped,
             largest_difference: self.largest,
             mean_difference: if self.finite == 0 { 0.0 } else { self.sum / self.finite as f64 },
+            callers: Callers::default(),
         }
     }
 }
@@ -231,6 +232,17 @@ impl SideSeen {
     }
 }
 
+/// The callers of a canary, by the keys that decide which version answers them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Callers {
+    /// Different keys, of which a thousand are told apart.
+    pub keys: usize,
+    /// Those of them that the new version answers at this step.
+    pub in_share: usize,
+    /// Requests without a key.
+    pub without_key: u64,
+}
+
 /// What is known at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Seen {
@@ -254,6 +266,8 @@ pub struct Seen {
     pub largest_difference: f64,
     /// Mean of the largest difference in each comparison that has one.
     pub mean_difference: f64,
+    /// Of a canary.
+    pub callers: Callers,
 }
 
 impl Seen {

@@ -16,7 +16,7 @@ mod split;
 mod verdict;
 
 pub use difference::difference;
-pub use evidence::{Compared, Ending, Evidence, Seen, Side, SideSeen};
+pub use evidence::{Callers, Compared, Ending, Evidence, Seen, Side, SideSeen};
 pub use mirror::Mirror;
 pub use passes::Passes;
 pub use route::{Route, RouteLayer};

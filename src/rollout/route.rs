@@ -9,7 +9,7 @@ use futures::future::{BoxFuture, Either};
 use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt as _};
 
-use super::{Ending, Mirror, Side, Split};
+use super::{Compared, Ending, Mirror, Side, Split};
 use crate::{
     call::{InferCall, InferReply, Purpose},
     error::{Code, Error, Reason, Result},
@@ -87,7 +87,12 @@ where
 {
     async fn answer(self, call: InferCall) -> Result<InferReply> {
         let side = self.split.side(&call);
-        let copy = self.split.mirrors().then(|| call.clone());
+        let mut copy = self.split.mirrors().then(|| call.clone());
+        if copy.is_some() && self.keeps_state(&call) {
+            copy = None;
+            self.split.compared(Compared::Dropped);
+            self.to.metrics.rollouts.mirrored(&call.model, "dropped");
+        }
         let (result, by) = match side {
             Side::Live => (self.run(Side::Live, call).await, Side::Live),
             Side::Candidate => self.try_candidate(call).await,
@@ -97,6 +102,13 @@ where
             self.to.mirror.send(self.inner.clone(), self.split.clone(), copy, reply.clone(), by);
         }
         result
+    }
+
+    /// Whether one of the two versions keeps state: a copy would change it, and what it answers depends on what came before.
+    fn keeps_state(&self, call: &InferCall) -> bool {
+        let Some(slot) = self.to.registry.get(&call.model) else { return false };
+        let sides = [VersionWish::Stable, VersionWish::Exactly(self.split.candidate())];
+        sides.iter().any(|wish| slot.find(wish).0.lease().is_some_and(|lease| lease.stateful))
     }
 
     /// Runs a call on one side and notes how it ended, unless that is still open.

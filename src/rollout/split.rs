@@ -1,10 +1,10 @@
 //! Who is sent to which version.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use parking_lot::Mutex;
 
-use super::{Compared, Ending, Evidence, Seen, Side};
+use super::{Callers, Compared, Ending, Evidence, Seen, Side};
 use crate::{
     call::InferCall,
     model::{ModelName, RolloutPlan, Strategy, Version},
@@ -35,6 +35,29 @@ impl<'a> Key<'a> {
     }
 }
 
+/// Most keys that are told apart.
+const MOST_KEYS: usize = 1000;
+
+/// The callers that a canary has met: why it may wait for requests that never come.
+#[derive(Debug, Default)]
+struct Met {
+    /// By their keys' numbers.
+    keys: HashSet<u64>,
+    without_key: u64,
+}
+
+impl Met {
+    fn note(&mut self, key: Key<'_>, number: u64) {
+        match key {
+            Key::Chance(_) => self.without_key += 1,
+            Key::Given(_) if self.keys.len() < MOST_KEYS => {
+                self.keys.insert(number);
+            }
+            Key::Given(_) => {}
+        }
+    }
+}
+
 /// How requests that leave the version open are split, at one step of a rollout; the evidence goes on from step to step.
 #[derive(Debug)]
 pub struct Split {
@@ -44,6 +67,7 @@ pub struct Split {
     share: u64,
     salt: u64,
     evidence: Arc<Mutex<Evidence>>,
+    met: Arc<Mutex<Met>>,
 }
 
 impl Split {
@@ -51,7 +75,15 @@ impl Split {
     pub fn new(model: &ModelName, candidate: Version, plan: RolloutPlan) -> Self {
         // The same on every replica and after a restart: a caller meets one version wherever its requests go.
         let salt = hash(candidate.0, model.as_str());
-        Self { candidate, plan: Arc::new(plan), share: 0, salt, evidence: Arc::default() }.at_step(0)
+        Self {
+            candidate,
+            plan: Arc::new(plan),
+            share: 0,
+            salt,
+            evidence: Arc::default(),
+            met: Arc::default(),
+        }
+        .at_step(0)
     }
 
     /// The same rollout at another step. Callers that saw the new version go on seeing it: a share only grows.
@@ -64,14 +96,15 @@ impl Split {
             share: (percent * PARTS as f64 / 100.0).round() as u64,
             salt: self.salt,
             evidence: self.evidence.clone(),
+            met: self.met.clone(),
         }
     }
 
     /// The same rollout by another plan, with what is known so far.
     #[must_use]
     pub fn by_plan(&self, plan: RolloutPlan) -> Self {
-        let evidence = self.evidence.clone();
-        Self { candidate: self.candidate, plan: Arc::new(plan), share: 0, salt: self.salt, evidence }
+        let (evidence, met) = (self.evidence.clone(), self.met.clone());
+        Self { candidate: self.candidate, plan: Arc::new(plan), share: 0, salt: self.salt, evidence, met }
             .at_step(0)
     }
 
@@ -94,7 +127,11 @@ impl Split {
     pub fn side(&self, call: &InferCall) -> Side {
         let chosen = match self.plan.strategy {
             Strategy::None | Strategy::Shadow => false,
-            Strategy::Canary => self.takes(Key::of(call)),
+            Strategy::Canary => {
+                let key = Key::of(call);
+                self.met.lock().note(key, self.number(key));
+                self.takes(key)
+            }
             Strategy::Ab => {
                 let header = &self.plan.header;
                 let says = !header.is_empty() && call.headers.get(header) == Some(self.plan.value.as_str());
@@ -104,11 +141,18 @@ impl Split {
         if chosen { Side::Candidate } else { Side::Live }
     }
 
-    fn takes(&self, key: Key<'_>) -> bool {
-        let number = match key {
+    fn number(&self, key: Key<'_>) -> u64 {
+        match key {
             Key::Given(key) => hash(self.salt, key),
             Key::Chance(number) => number,
-        };
+        }
+    }
+
+    fn takes(&self, key: Key<'_>) -> bool {
+        self.is_in_share(self.number(key))
+    }
+
+    fn is_in_share(&self, number: u64) -> bool {
         number % PARTS < self.share
     }
 
@@ -142,7 +186,10 @@ impl Split {
 
     /// What is known so far.
     pub fn seen(&self) -> Seen {
-        self.evidence.lock().seen()
+        let seen = self.evidence.lock().seen();
+        let met = self.met.lock();
+        let in_share = met.keys.iter().filter(|number| self.is_in_share(**number)).count();
+        Seen { callers: Callers { keys: met.keys.len(), in_share, without_key: met.without_key }, ..seen }
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::{BAR, SUSPICIOUS, Seen, Trials};
-use crate::model::RolloutPlan;
+use super::{BAR, Callers, SUSPICIOUS, Seen, Trials};
+use crate::model::{RolloutPlan, Strategy};
 
 /// So many hits are needed to roll a version back, whatever the evidence says of fewer.
 const LEAST_HITS: u64 = 3;
@@ -91,6 +91,30 @@ pub fn checks(plan: &RolloutPlan, seen: &Seen) -> [Check; 4] {
     ]
 }
 
+/// Why requests of the new version may be long in coming. Empty: they come.
+fn who_comes(plan: &RolloutPlan, seen: &Seen) -> String {
+    let Callers { keys, in_share, without_key } = seen.callers;
+    let key = if keys == 1 { "key" } else { "keys" };
+    match plan.strategy {
+        Strategy::Canary if keys == 0 && without_key == 0 => {
+            "; no request has come since it began".to_owned()
+        }
+        Strategy::Canary if without_key > 0 => String::new(),
+        Strategy::Canary if in_share == 0 => format!(
+            "; it stands still: the callers use {keys} {key} and none falls into its share. Raise the share, or send \
+             different values of x-rollout-key"
+        ),
+        Strategy::Canary => format!("; {in_share} of the callers' {keys} {key} fall into its share"),
+        Strategy::Ab if seen.candidate.requests() == 0 && plan.header.is_empty() => {
+            format!("; no request of {} has come yet", plan.tenants.join(", "))
+        }
+        Strategy::Ab if seen.candidate.requests() == 0 => {
+            format!("; no request with {}: {} has come yet", plan.header, plan.value)
+        }
+        _ => String::new(),
+    }
+}
+
 fn percent(part: f64) -> String {
     format!("{} %", (part * 1e4).round() / 1e2)
 }
@@ -106,7 +130,8 @@ pub fn judge(plan: &RolloutPlan, seen: &Seen, clock: &Clock) -> Verdict {
     }
     if clock.requests < plan.min_requests {
         let Clock { requests, .. } = clock;
-        return Verdict::Wait(format!("{requests} of {} requests seen at this step", plan.min_requests));
+        let counted = format!("{requests} of {} requests seen at this step", plan.min_requests);
+        return Verdict::Wait(format!("{counted}{}", who_comes(plan, seen)));
     }
     let compared = seen.comparisons().of;
     if plan.max_difference.is_some() && plan.mirrored() > 0.0 && compared < LEAST_COMPARED {
@@ -246,5 +271,29 @@ mod tests {
         let clock = Clock { step: 0, since: Duration::from_secs(1000), requests: 1000 };
         let verdict = judge(&plan(""), &Seen::default(), &clock);
         assert!(matches!(&verdict, Verdict::Wait(why) if why.contains("compared")), "{verdict:?}");
+    }
+
+    #[test]
+    fn a_canary_that_no_caller_can_reach_says_so() {
+        let mut plan = plan("");
+        let clock = Clock { step: 0, since: Duration::from_secs(60), requests: 0 };
+        let why =
+            |plan: &RolloutPlan, callers| match judge(plan, &Seen { callers, ..Seen::default() }, &clock) {
+                Verdict::Wait(why) => why,
+                other => panic!("{other:?}"),
+            };
+        let met = |keys, in_share, without_key| Callers { keys, in_share, without_key };
+        assert!(why(&plan, met(0, 0, 0)).ends_with("; no request has come since it began"));
+        let still = why(&plan, met(1, 0, 0));
+        assert!(
+            still.contains("0 of 50") && still.contains("it stands still: the callers use 1 key and none"),
+            "{still}"
+        );
+        assert!(still.contains("x-rollout-key"), "{still}");
+        assert!(why(&plan, met(14, 2, 0)).ends_with("; 2 of the callers' 14 keys fall into its share"));
+        assert!(why(&plan, met(3, 0, 5)).ends_with("seen at this step"), "chance brings some");
+        plan.strategy = Strategy::Ab;
+        (plan.header, plan.value) = ("x-experiment".to_owned(), "b".to_owned());
+        assert!(why(&plan, met(0, 0, 0)).ends_with("; no request with x-experiment: b has come yet"));
     }
 }

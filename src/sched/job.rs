@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{GroupKey, Handle, Profile, RowClass, Schedulable, executor::Shared};
+use super::{GroupKey, Handle, Profile, RowClass, Schedulable, executor::Shared, statistics::Answered};
 use crate::{
     admission::Ticket,
     backend::Servable,
@@ -17,6 +17,9 @@ use crate::{
     error::{Error, Reason, Result},
     model::{Batching, Lane, ModelManifest, TenantId},
 };
+
+/// What a job came to; an answer with what is to be counted of it.
+type Replied = Result<(InferReply, Answered)>;
 
 /// A request that may run. It holds its ticket until it is dropped, so "in flight" ends when the work does.
 #[derive(Debug)]
@@ -31,7 +34,7 @@ pub struct Job {
     pub(super) max_concurrency: usize,
     /// Where it asks for more than a `max_batch`.
     manifest: Option<Arc<ModelManifest>>,
-    reply: oneshot::Sender<Result<InferReply>>,
+    reply: oneshot::Sender<Replied>,
     _ticket: Option<Ticket>,
 }
 
@@ -60,7 +63,7 @@ impl Job {
         ticket: Option<Ticket>,
         queued: Duration,
         limits: Limits,
-    ) -> (Self, oneshot::Receiver<Result<InferReply>>) {
+    ) -> (Self, oneshot::Receiver<Replied>) {
         let (reply, receiver) = oneshot::channel();
         let Limits { max_batch, max_concurrency, manifest } = limits;
         let submitted = Instant::now();
@@ -70,7 +73,7 @@ impl Job {
     }
 
     /// Answers. A caller that has left does not hear it.
-    pub(super) fn reply(self, result: Result<InferReply>) {
+    pub(super) fn reply(self, result: Replied) {
         let _caller_left = self.reply.send(result);
     }
 }
@@ -124,7 +127,7 @@ impl Schedulable for Job {
 /// The reply to come. Dropping it takes the job out of the queue, unless it runs already.
 #[derive(Debug)]
 pub struct PendingReply {
-    pub(super) receiver: oneshot::Receiver<Result<InferReply>>,
+    pub(super) receiver: oneshot::Receiver<Replied>,
     pub(super) waiting: Option<(Arc<Shared>, Handle)>,
 }
 
@@ -134,12 +137,13 @@ impl Future for PendingReply {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let received = ready!(Pin::new(&mut self.receiver).poll(cx));
         self.waiting = None;
-        Poll::Ready(received.unwrap_or_else(|_| {
-            Err(Error::new(
-                Reason::ShuttingDown,
-                "the server stopped before this request ran: try another replica",
-            ))
-        }))
+        let stopped = || {
+            let message = "the server stopped before this request ran: try another replica";
+            Error::new(Reason::ShuttingDown, message)
+        };
+        let (reply, answered) = received.map_err(|_| stopped())??;
+        answered.count();
+        Poll::Ready(Ok(reply))
     }
 }
 

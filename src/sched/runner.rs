@@ -94,26 +94,27 @@ fn run_together(jobs: Vec<Job>, servable: &Servable) {
     match outcome {
         Ok(Ran { answers, rows: rows_run, took }) => {
             servable.breaker.succeeded(started);
-            if let Some(job) = jobs.first() {
+            if let (Some(job), Some(outputs)) = (jobs.first(), answers.first()) {
                 // Only what went well: the next version is warmed up with it.
-                job.bound.slot.served().record(servable, &job.bound.call.inputs);
+                job.bound.slot.served().record(servable, &job.bound.call.inputs, outputs);
             }
             let batch_size = jobs.iter().map(|job| job.bound.binding.rows).sum();
-            let answered = jobs.iter().map(|job| Answered {
-                total: ended - job.bound.call.received,
-                queued: job.queued + started.duration_since(job.submitted),
-            });
-            servable.statistics.ran(batch_size, took, answered);
+            servable.statistics.ran(batch_size, took);
             if let Some(job) = jobs.first() {
                 job.bound.slot.profile().record(job.bound.class, rows_run, compute);
             }
             for (job, outputs) in jobs.into_iter().zip(answers) {
                 let timing = timing(&job, started, compute, batch_size);
-                let reply = select(outputs, &job.bound.call.outputs).map(|outputs| InferReply {
-                    version: servable.version,
-                    outputs,
-                    timing,
-                });
+                let answered = Answered {
+                    statistics: servable.statistics.clone(),
+                    rows: job.bound.binding.rows,
+                    total: ended - job.bound.call.received,
+                    queued: timing.queue + timing.batch_wait,
+                    took,
+                };
+                let outputs = select(outputs, &job.bound.call.outputs);
+                let version = servable.version;
+                let reply = outputs.map(|outputs| (InferReply { version, outputs, timing }, answered));
                 job.reply(reply);
             }
         }
@@ -153,7 +154,7 @@ fn begin_span(jobs: &[Job], servable: &Servable, began: Instant) -> Option<Batch
 /// Whether the version answers inputs as its warm-up had them, zeros, in the shapes of this request: then it was the values of
 /// the request that it threw at. A model that may keep something between passes is not asked: it would keep the zeros.
 fn works(job: &Job, servable: &Servable) -> bool {
-    if servable.max_concurrency() == 1 {
+    if servable.stateful {
         return false;
     }
     let Binding { args, leaves: inputs, .. } = &job.bound.binding;

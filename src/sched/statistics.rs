@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -118,18 +119,36 @@ pub struct Counts {
     pub batches: BTreeMap<usize, Parts<Total>>,
 }
 
-/// One request of a pass.
-#[derive(Debug, Clone, Copy)]
+/// One request that a pass has answered. It counts once its caller takes the answer: a caller that left meanwhile is a failure, and
+/// is counted as one elsewhere.
+#[derive(Debug)]
 pub(super) struct Answered {
+    /// Of the version that ran it.
+    pub(super) statistics: Statistics,
+    /// Rows that it had in the pass.
+    pub(super) rows: usize,
     /// Since it was decoded.
     pub(super) total: Duration,
     /// Waiting before the pass.
     pub(super) queued: Duration,
+    /// The pass.
+    pub(super) took: Parts<Duration>,
 }
 
-/// The counts of one version, shared by the threads that run it.
-#[derive(Debug, Default)]
-pub struct Statistics(Mutex<Counts>);
+impl Answered {
+    /// The answer was taken.
+    pub(super) fn count(self) {
+        let mut counts = self.statistics.0.lock();
+        counts.inferences += self.rows as u64;
+        counts.success.add(1, self.total);
+        counts.queue.add(1, self.queued);
+        counts.compute.add(1, self.took);
+    }
+}
+
+/// The counts of one version, shared by the threads that run it; clones count together.
+#[derive(Debug, Clone, Default)]
+pub struct Statistics(Arc<Mutex<Counts>>);
 
 impl Statistics {
     /// How things stand.
@@ -143,27 +162,20 @@ impl Statistics {
         (counts.success.count, counts.fail.count)
     }
 
-    /// A pass over `rows` rows, with the requests that it answered.
-    pub(super) fn ran(&self, rows: usize, took: Parts<Duration>, requests: impl Iterator<Item = Answered>) {
+    /// A pass over `rows` rows has ended.
+    pub(super) fn ran(&self, rows: usize, took: Parts<Duration>) {
         let now = SystemTime::now();
         let mut counts = self.0.lock();
         counts.last = Some(now);
         counts.executions += 1;
-        counts.inferences += rows as u64;
         counts.batches.entry(rows).or_default().add(1, took);
-        let mut answered = 0;
-        for Answered { total, queued } in requests {
-            counts.success.add(1, total);
-            counts.queue.add(1, queued);
-            answered += 1;
-        }
-        counts.compute.add(answered, took);
     }
 
     /// A request that other models have answered for this one, `compute` long altogether.
     pub fn ran_elsewhere(&self, total: Duration, queued: Duration, compute: Duration) {
         let took = Parts { infer: compute, ..Parts::default() };
-        self.ran(1, took, std::iter::once(Answered { total, queued }));
+        self.ran(1, took);
+        Answered { statistics: self.clone(), rows: 1, total, queued, took }.count();
     }
 
     /// A request that the response cache answered, `total` after it was decoded; finding the answer took `lookup`.
@@ -202,16 +214,20 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn answered(total: u32, queued: u32) -> Answered {
-        Answered { total: MS * total, queued: MS * queued }
+    fn answered(statistics: &Statistics, rows: usize, total: u32, queued: u32, took: Parts<Duration>) {
+        let (total, queued) = (MS * total, MS * queued);
+        Answered { statistics: statistics.clone(), rows, total, queued, took }.count();
     }
 
     #[test]
     fn rows_count_as_inferences_and_a_batch_as_one_execution() {
         let statistics = Statistics::default();
         let took = Parts { input: MS, infer: MS * 10, output: MS * 2 };
-        statistics.ran(8, took, [answered(20, 7)].into_iter());
-        statistics.ran(3, took, [answered(20, 7), answered(30, 17)].into_iter());
+        statistics.ran(8, took);
+        answered(&statistics, 8, 20, 7, took);
+        statistics.ran(3, took);
+        answered(&statistics, 1, 20, 7, took);
+        answered(&statistics, 2, 30, 17, took);
         statistics.failed(MS * 5, Failure::of(Reason::QueueFull));
         let counts = statistics.now();
         assert_eq!((counts.inferences, counts.executions), (11, 2));
@@ -236,7 +252,8 @@ mod tests {
         assert_eq!((counts.inferences, counts.executions, counts.compute.infer.count), (0, 0, 0));
         assert_eq!(counts.last, None, "nothing was inferred");
 
-        statistics.ran(1, Parts::default(), [answered(20, 7)].into_iter());
+        statistics.ran(1, Parts::default());
+        answered(&statistics, 1, 20, 7, Parts::default());
         assert_eq!(statistics.now().cache_miss.count, 0, "not yet");
         statistics.missed(MS * 2, MS * 3);
         let counts = statistics.now();

@@ -371,7 +371,8 @@ impl Metrics {
     /// Counts a finished request.
     pub fn request(&self, sample: Sample<'_>) {
         if let Some(recent) = self.recent.get() {
-            recent.note(sample.lane, (sample.outcome == "ok").then_some(sample.total));
+            let ended = if sample.outcome == "ok" { Ok(sample.total) } else { Err(sample.outcome) };
+            recent.note(sample.lane, sample.model, ended);
         }
         let is_there = |model: &str| {
             let sources = self.sources.lock();

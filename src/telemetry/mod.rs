@@ -24,7 +24,7 @@ pub use connections::{Closed, ConnectionMetrics};
 pub(crate) use logging::filter;
 pub use logging::{LogFilter, LogFormat, init_logging};
 pub use metrics::{CATALOGUE, Metrics, Sources};
-pub use recent::{Minute, Moment, Recent};
+pub use recent::{Curve, Moment, Recent};
 pub use record::{Record, RecordLayer};
 pub use refusals::{Door, Refusals};
 pub use residency::ResidencyMetrics;

@@ -87,9 +87,6 @@ pub enum TensorError {
         /// The value.
         value: i64,
     },
-    /// BOOL bytes must be 0 or 1: any other bit pattern is undefined in C++.
-    #[error("BOOL data holds the byte {0}, only 0 and 1 are allowed")]
-    NotBool(u8),
 }
 
 /// A checked tensor in host memory. Cloning shares the bytes.
@@ -101,11 +98,11 @@ pub struct HostTensor {
 }
 
 impl HostTensor {
-    /// Checks that `data` is exactly what `dtype` and `shape` ask for.
+    /// Checks that `data` is exactly what `dtype` and `shape` ask for. Each BOOL byte above 0 is true and becomes 1: any other bit
+    /// pattern is undefined in C++.
     ///
     /// # Errors
-    /// A negative or overflowing shape, too many dimensions, a length that does not match, or BOOL bytes that
-    /// are neither 0 nor 1.
+    /// A negative or overflowing shape, too many dimensions, or a length that does not match.
     pub fn new(dtype: DType, shape: Shape, data: Bytes) -> Result<Self, TensorError> {
         let expected = byte_len(dtype, &shape)?;
         if data.len() != expected {
@@ -116,18 +113,15 @@ impl HostTensor {
                 actual: data.len(),
             });
         }
-        if dtype == DType::Bool
-            && let Some(&byte) = data.iter().find(|&&byte| byte > 1)
-        {
-            return Err(TensorError::NotBool(byte));
-        }
+        let is_odd = dtype == DType::Bool && data.iter().any(|byte| *byte > 1);
+        let data = if is_odd { data.iter().map(|byte| u8::from(*byte > 0)).collect() } else { data };
         Ok(Self { dtype, shape, data })
     }
 
     /// For bytes that libtorch laid out itself: the length is still checked, the values are not.
     ///
     /// # Errors
-    /// As [`HostTensor::new`], but for the BOOL check.
+    /// As [`HostTensor::new`].
     pub fn from_backend(dtype: DType, shape: Shape, data: Bytes) -> Result<Self, TensorError> {
         let expected = byte_len(dtype, &shape)?;
         if data.len() == expected {
@@ -240,10 +234,15 @@ mod tests {
     }
 
     #[test]
-    fn bool_bytes_are_zero_or_one() {
-        assert_eq!(
-            HostTensor::new(DType::Bool, smallvec![2], Bytes::from_static(&[1, 2])).unwrap_err(),
-            TensorError::NotBool(2)
-        );
+    fn bool_bytes_above_zero_are_true() {
+        let bools = |bytes: &'static [u8]| {
+            let tensor = HostTensor::new(DType::Bool, smallvec![3], Bytes::from_static(bytes)).unwrap();
+            tensor.data().clone()
+        };
+        assert_eq!(bools(&[0, 2, 255]), &[0, 1, 1][..]);
+        let plain: &'static [u8] = &[1, 0, 1];
+        assert_eq!(bools(plain).as_ptr(), plain.as_ptr(), "not copied");
+        let same = HostTensor::new(DType::U8, smallvec![1], Bytes::from_static(&[7])).unwrap();
+        assert_eq!(same.data(), &[7][..]);
     }
 }

@@ -9,6 +9,7 @@ use thiserror::Error;
 use super::{Warning, manifest, text::Readable, warnings};
 use crate::{
     model::{ManifestError, ModelManifest},
+    plain,
     proto::{self, inference::ModelConfig},
 };
 
@@ -102,7 +103,10 @@ impl TritonConfig {
         if text.len() as u64 > MOST_BYTES {
             return Err(ConfigError::Json(format!("it is over {MOST_BYTES} bytes")));
         }
-        let wrong = |error: &dyn std::fmt::Display| ConfigError::Json(error.to_string().replace('\n', " "));
+        let wrong = |error: &dyn std::fmt::Display| {
+            let error = plain::error(&error.to_string(), plain::Form::Json);
+            ConfigError::Json(error.replace('\n', " "))
+        };
         let mut json = serde_json::Deserializer::from_str(text);
         // Fields that are not known are errors by the library's default.
         let message = DynamicMessage::deserialize(descriptor()?, &mut json).map_err(|error| wrong(&error))?;

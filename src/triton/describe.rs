@@ -10,6 +10,7 @@ use super::{
     dtype::data_type,
     manifest::{BACKEND, ENSEMBLE, PLATFORM},
     names::ARCHIVE,
+    parameters,
 };
 use crate::{
     ensemble::Step,
@@ -26,7 +27,8 @@ use crate::{
     tensor::DType,
 };
 
-/// Describes a loaded model; `max_batch` is the most rows in one pass.
+/// Describes a loaded model; `max_batch` is the most rows in one pass. A model that a `config.pbtxt` describes keeps what is in that
+/// `file`, and gets what the file leaves open.
 ///
 /// As in Triton, `dims` lack the batch dimension where `max_batch_size` is above 0. That is so where batching is declared and every
 /// declared shape begins with `-1`; else shapes are given in full and `max_batch_size` is 0, though requests may be put together all
@@ -36,7 +38,70 @@ pub fn describe(
     signature: &Signature,
     manifest: &ModelManifest,
     max_batch: usize,
+    file: Option<&ModelConfig>,
 ) -> ModelConfig {
+    match file {
+        Some(file) => completed(file, name, signature, manifest, max_batch),
+        None => made(name, signature, manifest, max_batch),
+    }
+}
+
+/// What a file says, and what it leaves open.
+fn completed(
+    file: &ModelConfig,
+    name: &str,
+    signature: &Signature,
+    manifest: &ModelManifest,
+    max_batch: usize,
+) -> ModelConfig {
+    let batched = file.max_batch_size > 0;
+    let mut config = file.clone();
+    let made = made(name, signature, manifest, max_batch);
+    config.name = made.name;
+    if config.platform.is_empty() && config.backend.is_empty() {
+        config.platform = made.platform;
+    }
+    for (text, made) in [
+        (&mut config.backend, made.backend),
+        (&mut config.default_model_filename, made.default_model_filename),
+    ] {
+        if text.is_empty() {
+            *text = made;
+        }
+    }
+    config.version_policy = config.version_policy.or(made.version_policy);
+    // A model that keeps state runs one row at a time.
+    config.max_batch_size = config.max_batch_size.min(int(max_batch.max(1)));
+    for input in inputs(signature, batched) {
+        match config.input.iter_mut().find(|known| known.name == input.name) {
+            Some(known) => {
+                complete(&mut known.data_type, &mut known.dims, (input.data_type, input.dims));
+                known.optional |= input.optional;
+            }
+            None => config.input.push(input),
+        }
+    }
+    for output in signature.outputs().iter().map(|spec| output(spec, batched)) {
+        match config.output.iter_mut().find(|known| known.name == output.name) {
+            Some(known) => complete(&mut known.data_type, &mut known.dims, (output.data_type, output.dims)),
+            None => config.output.push(output),
+        }
+    }
+    config
+}
+
+/// Fills in what a file does not say of a tensor.
+fn complete(data_type: &mut i32, dims: &mut Vec<i64>, known: (i32, Vec<i64>)) {
+    if *data_type == i32::from(DataType::TypeInvalid) {
+        *data_type = known.0;
+    }
+    if dims.is_empty() {
+        *dims = known.1;
+    }
+}
+
+/// What a model without such a file comes to.
+fn made(name: &str, signature: &Signature, manifest: &ModelManifest, max_batch: usize) -> ModelConfig {
     let batched = has_batch_dimension(signature, &manifest.batching);
     let is_ensemble = !manifest.steps.is_empty();
     let of_archives = |text: &str| if is_ensemble { String::new() } else { text.to_owned() };
@@ -52,6 +117,7 @@ pub fn describe(
         default_model_filename: of_archives(ARCHIVE),
         scheduling_choice: scheduling(manifest, batched),
         response_cache: manifest.response_cache.then_some(ModelResponseCache { enable: true }),
+        parameters: parameters::of(&manifest.scheduling),
         model_warmup: warmup(signature, &manifest.warmup.shapes, batched),
         ..ModelConfig::default()
     }

@@ -11,7 +11,7 @@ use super::{
     ConfigError, TritonConfig,
     dtype::dtype,
     names::{ARCHIVE, is_below, is_plain},
-    naming,
+    naming, parameters,
 };
 use crate::{
     ensemble::Step,
@@ -114,6 +114,7 @@ pub(super) fn map(
         scheduling: Scheduling {
             default_lane: default_lane(batching)?,
             max_concurrency: instances(&config.instance_group),
+            stateful: parameters::stateful(&config.parameters)?,
             ..Scheduling::default()
         },
         inputs: inputs.collect::<Result<_, _>>()?,

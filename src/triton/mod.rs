@@ -27,4 +27,5 @@ pub use describe::{describe, platform, to_json, to_text};
 pub use dtype::{data_type, dtype};
 pub use names::{ARCHIVE, NamedFiles, is_ensemble};
 pub use naming::name_arguments;
+pub use parameters::decided;
 pub use warnings::Warning;

@@ -1,9 +1,18 @@
-//! `parameters`: what the PyTorch backend of Triton can be told, and what becomes of it.
+//! `parameters`: what the PyTorch backend of Triton can be told, and what becomes of it. Two are torchlane's own: `STATEFUL`,
+//! which is `scheduling.stateful`, and `DECIDED`, which says what torchlane decided and is not read.
 
 use std::collections::HashMap;
 
-use super::Warning;
-use crate::proto::inference::ModelParameter;
+use super::{ConfigError, Warning};
+use crate::{
+    model::{Decision, Scheduling},
+    proto::inference::ModelParameter,
+};
+
+/// Overrides what torchlane sees in the code.
+const STATEFUL: &str = "TORCHLANE_STATEFUL";
+/// Begins the names under which a served model's decisions are told.
+const DECIDED: &str = "TORCHLANE_DECIDED_";
 
 /// What a switch of the backend means here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +63,45 @@ pub(super) fn judge(parameters: &HashMap<String, ModelParameter>, warnings: &mut
     }
 }
 
+/// `scheduling.stateful`, where it is set.
+///
+/// # Errors
+/// It is neither true nor false.
+pub(super) fn stateful(parameters: &HashMap<String, ModelParameter>) -> Result<Option<bool>, ConfigError> {
+    let Some(ModelParameter { string_value }) = parameters.get(STATEFUL) else { return Ok(None) };
+    let wrong = || {
+        ConfigError::refused(
+            format!("parameters[{STATEFUL:?}]"),
+            format!("'{string_value}' is neither true nor false"),
+        )
+    };
+    truth(string_value).map(Some).ok_or_else(wrong)
+}
+
+/// What [`stateful`] reads.
+pub(super) fn of(scheduling: &Scheduling) -> HashMap<String, ModelParameter> {
+    let parameter =
+        |stateful: bool| (STATEFUL.to_owned(), ModelParameter { string_value: stateful.to_string() });
+    scheduling.stateful.map(parameter).into_iter().collect()
+}
+
+/// What torchlane decided about a version, by subject.
+pub fn decided(decisions: Vec<Decision>) -> HashMap<String, ModelParameter> {
+    let mut all: HashMap<String, ModelParameter> = HashMap::new();
+    for Decision { what, text } in decisions {
+        let said =
+            all.entry(format!("{DECIDED}{}", what.to_ascii_uppercase().replace(' ', "_"))).or_default();
+        let gap = if said.string_value.is_empty() { "" } else { "\n" };
+        said.string_value.extend([gap, &text]);
+    }
+    all
+}
+
 fn problem(name: &str, value: &str) -> Option<String> {
+    // One is read elsewhere, the others come from a server that was asked for its configuration.
+    if name == STATEFUL || name.starts_with(DECIDED) {
+        return None;
+    }
     let switch = SWITCHES.iter().find(|(known, _)| *known == name).map(|(_, switch)| *switch);
     if let Some(switch) = switch {
         return match (switch, truth(value)) {
@@ -100,6 +147,24 @@ mod tests {
         ] {
             assert_eq!(warned(name, value), None, "{name}");
         }
+    }
+
+    #[test]
+    fn state_is_declared_and_decisions_are_only_told() {
+        let read = |value: &str| {
+            let parameter = ModelParameter { string_value: value.to_owned() };
+            stateful(&HashMap::from([(STATEFUL.to_owned(), parameter)]))
+        };
+        assert_eq!((read("true").unwrap(), read("0").unwrap()), (Some(true), Some(false)));
+        assert!(read("perhaps").unwrap_err().to_string().contains(STATEFUL));
+        assert_eq!(stateful(&HashMap::new()).unwrap(), None);
+        let scheduling = Scheduling { stateful: Some(true), ..Scheduling::default() };
+        assert_eq!(stateful(&of(&scheduling)).unwrap(), Some(true));
+        let decisions = [("state", "a"), ("state", "b"), ("response_cache", "c")];
+        let told = decided(decisions.map(|(what, text)| Decision::new(what, text)).into());
+        assert_eq!(told["TORCHLANE_DECIDED_STATE"].string_value, "a\nb");
+        assert_eq!(told["TORCHLANE_DECIDED_RESPONSE_CACHE"].string_value, "c");
+        assert_eq!((warned("TORCHLANE_DECIDED_STATE", "a"), warned(STATEFUL, "true")), (None, None));
     }
 
     #[test]

@@ -62,8 +62,10 @@ async fn the_page_comes_whole_from_this_server_and_may_load_nothing_else() {
     let named = |attribute: &str| -> Vec<String> {
         let parts = text.split(attribute).skip(1);
         parts
-            .map(|part| part.split('"').next().unwrap().to_owned())
-            .filter(|p| p.starts_with("/console/"))
+            .map(|part| part.split('"').next().unwrap())
+            // Below where the page is: a proxy may have all of it below a path of its own.
+            .filter(|path| path.starts_with("console/"))
+            .map(|path| format!("/{path}"))
             .collect()
     };
     let files = [named("src=\""), named("href=\"")].concat();
@@ -97,6 +99,7 @@ async fn the_state_has_what_the_server_does() {
     version(dir.path(), "broken", 1, "load_error = 'no weights'");
     let server = Server::fake(dir.path(), |settings| {
         settings.executors.threads = 3;
+        settings.console.title = "here".to_owned();
         settings.memory.budget = bytesize::ByteSize::mib(1);
         settings.tenants.insert("lab".to_owned(), Default::default());
     });
@@ -130,6 +133,11 @@ async fn the_state_has_what_the_server_does() {
         (&json!("torchlane"), &json!("ready"), &json!(false))
     );
     assert_eq!(told["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(
+        (&told["title"], &told["grpc_addr"], &told["http_addr"]),
+        (&json!("here"), &json!(server.grpc.to_string()), &json!(server.http.to_string()))
+    );
+    assert!(!told["host"].as_str().unwrap().is_empty());
     assert!(told["uptime_seconds"].as_f64().unwrap() > 0.0);
     let executors = &now["load"]["executors"];
     assert_eq!((executors["busy_seconds"].as_array().unwrap().len(), &executors["healthy"]), (3, &json!(3)));
@@ -151,6 +159,55 @@ async fn the_state_has_what_the_server_does() {
     );
     assert_eq!((&broken["state"], &broken["live_version"]), (&json!("failed"), &Value::Null));
     assert!(broken["last_error"].as_str().unwrap().contains("no weights"), "{broken}");
+
+    // What is wrong, and why requests failed.
+    let troubles = now["troubles"].as_array().unwrap();
+    assert_eq!(
+        (troubles.len(), &troubles[0]["level"], &troubles[0]["model"]),
+        (1, &json!("bad"), &json!("broken"))
+    );
+    assert!(troubles[0]["text"].as_str().unwrap().starts_with("no version serves: "), "{troubles:?}");
+    assert_eq!(
+        (&m["hour"]["answered"], &m["hour"]["failed"], &broken["hour"]),
+        (&json!(5), &json!(1), &Value::Null)
+    );
+    let reasons = json!([{"reason": "WRONG_SHAPE", "count": 1}]);
+    assert_eq!(
+        (&m["hour"]["reasons"], &lane["minute"]["reasons"], &lane["hour"]["reasons"]),
+        (&reasons, &reasons, &reasons)
+    );
+    assert!(m["hour"]["p99_seconds"].as_f64().unwrap() > 0.0, "{m}");
+    assert_eq!(lane["hour"]["answered"].as_array().unwrap().len(), 60);
+    let details = get(&server, "/console/models/m").await.json();
+    assert_eq!(details["hour"]["reasons"], reasons);
+}
+
+#[tokio::test]
+async fn a_canary_that_no_caller_reaches_says_why_it_waits() {
+    let dir = doubling();
+    let server = Server::fake(dir.path(), |_| {});
+    let mut client = server.ready().await;
+    version(dir.path(), "m", 2, "scale = 2.0");
+    let plan = proto::RolloutPlan {
+        strategy: proto::RolloutStrategy::Canary.into(),
+        percent: Some(0.01),
+        ..Default::default()
+    };
+    let begin = proto::SetRolloutRequest { model: "m".into(), plan: Some(plan), ..Default::default() };
+    client.set_rollout(begin).await.unwrap();
+    for _ in 0..5 {
+        let mut call = tonic::Request::new(request("m", vec![f32s("x", &[1, 2], &[1.0, 2.0])]));
+        call.metadata_mut().insert("x-rollout-key", "one for all".parse().unwrap());
+        client.infer(call).await.unwrap();
+    }
+    let says = |state: &Value| {
+        let verdict = state["models"][0]["rollout"]["verdict"].as_str().unwrap_or_default();
+        verdict.contains("0 of 100 requests")
+            && verdict.contains("the callers use 1 key and none falls into its share")
+    };
+    state_where(&server, says).await;
+    let listed = client.list_models(proto::ListModelsRequest {}).await.unwrap().into_inner().models;
+    assert_eq!((listed[0].rollout_version.as_str(), listed[0].rollout_percent), ("2", 0.01));
 }
 
 #[tokio::test]

@@ -57,7 +57,9 @@ async fn every_refusal_has_a_reason() {
     let unknown = unknown.unwrap_err();
     assert_eq!((unknown.code(), reason(&unknown).as_str()), (Code::Unimplemented, "UNIMPLEMENTED"));
     let empty = call(channel.clone(), INFER, stream::empty()).await.unwrap_err();
-    assert_eq!((empty.code(), reason(&empty).as_str()), (Code::InvalidArgument, "BAD_REQUEST"));
+    assert_eq!((empty.code(), reason(&empty).as_str()), (Code::Unimplemented, "UNIMPLEMENTED"));
+    let two = call(channel.clone(), INFER, stream::iter([one("m"), one("m")])).await.unwrap_err();
+    assert_eq!((two.code(), reason(&two).as_str()), (Code::Unimplemented, "UNIMPLEMENTED"));
 
     // As long as may be, so that the answer, which repeats it, is too long.
     let mut long = request("m", vec![f32s("x", &[2000], &[0.5; 2000])]);

@@ -13,7 +13,10 @@
 mod batching;
 mod check;
 mod client;
+mod conform;
 mod console;
+#[cfg(feature = "torch")]
+mod crash;
 mod docs;
 mod edges;
 mod ending;
@@ -22,6 +25,7 @@ mod fake;
 mod history;
 mod integrity;
 mod oip;
+mod pages;
 #[cfg(feature = "torch")]
 mod read_digits;
 mod refusals;
@@ -31,6 +35,7 @@ mod rollout;
 mod runtime;
 mod server;
 mod settings;
+mod state;
 mod store;
 mod tidy;
 #[cfg(feature = "torch")]

@@ -84,7 +84,8 @@ impl Answer {
     pub fn error(&self) -> (u16, String) {
         let json = self.json();
         assert!(json["error"].as_str().is_some_and(|text| !text.contains('\n')), "{json}");
-        (self.status, json["reason"].as_str().unwrap().to_owned())
+        assert_eq!(json.as_object().unwrap().len(), 1, "strict clients want no other key: {json}");
+        (self.status, self.headers["torchlane-reason"].clone())
     }
 }
 

@@ -433,3 +433,17 @@ async fn new_versions_on_disk_are_rolled_out_and_a_bad_one_is_not_tried_again() 
     assert!(callers.failures.is_empty(), "{:?}", callers.failures);
     assert_eq!(model(&mut client).await.live_version, "2");
 }
+
+#[tokio::test]
+async fn a_version_that_keeps_state_gets_no_copies() {
+    let (_dir, server, mut client) = two("scale = 1.0", "scale = 1.0\nstateful = true").await;
+    let shadow = proto::RolloutPlan { strategy: RolloutStrategy::Shadow.into(), ..canary(100.0) };
+    set(&mut client, plan(shadow)).await;
+    for _ in 0..20 {
+        assert_eq!(ask(&mut client, With::default()).await.unwrap().0, "1");
+    }
+    let now = get(&mut client).await;
+    assert_eq!((now.compared, now.dropped), (0, 20), "{now:?}");
+    let stats = super::oip::call(&server, "GET", "/v2/models/m/versions/2/stats", &[], b"").await.json();
+    assert_eq!(stats["model_stats"][0]["execution_count"], 0, "{stats}");
+}

@@ -42,6 +42,8 @@ impl Server {
         settings.server.grpc_addr = ([127, 0, 0, 1], 0).into();
         settings.server.http_addr = ([127, 0, 0, 1], 0).into();
         settings.server.grace = Duration::from_secs(5);
+        // What tests that write HTTP by hand call their host.
+        settings.server.hosts = vec!["x".to_owned()];
         // Tests ask for reloads themselves, and write whole files before they do.
         settings.watch = Watch { interval: Duration::ZERO, settle: Duration::ZERO };
         change(&mut settings);

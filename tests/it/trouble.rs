@@ -47,6 +47,8 @@ async fn a_version_that_only_fails_is_refused_until_a_trial_goes_well() {
     let wait = status.get_error_details().retry_info().unwrap().retry_delay.unwrap();
     assert!(wait <= Duration::from_secs(1), "{wait:?}");
     assert_eq!(metric(&server, "torchlane_breaker_open{model=\"m\"}").await, 1.0);
+    let listed = client.list_models(proto::ListModelsRequest {}).await.unwrap().into_inner().models;
+    assert!(listed[0].breaker_open, "and every list says so");
     until(async || serving(&mut health.clone(), "m").await == Some(false)).await;
     // So it does again after a reload that mends nothing, and health with it.
     let reload = proto::ReloadModelRequest { model: "m".into(), ..Default::default() };

@@ -67,7 +67,11 @@ async fn load(
             let answer = post(server, &path, &json!({"parameters": parameters})).await;
             let json = answer.json();
             let text = |key: &str| json[key].as_str().unwrap_or_default().to_owned();
-            if answer.status == 200 { Ok(()) } else { Err((text("reason"), text("error"))) }
+            if answer.status == 200 {
+                Ok(())
+            } else {
+                Err((answer.headers["torchlane-reason"].clone(), text("error")))
+            }
         }
     }
 }

@@ -205,7 +205,9 @@ async fn a_repository_that_is_gone_takes_no_model_with_it() {
     fs::rename(&root, &away).unwrap();
     still(&mut client).await;
     let status = client.reload_model(reload("m", 1)).await.unwrap_err();
-    assert!(status.message().contains(root.to_str().unwrap()), "it says what cannot be read: {status}");
+    let name = root.file_name().unwrap().to_str().unwrap();
+    assert!(status.message().contains(&format!("cannot read {name}: ")), "it says what: {status}");
+    assert!(!status.message().contains(root.to_str().unwrap()), "and not where: {status}");
     fs::create_dir(&root).unwrap();
     still(&mut client).await;
     fs::remove_dir(&root).unwrap();

@@ -25,8 +25,8 @@ fn refusal(said: &str) -> (u16, String, String) {
     let (head, body) = said.split_once("\r\n\r\n").expect("no end of headers");
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
     let json: Value = serde_json::from_str(body).unwrap_or_else(|_| panic!("no JSON: {said}"));
-    let text = |key: &str| json[key].as_str().unwrap().to_owned();
-    (status, text("reason"), text("error"))
+    let reason = head.lines().find_map(|line| line.strip_prefix("torchlane-reason: ")).expect("no reason");
+    (status, reason.to_owned(), json["error"].as_str().unwrap().to_owned())
 }
 
 fn one() -> String {

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pathlib
+import socket
 import sys
 import tempfile
 import threading
@@ -81,7 +82,29 @@ def numbers(page: Page) -> None:
     names = page.value("[...document.querySelectorAll('#models th a')].map((link) => link.textContent)")
     assert names == ["digits", "digits-decode", "digits-top", "read-digits", "tagger"], names
     page.until("Number(document.querySelector('#models tbody [data-label=\"requests/s\"]').textContent) > 5")
-    ok("the page shows what the server does")
+    identity = page.value("document.querySelector('#identity').textContent")
+    assert socket.gethostname() in identity and "gRPC 127.0.0.1:" in identity, identity
+    assert page.value("document.querySelector('#title').textContent") == "the test's own"
+    assert page.value("document.title").startswith("the test's own")
+    assert page.value("document.querySelector('#troubles').hidden"), "nothing is wrong"
+    page.click("[data-span=hour]")
+    page.until("document.querySelector('.axis-x').textContent.startsWith('60 min ago')")
+    page.click("[data-span=minute]")
+    page.until("document.querySelector('.axis-x').textContent.startsWith('60 s ago')")
+    ok("the page shows which server it is and what it does")
+
+
+def failures(page: Page, address: str) -> None:
+    """Requests that fail are named by their reason, for the lane and for the model."""
+    misfit = json.dumps({"inputs": [{"name": "image", "datatype": "FP32", "shape": [3], "data": [0, 0, 0]}]})
+    for _ in range(3):
+        connection = http.client.HTTPConnection(address, timeout=10)
+        connection.request("POST", "/v2/models/digits/infer", misfit, {"content-type": "application/json"})
+        assert connection.getresponse().status == 400
+        connection.close()
+    page.until("document.querySelector('#models .reasons').textContent === '3 WRONG_SHAPE in the last hour'")
+    page.until("document.querySelector('[aria-labelledby=lane-normal] .reasons').textContent.startsWith('3 WRONG_SHAPE')")
+    ok("failures are shown by model, lane and reason")
 
 
 def drawing(page: Page) -> None:
@@ -162,6 +185,9 @@ def rolling(page: Page) -> None:
     page.value("document.querySelector('#models th a').focus()")
     page.press("Enter")
     page.until("document.querySelector('#drawer-title').textContent === 'digits' && document.querySelector('#drawer').open")
+    # A button that cannot be pressed says why.
+    assert page.value("document.querySelector('[data-change=rollback]').disabled")
+    assert page.value("document.querySelector('#drawer-why').textContent") == "Roll back: no other version was live before"
     page.click("[data-change=rollout]")
     page.until("document.querySelector('#confirm').open")
     assert page.value("[...new FormData(document.querySelector('#confirm-form'))].join(' ')") == "version,1 percent,10"
@@ -190,7 +216,7 @@ def leaving(page: Page, server: Server) -> None:
     page.until("document.querySelector('#status').textContent === 'no answer' && document.title.startsWith('no answer')")
     ok("a server that is gone is told of")
     again = Server("models", http=server.http)
-    page.until("document.querySelector('#status').textContent === 'ready' && document.title === 'torchlane'", 30)
+    page.until("document.querySelector('#status').textContent === 'ready' && document.title.endsWith(' · torchlane')", 30)
     page.until("!document.documentElement.hasAttribute('data-away') && !document.querySelector('#read-only').hidden")
     again.stop()
     ok("a server that comes back is shown as it is then")
@@ -206,6 +232,11 @@ def states(page: Page, pictures: pathlib.Path) -> None:
     zoo.version(repository, "canary", 2, "memory_bytes = 40960")
     page.until("document.querySelector('.brief:not([hidden])')?.textContent.includes('version 2 beside 1')", LOADED)
     names = "[...document.querySelectorAll('#models th a')].map((link) => link.textContent)"
+    # A server with a model that does not load is not simply ready.
+    page.until("document.querySelector('#status').textContent === '1 problem'")
+    assert page.value("document.querySelector('#status').dataset.tone") == "bad"
+    trouble = page.value("document.querySelector('#troubles-list').textContent")
+    assert trouble.startswith("broken") and "no version serves" in trouble and "aten::not_there" in trouble, trouble
     # What wants a look stands first.
     assert page.value(names)[:3] == ["broken", "canary", "add"], page.value(names)
     assert "aten::not_there" in page.value("document.querySelector('#models .trouble').textContent")
@@ -239,7 +270,7 @@ def main() -> None:
     (chromium,) = sys.argv[1:]
     pictures = pathlib.Path(os.environ.get("SCREENSHOTS") or work / "screenshots")
     pictures.mkdir(parents=True, exist_ok=True)
-    server = Server("models", "console.admin=true", "pressure.memory=0")
+    server = Server("models", "console.admin=true", "console.title=the test's own", "pressure.memory=0")
     load = Load(server.http)
     load.start()
     # The browser may still be writing to its folder when it is asked to go.
@@ -250,6 +281,7 @@ def main() -> None:
             page.look(*SCREENS["wide"], "light")
             page.open(f"http://{server.http}/")
             numbers(page)
+            failures(page, server.http)
             light = ground(page)
             everywhere(page, "overview", "document.documentElement", pictures)
             page.look(*SCREENS["wide"], "dark")

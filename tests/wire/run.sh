@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-bin=${CARGO_TARGET_DIR:-target}/release/torchlane
+bin=$(realpath "${CARGO_TARGET_DIR:-target}/release/torchlane")
 work=$(mktemp -d)
 server=
 cleanup() {
@@ -77,8 +77,42 @@ has "$picture" "class 3" "infer --image"
 ok "torchlane infer reads a picture"
 has "$(cli models digits)" "probabilities" "models"
 has "$(cli reload digits --version 1)" "version 1 is live" "reload"
-has "$(cli reload digits --rollback)" "version 2 is live" "rollback"
-ok "torchlane models, reload"
+has "$(cli rollback digits)" "version 2 is live" "rollback"
+ok "torchlane models, reload, rollback"
+cli health >/dev/null || die "the server is ready"
+cli health --live >/dev/null || die "the process is alive"
+cli health nothing 2>"$work/err" && die "health of a model that is not there" || [ $? = 1 ] || die "status 1"
+has "$(cat "$work/err")" "model 'nothing'" "health of a model that is not there"
+"$bin" health --addr 127.0.0.1:1 2>"$work/err" && die "health without a server" || [ $? = 1 ] || die "status 1"
+cli unload tagger >/dev/null && cli health tagger 2>/dev/null && die "health of a model that is unloaded" || true
+cli reload tagger >/dev/null && cli health tagger >/dev/null || die "health of a model that is loaded again"
+ok "torchlane health, unload"
+# Each document is JSON and has what scripts ask for.
+json() { "$WIRE_PYTHON" -c 'import json, sys; at = json.load(sys.stdin); sys.exit(not ('"$1"'))' || die "--json: $1"; }
+cli models --json | json '{model["name"]: model["state"] for model in at["models"]}["digits"] == "READY"'
+cli models digits --json | json 'at["live_version"] == "2" and at["bytes"] > 1000 and at["breaker_open"] is False'
+cli models --history --json | json 'any(change["change"] == "reloaded" for change in at["changes"])'
+cli reload digits --json | json 'at["live_version"] == "2" and at["phases"]["total"].endswith("s")'
+cli rollout digits --json | json 'at["model"] == "digits" and at["state"] == "NO_ROLLOUT"'
+cli infer digits --image tests/data/digits/png/3-0012.png --json | json 'len(at["outputs"][0]["data"]) == 10 and at["timing"]["batch_size"] == 1'
+cli health --json | json 'at["serving"] and at["status"] == "SERVING"'
+"$bin" check --repository models --json | json 'all(model["ok"] for model in at["models"]) and at["settings"][0]["key"] == "repositories"'
+"$bin" inspect models/digits/1/model.pt --json | json '"forward" in at'
+cli bench digits --rate 20 --duration 300ms --warm-up 100ms --json - 2>/dev/null | json 'at["loads"][0]["ok"] > 0'
+[ ! -e ./- ] || die "bench --json - writes to standard output"
+cp -r models "$work/signed" && "$bin" sign --new-key "$work/key.pem" --json | json 'at["setting"].startswith("ed25519:")'
+"$bin" sign "$work/signed" --key "$work/key.pem" --json | json 'len(at["written"]) == 5 and at["skipped"][0].endswith("read-digits")'
+"$bin" verify "$work/signed/digits" --trusted-key "$work/key.pem.pub" --json | json 'at and all(one["ok"] for one in at)'
+ok "--json is JSON, everywhere"
+widest() { "$WIRE_PYTHON" -c 'import sys; print(max(len(line.rstrip("\n")) for line in sys.stdin))'; }
+wide=$({ COLUMNS=80 cli models; COLUMNS=80 cli models digits; COLUMNS=80 "$bin" check --repository models; } | widest)
+[ "$wide" -le 80 ] || die "80 columns: $wide"
+wide=$(COLUMNS=40 cli models | widest)
+[ "$wide" -le 40 ] || die "40 columns: $wide"
+ok "tables fit their terminal"
+(cd "$work" && "$bin" init >/dev/null && "$bin" check --no-models >/dev/null) || die "init"
+"$bin" init "$work/signed/tagger" --force >/dev/null && "$bin" check --repository "$work/signed" >/dev/null || die "init of a model"
+ok "torchlane init"
 has "$("$bin" inspect models/digits/1/model.pt)" "conv2d" "inspect"
 has "$("$bin" check --repository models)" "digits" "check"
 ok "torchlane inspect, check"
@@ -90,6 +124,10 @@ has "$(cat "$work/err")" "--grpc-addr" "a taken port"
 [ "$(wc -l <"$work/err")" = 1 ] || die "an error is one line"
 TORCHLANE_SERVER__GRAZE=5s "$bin" check --no-models >/dev/null 2>"$work/err" && die "an unknown key" || [ $? = 2 ] || die "status 2"
 has "$(cat "$work/err")" "TORCHLANE_SERVER__GRAZE" "an unknown key"
+TORCHLANE_SERVER_GRACE=5s "$bin" check --no-models >/dev/null 2>"$work/err" && die "one underscore" || [ $? = 2 ] || die "status 2"
+has "$(cat "$work/err")" "did you mean TORCHLANE_SERVER__GRACE?" "one underscore"
+"$bin" bench digits --rate x 2>"$work/err" && die "a rate that is no number" || [ $? = 2 ] || die "status 2"
+has "$(cat "$work/err")" "it is not a number" "a rate that is no number"
 ok "errors are one line that says what to do"
 kill "$server" && wait "$server" && server= || die "the second server ends well"
 # A disk full of logs must not end the service: /dev/full refuses every write. Only the port of before is known.

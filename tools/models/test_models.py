@@ -137,6 +137,13 @@ class Nan(nn.Module):
         return x * float("nan")
 
 
+class Remainder(nn.Module):
+    """`x`, `y` -> x times what is left of the rows of x by those of y. Without rows in y it ends the process."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x * (x.size(0) % y.size(0))
+
+
 class Slow(nn.Module):
     """`x` -> x, after some tens of milliseconds; the buffer `iterations` says how many products of matrices it takes."""
 
@@ -316,6 +323,56 @@ class Mlp(nn.Module):
         return self.layers(x)
 
 
+class Keeps(nn.Module):
+    """`x` [1] -> the same, through a buffer that it is copied into: two calls at once would mix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("b", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.b.copy_(x)
+        return self.b * 1.0
+
+
+class Voice(nn.Module):
+    """`x` [1, 4], a frame of sound -> [1, 2], after all frames before it: its recurrent state is an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(4, 2)
+        self._state = torch.zeros(0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self._state.numel() == 0:
+            self._state = torch.zeros(1, 2)
+        self._state = self.cell(x, self._state)
+        return self._state
+
+
+class Gathers(nn.Module):
+    """`x` [batch, 2] -> [batch, 6]: x, 2x and 3x, gathered in a list and a dict that each call makes for itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2, affine=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts: List[torch.Tensor] = []
+        named: Dict[str, torch.Tensor] = {}
+        for i in range(1, 4):
+            y = x.clone()
+            y.mul_(i)
+            parts.append(y)
+            named[str(i)] = y
+        named["3"] += 0.0 * self.norm(x)
+        return torch.cat(parts, 1)
+
+
+class Trains(nn.Sequential):
+    """`x` [batch, 2] -> [batch, 2], half of it dropped at random: traced in training mode."""
+
+
 def made() -> Dict[str, nn.Module]:
     return {
         "identity": Identity(),
@@ -331,6 +388,7 @@ def made() -> Dict[str, nn.Module]:
         "inplace": InPlace(),
         "returns_buffer": ReturnsBuffer(),
         "nan": Nan(),
+        "remainder": Remainder(),
         "slow": Slow(1000),
         "nested": Nested(),
         "embedding": Embedding(),
@@ -351,6 +409,10 @@ def made() -> Dict[str, nn.Module]:
         "no_forward": NoForward(),
         "reads_file": ReadsFile(),
         "traced": Mlp(),
+        "keeps": Keeps(),
+        "voice": Voice(),
+        "gathers": Gathers(),
+        "trains": Trains(nn.Linear(2, 2), nn.Dropout(0.5)),
     }
 
 
@@ -414,6 +476,11 @@ def check() -> None:
     assert not load("no_forward")._c._has_method("forward")
     assert load("reads_file")(torch.tensor([0])).item() == ord("[")
     assert load("traced")(torch.ones(7, 4)).shape == (7, 3)
+    assert load("keeps")(two).item() == 2
+    voice = load("voice")
+    assert not voice(torch.ones(1, 4)).allclose(voice(torch.ones(1, 4)))
+    assert load("gathers")(torch.ones(1, 2)).tolist() == [[1, 1, 2, 2, 3, 3]]
+    assert "0.5, True" in getattr(load("trains"), "1").code
     load("flipped_bit")
     with zipfile.ZipFile(OUT / "flipped_bit.pt") as archive:
         assert archive.testzip() is not None
@@ -429,9 +496,11 @@ def main() -> None:
     deterministic(7)
     lines = []
     for name, module in made().items():
-        module.eval()
+        module.train(name == "trains")
         if name == "traced":
             script = torch.jit.trace(module, torch.zeros(2, 4))
+        elif name == "trains":
+            script = torch.jit.trace(module, torch.zeros(2, 2), check_trace=False)
         else:
             script = torch.jit.script(module)
         path = OUT / f"{name}.pt"

@@ -1,7 +1,7 @@
 // What is known of a model: what it takes and returns, what it is made of, its versions, how long its passes take.
 
 import { el, redraw, setText } from './dom.js';
-import { bytes, count, seconds, shape, tens, when, words } from './format.js';
+import { bytes, count, percent, seconds, shape, tens, when, words } from './format.js';
 import { link } from './link.js';
 import { digest, trouble } from './models.js';
 import { panel as rolloutPanel } from './rollout.js';
@@ -60,6 +60,11 @@ function signature({ signature: of, max_batch, torch_version, steps: all }) {
 }
 
 /** @param {Details} details */
+function decisions({ decisions: all }) {
+  return [el('dl', { class: 'decisions' }, ...all.flatMap(({ what, text }) => [el('dt', {}, what.replaceAll('_', ' ')), el('dd', {}, text)]))];
+}
+
+/** @param {Details} details */
 function steps({ steps: all }) {
   const rows = all.map(({ model, version, takes, makes }) =>
     el(
@@ -92,6 +97,24 @@ function versions({ versions: all }) {
 }
 
 /** @param {Details} details */
+function hour({ hour: of }) {
+  if (!of) return [el('p', { class: 'empty' }, 'No request has come.')];
+  const all = of.answered + of.failed;
+  const summary = `${count(of.answered)} answered, p50 ${seconds(of.p50_seconds)}, p99 ${seconds(of.p99_seconds)}`;
+  const rows = of.reasons.map(({ reason, count: number }) =>
+    el(
+      'tr',
+      {},
+      el('th', { scope: 'row' }, el('code', {}, reason)),
+      el('td', { class: 'number' }, count(number)),
+      el('td', { class: 'number' }, percent(number / all)),
+    ),
+  );
+  const failures = rows.length > 0 ? table(['failed because', '#requests', '#of all'], rows) : el('p', { class: 'quiet' }, 'None failed.');
+  return [el('p', {}, summary), failures];
+}
+
+/** @param {Details} details */
 function profile({ profile: points }) {
   if (points.length === 0) return [el('p', { class: 'empty' }, 'No pass has run yet.')];
   const ranked = points.toSorted((a, b) => b.passes - a.passes).slice(0, MOST_POINTS);
@@ -116,7 +139,9 @@ function profile({ profile: points }) {
 export function about(into) {
   const parts = {
     rollout: part('Rollout'),
+    hour: part('Last hour'),
     steps: part('Steps'),
+    decisions: part('Decided by torchlane'),
     signature: part('Signature'),
     versions: part('Versions'),
     profile: part('What passes take'),
@@ -136,8 +161,11 @@ export function about(into) {
       setText(facts, [serves, `generation ${generation}`, memory].join(' · '));
       parts.rollout.node.hidden = !details.rollout;
       redraw(parts.rollout.body, { of: details.rollout, tick: tens() }, () => (details.rollout ? rolloutPanel(details.rollout) : []));
+      redraw(parts.hour.body, details.hour, () => hour(details));
       parts.steps.node.hidden = !isEnsemble;
       redraw(parts.steps.body, details.steps, () => steps(details));
+      parts.decisions.node.hidden = details.decisions.length === 0;
+      redraw(parts.decisions.body, details.decisions, () => decisions(details));
       const { signature: of, max_batch, torch_version } = details;
       redraw(parts.signature.body, { of, max_batch, torch_version }, () => signature(details));
       parts.versions.node.hidden = isEnsemble;

@@ -2,7 +2,7 @@
 
 import { change } from './api.js';
 import { confirmed } from './confirm.js';
-import { el, setAttribute } from './dom.js';
+import { el, setAttribute, setText } from './dom.js';
 import { NOTHING } from './format.js';
 import { tell } from './notice.js';
 
@@ -11,8 +11,8 @@ import { tell } from './notice.js';
 /** @typedef {import('./confirm.js').Field} Field */
 
 /**
- * A kind of change: its button, when that is there and can be pressed, and its question.
- * @typedef {{action: string, isThere?: (of: Details) => boolean, isPossible: (of: Details) => boolean, isRisky?: boolean,
+ * A kind of change: its button, when that is there, why it cannot be pressed (empty: it can), and its question.
+ * @typedef {{action: string, isThere?: (of: Details) => boolean, obstacle: (of: Details) => string, isRisky?: boolean,
  *   title: (of: Details) => string, text: string, fields?: (of: Details) => Field[]}} Change
  */
 
@@ -33,7 +33,7 @@ function others({ versions, live_version: live }) {
 const CHANGES = {
   reload: {
     action: 'Reload',
-    isPossible: () => true,
+    obstacle: () => '',
     title: ({ name }) => `Reload ${name}?`,
     text: 'The version is loaded beside the live one, checked, and swapped in. If that fails, nothing changes.',
     fields: ({ versions }) => [
@@ -42,14 +42,18 @@ const CHANGES = {
   },
   rollback: {
     action: 'Roll back',
-    isPossible: ({ previous_version: previous }) => previous !== null,
+    obstacle: ({ previous_version: previous }) => (previous === null ? 'no other version was live before' : ''),
     title: ({ name, previous_version: previous }) => `Roll ${name} back to version ${previous}?`,
     text: 'It is loaded again and swapped in. It stays until something newer is put into the repository.',
   },
   rollout: {
     action: 'Roll out',
     isThere: (of) => !isRolling(of),
-    isPossible: (of) => of.live_version !== null && others(of).length > 0,
+    obstacle: (of) => {
+      if (of.steps.length > 0) return 'an ensemble has no versions of its own';
+      if (of.live_version === null) return 'no version is live beside which another could be tried';
+      return others(of).length === 0 ? 'the repository has no other version' : '';
+    },
     title: ({ name }) => `Roll out a version of ${name}?`,
     text: 'It is loaded beside the live one and answers a share of the callers. It is rolled back by itself when it does worse.',
     fields: (of) => [
@@ -60,23 +64,23 @@ const CHANGES = {
   promote: {
     action: 'Promote',
     isThere: isRolling,
-    isPossible: () => true,
+    obstacle: () => '',
     title: ({ name, rollout }) => `Promote version ${rollout?.version} of ${name}?`,
     text: 'It goes live for all callers now, whatever is known of it so far.',
   },
   abort: {
     action: 'Abort rollout',
     isThere: isRolling,
-    isPossible: () => true,
+    obstacle: () => '',
     title: ({ name, rollout }) => `Take version ${rollout?.version} of ${name} back?`,
-    text: 'All callers get the live version. The new one is not tried again before its files change, or somebody asks for it.',
+    text: 'All callers get the live version. The new one is not tried again before its files change, or a rollout of it is asked for.',
   },
   unload: {
     action: 'Unload',
-    isPossible: ({ live_version: live, state }) => live !== null || state === 'on_demand',
+    obstacle: ({ live_version: live, state }) => (live === null && state !== 'on_demand' ? 'it is not loaded' : ''),
     isRisky: true,
     title: ({ name }) => `Unload ${name}?`,
-    text: 'Requests for it are refused until somebody loads it again. Those in flight end.',
+    text: 'Requests for it are rejected until it is loaded again. Those in flight end.',
   },
 };
 
@@ -92,11 +96,12 @@ function outcome(model, { live_version: live, previous_version: before, new_vers
 }
 
 /**
- * Puts the buttons into `bar`.
+ * Puts the buttons into `bar`, and into `why` what keeps those from being pressed that cannot be.
  * @param {HTMLElement} bar
+ * @param {HTMLElement} why
  * @param {() => Promise<void>} changed something may be otherwise now
  */
-export function actions(bar, changed) {
+export function actions(bar, why, changed) {
   /** @type {Details | null} */
   let of = null;
   const buttons = /** @type {[Kind, Change][]} */ (Object.entries(CHANGES)).map(([kind, what]) => ({
@@ -129,12 +134,19 @@ export function actions(bar, changed) {
       of = details;
       for (const { node, what } of buttons) {
         node.hidden = what.isThere?.(details) === false;
-        node.disabled = !what.isPossible(details);
+        const obstacle = what.obstacle(details);
+        node.disabled = obstacle !== '';
+        setAttribute(node, 'title', obstacle || null);
       }
+      const blocked = buttons.filter(({ node }) => !node.hidden && node.disabled);
+      const obstacles = blocked.map(({ what }) => `${what.action}: ${what.obstacle(details)}`);
+      setText(why, obstacles.join(' · '));
+      why.hidden = bar.hidden || obstacles.length === 0;
     },
     /** @param {boolean} admin */
     allow(admin) {
       bar.hidden = !admin;
+      if (!admin) why.hidden = true;
     },
   };
 }

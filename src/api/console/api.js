@@ -11,10 +11,15 @@
  *   previous_version: string | null, loaded: {version: string, sha256: string, bytes: number}[],
  *   labels: Record<string, string>, generation: number, sha256: string | null, bytes: number | null, resident_bytes: number,
  *   load: string, last_error: string | null, answered: number, failed: number, breaker_open: boolean,
- *   rollout: Rollout | null}} Model
+ *   hour: Hour | null, rollout: Rollout | null}} Model
+ * @typedef {{answered: number, failed: number, p50_seconds: number | null, p99_seconds: number | null}} Moment
+ * @typedef {{reason: string, count: number}} Reason
+ * @typedef {Moment & {reasons: Reason[]}} Hour
  * @typedef {{answered: number[], failed: number[], p50_seconds: (number | null)[], p99_seconds: (number | null)[],
- *   whole: {answered: number, failed: number, p50_seconds: number | null, p99_seconds: number | null}}} Minute
- * @typedef {{lane: string, waiting_admission: number, waiting_scheduler: number, in_flight: number, minute: Minute}} Lane
+ *   whole: Moment, reasons: Reason[]}} Curve
+ * @typedef {{lane: string, waiting_admission: number, waiting_scheduler: number, in_flight: number, minute: Curve,
+ *   hour: Curve}} Lane
+ * @typedef {{level: 'bad' | 'warn', model: string | null, text: string}} Trouble
  * @typedef {{lanes: Lane[],
  *   executors: {healthy: number, busy_seconds: number[], wire_seconds: number, batches: number},
  *   tenants: {tenant: string, compute_seconds: number}[],
@@ -24,15 +29,16 @@
  *   previous_version: string | null, live_version: string | null, generation: number, sha256: string | null,
  *   phases: {phase: string, seconds: number}[], rested_seconds: number, total_seconds: number, reason: string | null,
  *   error: string | null}} Change
- * @typedef {{server: {name: string, version: string, status: string, uptime_seconds: number, admin: boolean},
- *   load: Load | null, models: Model[], changes: Change[]}} Overview
+ * @typedef {{name: string, version: string, title: string, host: string, grpc_addr: string, http_addr: string,
+ *   status: string, uptime_seconds: number, admin: boolean}} Server
+ * @typedef {{server: Server, load: Load | null, troubles: Trouble[], models: Model[], changes: Change[]}} Overview
  * @typedef {{name: string, datatype: string | null, shape: number[] | null, optional: boolean, script_type: string,
  *   labels: string[]}} Tensor
  * @typedef {{inputs: Tensor[], outputs: Tensor[]}} Signature
  * @typedef {{version: string, state: string, is_previous: boolean, labels: string[], sha256: string | null,
  *   bytes: number | null}} Version
  * @typedef {Model & {description: string, signature: Signature | null, max_batch: number | null, torch_version: string | null,
- *   weights_sha256: string | null, versions: Version[],
+ *   decisions: {what: string, text: string}[], weights_sha256: string | null, versions: Version[],
  *   steps: {model: string, version: string, takes: string[], makes: string[]}[],
  *   profile: {row_bytes: number, rows: number, mean_seconds: number, deviation_seconds: number, passes: number}[],
  *   changes: Change[]}} Details
@@ -75,13 +81,13 @@ async function ask(path, request = {}) {
   } catch {
     throw new Refusal(`The server answered ${response.status} without saying why.`);
   }
-  if (!response.ok) throw new Refusal(answer.error ?? `The server answered ${response.status}.`, answer.reason);
+  if (!response.ok) throw new Refusal(answer.error ?? `The server answered ${response.status}.`, response.headers.get('torchlane-reason'));
   return { answer, headers: response.headers };
 }
 
 /** @returns {Promise<Overview>} */
 export async function overview() {
-  return (await ask('/console/state', { signal: AbortSignal.timeout(PATIENCE) })).answer;
+  return (await ask('console/state', { signal: AbortSignal.timeout(PATIENCE) })).answer;
 }
 
 /**
@@ -89,7 +95,7 @@ export async function overview() {
  * @returns {Promise<Details>}
  */
 export async function details(model) {
-  const path = `/console/models/${encodeURIComponent(model)}`;
+  const path = `console/models/${encodeURIComponent(model)}`;
   return (await ask(path, { signal: AbortSignal.timeout(PATIENCE) })).answer;
 }
 
@@ -103,7 +109,7 @@ export async function details(model) {
  * @returns {Promise<{previous_version: string | null, live_version: string | null, new_version: string | null}>}
  */
 export async function change(model, kind, wish) {
-  const path = `/console/models/${encodeURIComponent(model)}/${kind}`;
+  const path = `console/models/${encodeURIComponent(model)}/${kind}`;
   const headers = { 'content-type': 'application/json', 'x-torchlane-console': '1' };
   return (await ask(path, { method: 'POST', headers, body: JSON.stringify(wish) })).answer;
 }
@@ -113,7 +119,7 @@ export async function change(model, kind, wish) {
  * @param {string} model
  */
 export async function bring(model) {
-  await ask(`/v2/models/${encodeURIComponent(model)}`);
+  await ask(`v2/models/${encodeURIComponent(model)}`);
 }
 
 /**
@@ -123,7 +129,7 @@ export async function bring(model) {
  */
 export function inferPath(model, version) {
   const of = version ? `/versions/${encodeURIComponent(version)}` : '';
-  return `/v2/models/${encodeURIComponent(model)}${of}/infer`;
+  return `v2/models/${encodeURIComponent(model)}${of}/infer`;
 }
 
 /**

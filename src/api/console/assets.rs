@@ -40,6 +40,7 @@ const FILES: &[(&str, &str, &str)] = &[
     ("/console/resources.js", JS, include_str!("resources.js")),
     ("/console/rollout.js", JS, include_str!("rollout.js")),
     ("/console/trial.js", JS, include_str!("trial.js")),
+    ("/console/troubles.js", JS, include_str!("troubles.js")),
 ];
 
 /// A route for each.
@@ -65,10 +66,20 @@ mod tests {
             for attribute in ["src=\"", "href=\""] {
                 for (at, _) in text.match_indices(attribute) {
                     let target = text[at + attribute.len()..].split('"').next().unwrap();
-                    let is_ours = target.starts_with('#') || served(target);
+                    // Below where the page is: a proxy may have all of it below a path of its own.
+                    let is_ours = target.starts_with('#') || served(&format!("/{target}"));
                     assert!(
-                        is_ours || target.starts_with("/v2") || target == "/metrics",
+                        is_ours || target.starts_with("v2/") || target == "metrics",
                         "{path} names {target}"
+                    );
+                }
+            }
+            for root in ["'/", "`/", "\"/"] {
+                for (at, _) in text.match_indices(root) {
+                    let target = text[at + 1..].split(['\'', '"', '`', '$']).next().unwrap();
+                    assert!(
+                        target == "/" || !served(target) && !target.starts_with("/v2"),
+                        "{path} names {target} by the root"
                     );
                 }
             }

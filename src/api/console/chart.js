@@ -9,12 +9,12 @@ const HEIGHT = 32;
 const MARGIN = 1;
 
 /**
- * Values from the oldest to the newest, one for each second; null is a gap.
+ * Values from the oldest to the newest, one for each second or minute; null is a gap.
  * @typedef {{kind: 'area' | 'line' | 'faint' | 'bad', values: (number | null)[]}} Series
  */
 
 /**
- * The last minute, from 0 to a round number above the largest value. Where a pointer is, the numbers of that second are told.
+ * A curve from 0 to a round number above the largest value. Where a pointer is, the numbers of that moment are told.
  * @param {string} label what it shows, for those who cannot see it
  * @param {(value: number) => string} unit how a value is written on the axis
  */
@@ -24,17 +24,20 @@ export function chart(label, unit) {
   const plot = el('div', { class: 'plot', role: 'img', 'aria-label': label }, drawing, cursor);
   const top = el('span', {});
   const told = el('span', { class: 'told' });
+  const began = el('span', {}, '60 s ago');
   const node = el(
     'div',
     { class: 'chart' },
     plot,
     el('div', { class: 'axis-y', 'aria-hidden': 'true' }, top, el('span', {}, '0')),
-    el('div', { class: 'axis-x', 'aria-hidden': 'true' }, el('span', {}, '60 s ago'), told, el('span', {}, 'now')),
+    el('div', { class: 'axis-x', 'aria-hidden': 'true' }, began, told, el('span', {}, 'now')),
   );
   /** @type {Series[]} */
   let shown = [];
   /** @type {number | null} where the pointer is, from 0 to 1 */
   let pointed = null;
+  /** Of what one value is. */
+  let each = 's';
 
   function tell() {
     cursor.hidden = pointed === null;
@@ -45,7 +48,7 @@ export function chart(label, unit) {
     const index = Math.round(pointed * last);
     cursor.style.setProperty('left', `${last > 0 ? (index / last) * 100 : 100}%`);
     const numbers = series.map(({ values }) => values[index] ?? null).map((value) => (value === null ? NOTHING : unit(value)));
-    setText(told, `${last - index} s ago: ${numbers.join(' · ')}`);
+    setText(told, `${last - index} ${each} ago: ${numbers.join(' · ')}`);
   }
 
   plot.addEventListener('pointermove', (/** @type {PointerEvent} */ { clientX }) => {
@@ -63,9 +66,12 @@ export function chart(label, unit) {
     /**
      * @param {Series[]} series the first one that is no area comes first where numbers are told
      * @param {string} summary what there is to see
+     * @param {'s' | 'min'} step of what one value is
      */
-    draw(series, summary) {
+    draw(series, summary, step) {
       shown = series;
+      each = step;
+      setText(began, `60 ${step} ago`);
       const largest = roundUp(Math.max(0, ...series.flatMap(({ values }) => values.map((value) => value ?? 0))));
       while (drawing.childElementCount < series.length) drawing.append(svg('path'));
       series.forEach(({ kind, values }, index) => {

@@ -3,12 +3,13 @@
 import { overview } from './api.js';
 import { byId, redraw, setAttribute, setText } from './dom.js';
 import { drawer } from './drawer.js';
-import { count, long, NOTHING, rate, tens, words } from './format.js';
+import { count, long, NOTHING, rate, tens } from './format.js';
 import { latest } from './history.js';
 import { lanes, lately } from './lanes.js';
 import { models } from './models.js';
 import { tell } from './notice.js';
 import { PRESSURE, resources } from './resources.js';
+import { showIdentity, showStatus, showTroubles } from './troubles.js';
 
 /** @typedef {import('./api.js').Overview} Overview */
 
@@ -17,10 +18,8 @@ const EACH = 1000;
 /** While the server does not answer. */
 const PATIENTLY = 2000;
 
-const TONES = new Map([['ready', 'good'], ['not_ready', 'warn'], ['draining', 'warn'], ['broken', 'bad']]);
-
 const show = {
-  lanes: lanes(byId('lanes')),
+  lanes: lanes(byId('lanes'), byId('span')),
   models: models(),
   resources: resources({
     executors: byId('executors'),
@@ -37,11 +36,10 @@ const opened = drawer(() => {
 });
 
 /** @param {Overview} now */
-function draw({ server, load, models: all, changes }) {
-  document.title = server.status === 'ready' ? 'torchlane' : `${words(server.status)} · torchlane`;
-  setText(byId('version'), server.version);
-  setText(byId('status'), words(server.status));
-  setAttribute(byId('status'), 'data-tone', TONES.get(server.status) ?? 'quiet');
+function draw({ server, load, troubles, models: all, changes }) {
+  showIdentity(server);
+  showStatus(server, troubles);
+  showTroubles(troubles);
   setText(byId('uptime'), long(server.uptime_seconds));
   setText(byId('model-count'), count(all.length));
   const perSecond = load?.lanes.map(({ minute }) => (lately(minute.answered) ?? 0) + (lately(minute.failed) ?? 0));

@@ -7,14 +7,14 @@ use serde::Serialize;
 
 use super::{
     Console,
-    models::{Counted, ModelView},
+    models::{Counted, HourView, ModelView},
     past::{self, ChangeView},
 };
 use crate::{
     ensemble::Step,
     error::Result,
     lifecycle::ModelStatus,
-    model::{Signature, TensorSpec, Version},
+    model::{Decision, Signature, TensorSpec, Version},
     sched::ProfilePoint,
 };
 
@@ -31,6 +31,8 @@ pub(super) struct Details {
     /// Most rows in one pass.
     max_batch: Option<usize>,
     torch_version: Option<String>,
+    /// What torchlane decided about the live version.
+    decisions: Vec<Decision>,
     weights_sha256: Option<String>,
     /// Of an ensemble, as they are written down.
     steps: Vec<StepView>,
@@ -107,12 +109,13 @@ pub(super) fn read(console: &Console, name: &str) -> Result<Details> {
     let counted = slot.as_ref().map(Counted::new).unwrap_or_default();
     let live = status.live.as_ref();
     Ok(Details {
-        model: ModelView::new(&status, counted, rollout.as_ref()),
+        model: ModelView::new(&status, counted, HourView::of(console, name), rollout.as_ref()),
         steps: lease.iter().flat_map(|lease| &lease.manifest.steps).map(StepView::new).collect(),
         description: lease.map(|lease| lease.manifest.description.clone()).unwrap_or_default(),
         signature: live.map(|live| SignatureView::new(&live.signature)),
         max_batch: live.map(|live| live.max_batch),
         torch_version: live.and_then(|live| live.torch_version.clone()),
+        decisions: live.map(|live| live.decisions.all()).unwrap_or_default(),
         weights_sha256: live.and_then(|live| live.weights_sha256.clone()),
         versions: versions(&status),
         profile: profile.iter().map(PointView::new).collect(),
@@ -216,6 +219,7 @@ pub(super) mod tests {
             resident_bytes: 0,
             last_error: None,
             last_phases: None,
+            breaker_open: false,
         }
     }
 

@@ -4,10 +4,10 @@ import { about } from './about.js';
 import { actions } from './actions.js';
 import { details as ask } from './api.js';
 import { byId, redraw, setAttribute, setText } from './dom.js';
-import { tens, words } from './format.js';
+import { tens } from './format.js';
 import { history } from './history.js';
 import { link } from './link.js';
-import { tone } from './models.js';
+import { state, tone } from './models.js';
 import { trial } from './trial.js';
 
 /** @typedef {import('./api.js').Details} Details */
@@ -22,14 +22,14 @@ export function drawer(closed) {
   const dialog = byId('drawer');
   const problem = byId('drawer-problem');
   const known = about(byId('panel-overview'));
-  const changing = actions(byId('drawer-actions'), refresh);
+  const changing = actions(byId('drawer-actions'), byId('drawer-why'), refresh);
   const trying = trial(() => void refresh());
   let model = '';
 
   /** @param {Details} details */
   function show(details) {
     setAttribute(dialog, 'data-waits', null);
-    setText(byId('drawer-state'), words(details.state));
+    setText(byId('drawer-state'), state(details));
     setAttribute(byId('drawer-state'), 'data-tone', tone(details));
     known.show(details);
     redraw(byId('panel-history'), { of: details.changes, tick: tens() }, () => history(details.changes));

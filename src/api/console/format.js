@@ -10,7 +10,6 @@ const AGES = [['day', 86400], ['hour', 3600], ['minute', 60]];
 const whole = new Intl.NumberFormat('en', { maximumFractionDigits: 0 });
 const compact = new Intl.NumberFormat('en', { notation: 'compact', maximumFractionDigits: 1 });
 const relative = new Intl.RelativeTimeFormat('en', { numeric: 'auto', style: 'short' });
-const moment = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'medium' });
 
 /**
  * Three digits that count.
@@ -130,11 +129,28 @@ export function tens() {
 }
 
 /**
- * A point in time, where the reader is.
+ * A point in time, in UTC as everywhere.
  * @param {string} at RFC 3339
  */
 export function when(at) {
-  return moment.format(new Date(at));
+  return `${at.slice(0, 19).replace('T', ' ')}Z`;
+}
+
+/**
+ * Failures by reason, the most frequent first.
+ * @param {{reason: string, count: number}[]} all
+ */
+export function reasons(all) {
+  return all.map(({ reason, count: number }) => `${count(number)} ${reason}`).join(' · ');
+}
+
+/**
+ * `1 problem`, `2 problems`.
+ * @param {number} number
+ * @param {string} what
+ */
+export function counted(number, what) {
+  return `${count(number)} ${what}${number === 1 ? '' : 's'}`;
 }
 
 /**

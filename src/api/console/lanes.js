@@ -2,11 +2,19 @@
 
 import { chart } from './chart.js';
 import { el, setAttribute, setText } from './dom.js';
-import { count, NOTHING, rate, seconds, tick, tickSeconds } from './format.js';
+import { count, NOTHING, rate, reasons, seconds, tick, tickSeconds } from './format.js';
 
 /** @typedef {import('./api.js').Lane} Lane */
 
 const LANES = ['CRITICAL', 'HIGH', 'NORMAL', 'LOW'];
+
+/** @typedef {'minute' | 'hour'} Span what the curves show */
+
+/**
+ * Of each span the name of one step, and its seconds.
+ * @type {Record<Span, ['s' | 'min', number]>}
+ */
+const STEPS = { minute: ['s', 1], hour: ['min', 60] };
 
 /** Seconds that "now" is taken over: one alone says too little of a lane with few requests. */
 const NOW = 5;
@@ -31,7 +39,7 @@ function card(lane) {
   const [throughput, failed] = [number('answered/s', 'line'), number('failed/s', 'bad')];
   const [p50, p99] = [number('p50', 'line'), number('p99', 'faint')];
   const [waiting, inFlight] = [number('waiting'), number('in flight')];
-  setAttribute(failed.node, 'title', 'refused, late or failed');
+  const why = el('p', { class: 'reasons' });
   const flow = chart(`${lane}, answers a second`, (value) => `${tick(value)}/s`);
   const latency = chart(`${lane}, latency`, tickSeconds);
   const node = el(
@@ -41,11 +49,18 @@ function card(lane) {
     el('dl', { class: 'numbers' }, waiting.node, inFlight.node),
     el('div', { class: 'curve' }, el('dl', { class: 'numbers' }, throughput.node, failed.node), flow.node),
     el('div', { class: 'curve' }, el('dl', { class: 'numbers' }, p50.node, p99.node), latency.node),
+    why,
   );
   return {
     node,
-    /** @param {Lane} now */
-    show({ waiting_admission, waiting_scheduler, in_flight, minute }) {
+    /**
+     * @param {Lane} now
+     * @param {Span} span
+     */
+    show({ waiting_admission, waiting_scheduler, in_flight, minute, ...rest }, span) {
+      const curve = span === 'hour' ? rest.hour : minute;
+      const [step, size] = STEPS[span];
+      const perSecond = curve.answered.map((number) => number / size);
       setText(waiting.value, count(waiting_admission + waiting_scheduler));
       setAttribute(waiting.node, 'title', `${waiting_admission} to be let in, ${waiting_scheduler} for an executor`);
       setText(inFlight.value, count(in_flight));
@@ -53,22 +68,25 @@ function card(lane) {
       setText(throughput.value, rate(answered));
       setText(failed.value, rate(refused));
       setAttribute(failed.node, 'data-tone', refused ? 'bad' : null);
-      setText(p50.value, seconds(minute.whole.p50_seconds));
-      setText(p99.value, seconds(minute.whole.p99_seconds));
+      setText(p50.value, seconds(curve.whole.p50_seconds));
+      setText(p99.value, seconds(curve.whole.p99_seconds));
+      setText(why, curve.reasons.length > 0 ? `${reasons(curve.reasons)} in the last ${span}` : '');
       flow.draw(
         [
-          { kind: 'area', values: minute.answered },
-          { kind: 'line', values: minute.answered },
-          { kind: 'bad', values: gaps(minute.failed) },
+          { kind: 'area', values: perSecond },
+          { kind: 'line', values: perSecond },
+          { kind: 'bad', values: gaps(curve.failed.map((number) => number / size)) },
         ],
-        `${rate(answered)} now, ${count(Math.max(0, ...minute.answered))} at most in the last minute`,
+        `${rate(answered)} now, ${rate(Math.max(0, ...perSecond))} at most in the last ${span}`,
+        step,
       );
       latency.draw(
         [
-          { kind: 'line', values: minute.p50_seconds },
-          { kind: 'faint', values: minute.p99_seconds },
+          { kind: 'line', values: curve.p50_seconds },
+          { kind: 'faint', values: curve.p99_seconds },
         ],
-        `p50 ${seconds(minute.whole.p50_seconds)}, p99 ${seconds(minute.whole.p99_seconds)} in the last minute`,
+        `p50 ${seconds(curve.whole.p50_seconds)}, p99 ${seconds(curve.whole.p99_seconds)} in the last ${span}`,
+        step,
       );
     },
   };
@@ -83,16 +101,31 @@ function gaps(failed) {
 }
 
 /**
- * Puts a card for each lane into `container`.
+ * Puts a card for each lane into `container`; the buttons in `choice` say what the curves show.
  * @param {Element} container
+ * @param {Element} choice
  */
-export function lanes(container) {
+export function lanes(container, choice) {
   const cards = new Map(LANES.map((lane) => [lane, card(lane)]));
   container.append(...[...cards.values()].map(({ node }) => node));
+  const buttons = [...choice.querySelectorAll('button')];
+  /** @type {Span} */
+  let span = 'minute';
+  /** @type {Lane[]} */
+  let last = [];
+  const draw = () => last.forEach((lane) => cards.get(lane.lane)?.show(lane, span));
+  for (const button of buttons) {
+    button.addEventListener('click', () => {
+      span = button.dataset.span === 'hour' ? 'hour' : 'minute';
+      buttons.forEach((one) => setAttribute(one, 'aria-pressed', String(one === button)));
+      draw();
+    });
+  }
   return {
     /** @param {Lane[]} now */
     show(now) {
-      for (const lane of now) cards.get(lane.lane)?.show(lane);
+      last = now;
+      draw();
     },
   };
 }

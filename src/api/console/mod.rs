@@ -11,8 +11,9 @@ mod models;
 mod overview;
 mod past;
 mod rollout;
+mod troubles;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -50,12 +51,25 @@ pub struct Resources {
     pub manager: Arc<Manager>,
     /// What became of earlier changes.
     pub history: Arc<History>,
-    /// Where numbers are read. It keeps the last minute of requests from now on.
+    /// Where numbers are read. It keeps the last hour of requests from now on.
     pub metrics: Arc<Metrics>,
     /// How the server is.
     pub health: Health,
     /// Where changes wait for their turn.
     pub control: ControlLane,
+}
+
+/// Which server this is.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// `console.title`.
+    pub title: String,
+    /// Its name in the network.
+    pub host: String,
+    /// Where gRPC listens.
+    pub grpc: SocketAddr,
+    /// Where HTTP listens.
+    pub http: SocketAddr,
 }
 
 /// What it may do.
@@ -70,6 +84,7 @@ pub struct Rights {
 #[derive(Debug)]
 struct Console {
     with: Resources,
+    identity: Identity,
     rights: Rights,
     began: Instant,
     latest: Mutex<Option<(Instant, Bytes)>>,
@@ -79,9 +94,10 @@ struct Console {
 const FRESH: Duration = Duration::from_millis(250);
 
 /// The routes of the console: `/` and those below `/console`.
-pub fn router(with: Resources, rights: Rights) -> Router {
+pub fn router(with: Resources, identity: Identity, rights: Rights) -> Router {
     with.metrics.keep_recent();
-    let console = Arc::new(Console { with, rights, began: Instant::now(), latest: Mutex::default() });
+    let console =
+        Arc::new(Console { with, identity, rights, began: Instant::now(), latest: Mutex::default() });
     assets::routes()
         .route("/console/state", get(state))
         .route("/console/models/{model}", get(model))

@@ -1,7 +1,7 @@
 // The list of models.
 
 import { byId, copy, el, keyed, setAttribute, setText } from './dom.js';
-import { bytes, count, NOTHING, rate, short, when, words } from './format.js';
+import { bytes, count, NOTHING, percent, rate, reasons, seconds, short, when, words } from './format.js';
 import { link } from './link.js';
 import { tell } from './notice.js';
 import { Rates } from './rates.js';
@@ -14,8 +14,16 @@ const FEW = 25;
 /** Models that are listed at most; others are found by their name. */
 const MOST = 200;
 
-const COLUMNS = ['state', 'live', 'digest', 'size', 'memory', 'load', 'labels', 'requests/s'];
-const NUMBERS = new Set(['size', 'memory', 'requests/s']);
+const COLUMNS = ['state', 'live', 'digest', 'memory', 'labels', 'requests/s', 'p99', 'failed'];
+const NUMBERS = new Set(['memory', 'requests/s', 'p99', 'failed']);
+
+/**
+ * A model's state in a word or two: one whose requests are rejected is not ready.
+ * @param {Model} model
+ */
+export function state(model) {
+  return model.breaker_open ? 'breaker open' : words(model.state);
+}
 
 /**
  * The colour of a model's state.
@@ -33,7 +41,7 @@ export function tone(model) {
  * @param {Model} model
  */
 export function trouble(model) {
-  if (model.breaker_open) return 'It only fails: requests are refused but for trials.';
+  if (model.breaker_open) return 'It only fails: requests are rejected except for a trial every 1 to 30 s.';
   return model.last_error ?? '';
 }
 
@@ -60,7 +68,8 @@ function row(first) {
   const cell = (/** @type {string} */ column) => /** @type {Element} */ (cells.get(column));
   cell('state').append(pill);
   const rollout = brief();
-  const below = el('tr', { class: 'below', hidden: true }, el('td', { colspan: COLUMNS.length + 1 }, note, rollout.node));
+  const why = el('p', { class: 'reasons' });
+  const below = el('tr', { class: 'below', hidden: true }, el('td', { colspan: COLUMNS.length + 1 }, note, why, rollout.node));
   const node = el('tbody', {}, el('tr', {}, name, ...cells.values()), below);
   /** @type {string | null | undefined} */
   let sha256;
@@ -68,7 +77,7 @@ function row(first) {
     node,
     /** @param {{model: Model, perSecond: number | null}} now */
     update({ model, perSecond }) {
-      setText(pill, words(model.state));
+      setText(pill, state(model));
       setAttribute(pill, 'data-tone', tone(model));
       setText(note, trouble(model));
       setAttribute(note, 'title', trouble(model));
@@ -78,16 +87,21 @@ function row(first) {
         sha256 = model.sha256;
         cell('digest').replaceChildren(digest(sha256));
       }
-      setText(cell('size'), bytes(model.bytes));
       setText(cell('memory'), bytes(model.resident_bytes));
-      setText(cell('load'), model.load);
+      setAttribute(cell('memory'), 'title', `archive ${bytes(model.bytes)}, loaded ${model.load}`);
       const labels = Object.entries(model.labels).map(([label, version]) => `${label} ${version}`);
       setText(cell('labels'), labels.join(', ') || NOTHING);
       setText(cell('requests/s'), rate(perSecond));
       setAttribute(cell('requests/s'), 'title', `${count(model.answered)} answered, ${count(model.failed)} not, since it was loaded`);
+      const { hour } = model;
+      setText(cell('p99'), seconds(hour?.p99_seconds));
+      setText(cell('failed'), hour ? percent(hour.failed / (hour.answered + hour.failed)) : NOTHING);
+      setAttribute(cell('failed'), 'title', hour ? `${count(hour.failed)} of ${count(hour.answered + hour.failed)} in the last hour` : null);
+      setAttribute(cell('failed'), 'data-tone', hour && hour.failed > 0 ? 'bad' : null);
+      setText(why, hour && hour.failed > 0 ? `${reasons(hour.reasons)} in the last hour` : '');
       for (const one of cells.values()) setAttribute(one, 'data-none', one.textContent === NOTHING ? '' : null);
       rollout.node.hidden = !model.rollout;
-      below.hidden = !model.rollout && !trouble(model);
+      below.hidden = !model.rollout && !trouble(model) && why.textContent === '';
       if (model.rollout) rollout.show(model.rollout);
     },
   };
@@ -99,8 +113,8 @@ function row(first) {
  */
 function summary(all) {
   const counts = new Map();
-  for (const { state } of all) counts.set(words(state), (counts.get(words(state)) ?? 0) + 1);
-  return [...counts].toSorted(([a], [b]) => a.localeCompare(b)).map(([state, number]) => `${count(number)} ${state}`).join(' · ');
+  for (const name of all.map(state)) counts.set(name, (counts.get(name) ?? 0) + 1);
+  return [...counts].toSorted(([a], [b]) => a.localeCompare(b)).map(([name, number]) => `${count(number)} ${name}`).join(' · ');
 }
 
 /**
@@ -128,7 +142,7 @@ export function models() {
 
   function draw() {
     const wanted = filter.value.trim().toLowerCase();
-    const found = ranked(last).filter((model) => model.name.toLowerCase().includes(wanted) || words(model.state) === wanted);
+    const found = ranked(last).filter((model) => model.name.toLowerCase().includes(wanted) || state(model) === wanted);
     const shown = found.slice(0, most).map((model) => ({ model, perSecond: rates.of(model.name) }));
     keyed(table, shown, ({ model }) => model.name, ({ model }) => row(model));
     setText(note, summary(last));

@@ -6,10 +6,11 @@ use serde::Serialize;
 
 use super::{
     Console,
+    overview::{self, MomentView, ReasonView},
     rollout::{RolloutView, time},
 };
 use crate::{
-    lifecycle::{LoadedStatus, ModelStatus, RolloutState, RolloutStatus},
+    lifecycle::{LoadedStatus, ModelStatus, RolloutStatus},
     registry::{ModelSlot, Registry},
 };
 
@@ -34,8 +35,12 @@ pub(super) struct ModelView {
     /// `eager`, `lazy` or `pinned`.
     load: &'static str,
     last_error: Option<String>,
+    /// The live version only fails: requests are rejected except for trials.
+    breaker_open: bool,
     #[serde(flatten)]
     counted: Counted,
+    /// The last hour. `None`: nobody asked it for anything.
+    hour: Option<HourView>,
     /// The one under way; where the model is told of alone, else the last one.
     rollout: Option<RolloutView>,
 }
@@ -52,8 +57,6 @@ struct LoadedView {
 pub(super) struct Counted {
     answered: u64,
     failed: u64,
-    /// The live version only fails, and is refused.
-    breaker_open: bool,
 }
 
 /// All of them, in the order of `statuses`.
@@ -65,17 +68,38 @@ pub(super) fn list(
     let manager = &console.with.manager;
     let view = |status: &ModelStatus| {
         let slot = registry.and_then(|registry| registry.get(status.name.as_str()));
-        let is_running = status.rollout.is_some_and(|brief| brief.state == RolloutState::Running);
         // What it has come to is read only where there is something to be read.
-        let rollout = is_running.then(|| manager.rollout(status.name.as_str()).ok().flatten()).flatten();
+        let rollout = status.rolling_out().and_then(|_| manager.rollout(status.name.as_str()).ok().flatten());
         let counted = slot.as_ref().map(Counted::new).unwrap_or_default();
-        ModelView::new(status, counted, rollout.as_ref())
+        ModelView::new(status, counted, HourView::of(console, status.name.as_str()), rollout.as_ref())
     };
     statuses.iter().map(view).collect()
 }
 
+/// A model's requests, whatever version they were for.
+#[derive(Debug, Serialize)]
+pub(super) struct HourView {
+    #[serde(flatten)]
+    whole: MomentView,
+    /// The most frequent first.
+    reasons: Vec<ReasonView>,
+}
+
+impl HourView {
+    /// Of that model.
+    pub(super) fn of(console: &Console, model: &str) -> Option<Self> {
+        let curve = console.with.metrics.recent()?.model(model)?;
+        Some(Self { whole: MomentView::new(curve.whole), reasons: overview::reasons(curve.reasons) })
+    }
+}
+
 impl ModelView {
-    pub(super) fn new(status: &ModelStatus, counted: Counted, rollout: Option<&RolloutStatus>) -> Self {
+    pub(super) fn new(
+        status: &ModelStatus,
+        counted: Counted,
+        hour: Option<HourView>,
+        rollout: Option<&RolloutStatus>,
+    ) -> Self {
         let live = status.live.as_ref();
         Self {
             name: status.name.to_string(),
@@ -95,7 +119,9 @@ impl ModelView {
             resident_bytes: status.resident_bytes,
             load: status.load.as_str(),
             last_error: status.last_error.clone(),
+            breaker_open: status.breaker_open,
             counted,
+            hour,
             rollout: rollout.map(RolloutView::new),
         }
     }
@@ -117,13 +143,12 @@ impl Counted {
             counted.answered += answered;
             counted.failed += failed;
         }
-        counted.breaker_open = slot.lease().is_some_and(|lease| lease.breaker.is_open());
         counted
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::{Duration, SystemTime};
 
     use serde_json::json;
@@ -134,7 +159,7 @@ mod tests {
         model::{Generation, LoadMode, Signature, Version},
     };
 
-    fn status() -> ModelStatus {
+    pub(in super::super) fn status() -> ModelStatus {
         ModelStatus {
             name: "digits".parse().unwrap(),
             state: ModelState::Ready,
@@ -148,6 +173,7 @@ mod tests {
                 signature: Arc::new(Signature::default()),
                 torch_version: None,
                 max_batch: 1,
+                decisions: Arc::default(),
             }),
             previous: Some(Version(1)),
             versions: vec![Version(1), Version(u64::MAX)],
@@ -161,19 +187,20 @@ mod tests {
             resident_bytes: 2500,
             last_error: None,
             last_phases: None,
+            breaker_open: true,
         }
     }
 
     #[test]
     fn a_model_is_told_in_words_and_numbers() {
-        let counted = Counted { answered: 5, failed: 1, breaker_open: true };
-        let told = serde_json::to_value(ModelView::new(&status(), counted, None)).unwrap();
+        let counted = Counted { answered: 5, failed: 1 };
+        let told = serde_json::to_value(ModelView::new(&status(), counted, None, None)).unwrap();
         let expected = json!({
             "name": "digits", "state": "ready", "live_version": "18446744073709551615",
             "live_since": "1970-01-02T00:00:00Z", "previous_version": "1",
             "loaded": [{"version": "3", "sha256": "cd".repeat(32), "bytes": 10}], "labels": {"canary": "3"},
             "generation": 7, "sha256": "ab".repeat(32), "bytes": 1000, "resident_bytes": 2500, "load": "pinned",
-            "last_error": null, "answered": 5, "failed": 1, "breaker_open": true, "rollout": null,
+            "last_error": null, "answered": 5, "failed": 1, "breaker_open": true, "hour": null, "rollout": null,
         });
         assert_eq!(told, expected);
     }
@@ -187,7 +214,7 @@ mod tests {
             last_error: Some("load failed: broken".to_owned()),
             ..status()
         };
-        let told = serde_json::to_value(ModelView::new(&failed, Counted::default(), None)).unwrap();
+        let told = serde_json::to_value(ModelView::new(&failed, Counted::default(), None, None)).unwrap();
         assert_eq!((&told["state"], &told["live_version"]), (&json!("failed"), &json!(null)));
         assert_eq!((&told["last_error"], &told["sha256"]), (&json!("load failed: broken"), &json!(null)));
     }

@@ -1,6 +1,6 @@
 //! How the server is at one moment: what the page asks for each second.
 //!
-//! Numbers are read where they are kept anyway: nothing is computed for the console alone but the percentiles of the last minute.
+//! Numbers are read where they are kept anyway: nothing is computed for the console alone but the percentiles of the last hour.
 //! What only ever grows (busy times, compute, requests) is told as it stands; the page makes rates of the differences, by
 //! `uptime_seconds`. Times are in seconds, sizes in bytes.
 
@@ -12,6 +12,7 @@ use super::{
     Console,
     models::{self, ModelView},
     past::{self, ChangeView},
+    troubles::{self, Trouble},
 };
 use crate::{
     admission::{LimitSnapshot, Pressure, Tenants},
@@ -19,7 +20,7 @@ use crate::{
     model::Lane,
     residency::MemorySnapshot,
     sched::{Scheduler, SchedulerSnapshot},
-    telemetry::{Metrics, Minute, Moment, Sources},
+    telemetry::{Curve, Metrics, Moment, Sources},
 };
 
 #[derive(Debug, Serialize)]
@@ -27,8 +28,10 @@ pub(super) struct Overview {
     server: ServerView,
     /// `None`: the server has stopped all but this door.
     load: Option<LoadView>,
+    /// What wants a look, the worst first.
+    troubles: Vec<Trouble>,
     models: Vec<ModelView>,
-    /// The last of all models, the newest first.
+    /// The last of all models: failures that are open first, then the newest.
     changes: Vec<ChangeView>,
 }
 
@@ -36,6 +39,12 @@ pub(super) struct Overview {
 struct ServerView {
     name: &'static str,
     version: &'static str,
+    /// `console.title`.
+    title: String,
+    /// Its name in the network: the pod's in Kubernetes.
+    host: String,
+    grpc_addr: String,
+    http_addr: String,
     /// `ready`, `not_ready`, `draining` or `broken`.
     status: &'static str,
     uptime_seconds: f64,
@@ -44,13 +53,13 @@ struct ServerView {
 }
 
 #[derive(Debug, Serialize)]
-struct LoadView {
+pub(super) struct LoadView {
     lanes: Vec<LaneView>,
-    executors: ExecutorsView,
+    pub(super) executors: ExecutorsView,
     /// By name.
     tenants: Vec<TenantView>,
-    pressure: PressureView,
-    memory: MemoryView,
+    pub(super) pressure: PressureView,
+    pub(super) memory: MemoryView,
 }
 
 #[derive(Debug, Serialize)]
@@ -61,21 +70,32 @@ struct LaneView {
     /// For an executor.
     waiting_scheduler: usize,
     in_flight: usize,
-    minute: MinuteView,
+    /// By seconds.
+    minute: CurveView,
+    /// By minutes.
+    hour: CurveView,
 }
 
-/// The last minute. Of each list the last element is of the last whole second.
+/// Of each list the last element is of the last whole second or minute.
 #[derive(Debug, Serialize)]
-struct MinuteView {
+struct CurveView {
     answered: Vec<u64>,
     failed: Vec<u64>,
     p50_seconds: Vec<Option<f64>>,
     p99_seconds: Vec<Option<f64>>,
     whole: MomentView,
+    reasons: Vec<ReasonView>,
+}
+
+/// Failures of one kind.
+#[derive(Debug, Serialize)]
+pub(super) struct ReasonView {
+    reason: &'static str,
+    count: u64,
 }
 
 #[derive(Debug, Serialize)]
-struct MomentView {
+pub(super) struct MomentView {
     answered: u64,
     failed: u64,
     p50_seconds: Option<f64>,
@@ -83,11 +103,11 @@ struct MomentView {
 }
 
 #[derive(Debug, Serialize)]
-struct ExecutorsView {
+pub(super) struct ExecutorsView {
     /// Not held by a stuck pass.
-    healthy: usize,
+    pub(super) healthy: usize,
     /// Each one's, since the start.
-    busy_seconds: Vec<f64>,
+    pub(super) busy_seconds: Vec<f64>,
     /// Quick passes on the threads of the wire, since the start.
     wire_seconds: f64,
     /// Since the start.
@@ -102,49 +122,57 @@ struct TenantView {
 }
 
 #[derive(Debug, Serialize)]
-struct PressureView {
+pub(super) struct PressureView {
     /// Lanes that are refused, from the lowest.
-    level: usize,
+    pub(super) level: usize,
     in_flight_bytes: u64,
-    ratios: Vec<RatioView>,
+    pub(super) ratios: Vec<RatioView>,
 }
 
 #[derive(Debug, Serialize)]
-struct RatioView {
-    resource: &'static str,
+pub(super) struct RatioView {
+    pub(super) resource: &'static str,
     /// Used part of its limit.
-    ratio: f64,
+    pub(super) ratio: f64,
 }
 
 #[derive(Debug, Serialize)]
-struct MemoryView {
+pub(super) struct MemoryView {
     /// 0: there is none.
     budget_bytes: u64,
     used_bytes: u64,
     /// Models with a version in memory.
     models: usize,
-    thrashing: bool,
+    pub(super) thrashing: bool,
 }
 
 /// Changes that are told of.
 const CHANGES: usize = 8;
-/// Changes among which these are looked for.
+/// Changes, and failures, among which these are looked for.
 const LOOKED_AT: usize = 64;
 
 /// As it is now.
 pub(super) fn read(console: &Console) -> Overview {
-    let models = console.with.manager.list();
-    let sources = console.with.metrics.sources();
+    let Console { with, identity, rights, began, .. } = console;
+    let models = with.manager.list();
+    let sources = with.metrics.sources();
+    let load = sources.as_ref().map(|sources| LoadView::read(sources, &with.metrics));
+    let failures = with.history.last_where(past::is_failure, LOOKED_AT);
     Overview {
         server: ServerView {
             name: env!("CARGO_PKG_NAME"),
             version: env!("CARGO_PKG_VERSION"),
-            status: status(&console.with.health),
-            uptime_seconds: console.began.elapsed().as_secs_f64(),
-            admin: console.rights.admin,
+            title: identity.title.clone(),
+            host: identity.host.clone(),
+            grpc_addr: identity.grpc.to_string(),
+            http_addr: identity.http.to_string(),
+            status: status(&with.health),
+            uptime_seconds: began.elapsed().as_secs_f64(),
+            admin: rights.admin,
         },
-        load: sources.as_ref().map(|sources| LoadView::read(sources, &console.with.metrics)),
-        changes: past::latest(&models, console.with.history.last(None, LOOKED_AT), CHANGES),
+        troubles: troubles::all(with.health.trouble(), &models, load.as_ref()),
+        load,
+        changes: past::latest(&models, with.history.last(None, LOOKED_AT), failures, CHANGES),
         models: models::list(console, &models, sources.as_ref().map(|sources| sources.models.as_ref())),
     }
 }
@@ -162,8 +190,10 @@ impl LoadView {
     fn read(sources: &Sources, metrics: &Metrics) -> Self {
         let (admission, ran) = (sources.limiter.snapshot(), sources.scheduler.snapshot());
         let lane = |lane| {
-            let minute = metrics.recent().map(|recent| recent.read(lane)).unwrap_or_default();
-            LaneView::new(lane, &admission, &ran, &minute)
+            let recent = metrics.recent();
+            let minute = recent.map(|recent| recent.minute(lane)).unwrap_or_default();
+            let hour = recent.map(|recent| recent.hour(lane)).unwrap_or_default();
+            LaneView::new(lane, &admission, &ran, [minute, hour])
         };
         Self {
             lanes: Lane::ALL.into_iter().map(lane).collect(),
@@ -176,14 +206,20 @@ impl LoadView {
 }
 
 impl LaneView {
-    fn new(lane: Lane, admission: &LimitSnapshot, ran: &SchedulerSnapshot, minute: &Minute) -> Self {
+    fn new(
+        lane: Lane,
+        admission: &LimitSnapshot,
+        ran: &SchedulerSnapshot,
+        [minute, hour]: [Curve; 2],
+    ) -> Self {
         let of = |by_lane: &[usize; 4]| by_lane.get(lane.index()).copied().unwrap_or_default();
         Self {
             lane: lane.as_str(),
             waiting_admission: of(&admission.waiting),
             waiting_scheduler: of(&ran.waiting),
             in_flight: of(&admission.in_flight),
-            minute: MinuteView::new(minute),
+            minute: CurveView::new(minute),
+            hour: CurveView::new(hour),
         }
     }
 }
@@ -192,18 +228,27 @@ fn seconds(time: Option<Duration>) -> Option<f64> {
     time.map(|time| time.as_secs_f64())
 }
 
-impl MinuteView {
-    fn new(minute: &Minute) -> Self {
-        let Minute { seconds: each, whole: Moment { answered, failed, p50, p99 } } = minute;
-        let (p50_seconds, p99_seconds) = (seconds(*p50), seconds(*p99));
+impl CurveView {
+    fn new(Curve { moments: each, whole, reasons: failed }: Curve) -> Self {
         Self {
-            answered: each.iter().map(|second| second.answered).collect(),
-            failed: each.iter().map(|second| second.failed).collect(),
-            p50_seconds: each.iter().map(|second| seconds(second.p50)).collect(),
-            p99_seconds: each.iter().map(|second| seconds(second.p99)).collect(),
-            whole: MomentView { answered: *answered, failed: *failed, p50_seconds, p99_seconds },
+            answered: each.iter().map(|moment| moment.answered).collect(),
+            failed: each.iter().map(|moment| moment.failed).collect(),
+            p50_seconds: each.iter().map(|moment| seconds(moment.p50)).collect(),
+            p99_seconds: each.iter().map(|moment| seconds(moment.p99)).collect(),
+            whole: MomentView::new(whole),
+            reasons: reasons(failed),
         }
     }
+}
+
+impl MomentView {
+    pub(super) fn new(Moment { answered, failed, p50, p99 }: Moment) -> Self {
+        Self { answered, failed, p50_seconds: seconds(p50), p99_seconds: seconds(p99) }
+    }
+}
+
+pub(super) fn reasons(failed: Vec<(&'static str, u64)>) -> Vec<ReasonView> {
+    failed.into_iter().map(|(reason, count)| ReasonView { reason, count }).collect()
 }
 
 impl ExecutorsView {
@@ -275,14 +320,22 @@ mod tests {
             p50: Some(Duration::from_millis(4)),
             p99: Some(Duration::from_millis(250)),
         };
-        let minute = Minute { seconds: vec![Moment::default(), second], whole: second };
-        let told = serde_json::to_value(LaneView::new(Lane::Normal, &admission, &ran, &minute)).unwrap();
+        let minute =
+            Curve { moments: vec![Moment::default(), second], whole: second, reasons: vec![("LATE", 1)] };
+        let both = [minute, Curve::default()];
+        let told = serde_json::to_value(LaneView::new(Lane::Normal, &admission, &ran, both)).unwrap();
+        let nothing = json!({
+            "answered": [], "failed": [], "p50_seconds": [], "p99_seconds": [], "reasons": [],
+            "whole": {"answered": 0, "failed": 0, "p50_seconds": null, "p99_seconds": null},
+        });
         let expected = json!({
             "lane": "NORMAL", "waiting_admission": 7, "waiting_scheduler": 11, "in_flight": 3,
             "minute": {
                 "answered": [0, 2], "failed": [0, 1], "p50_seconds": [null, 0.004], "p99_seconds": [null, 0.25],
                 "whole": {"answered": 2, "failed": 1, "p50_seconds": 0.004, "p99_seconds": 0.25},
+                "reasons": [{"reason": "LATE", "count": 1}],
             },
+            "hour": nothing,
         });
         assert_eq!(told, expected);
     }

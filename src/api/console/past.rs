@@ -38,14 +38,31 @@ pub(super) fn of(status: &ModelStatus, records: Vec<ChangeRecord>) -> Vec<Change
     views(std::slice::from_ref(status), records)
 }
 
-/// The last `most` changes of all models, the newest first. A load that fails again as it failed before is one of them: a model
-/// that is tried again and again would leave no room for others.
-pub(super) fn latest(statuses: &[ModelStatus], records: Vec<ChangeRecord>, most: usize) -> Vec<ChangeView> {
-    let mut failures = HashSet::new();
+/// Whether a version could not be put to use. Other changes may have an error that says why they came to be.
+pub(super) fn is_failure(record: &ChangeRecord) -> bool {
+    record.change == "failed"
+}
+
+/// The last `most` changes of all models. Failures of models that have not loaded since come first, then the newest: a start of
+/// many models must not push the one failure out. A load that fails again as it failed before counts once.
+pub(super) fn latest(
+    statuses: &[ModelStatus],
+    mut records: Vec<ChangeRecord>,
+    failures: Vec<ChangeRecord>,
+    most: usize,
+) -> Vec<ChangeView> {
+    let is_open = |record: &ChangeRecord| {
+        let of_it = |status: &&ModelStatus| status.name.as_str() == record.model;
+        record.error.is_some()
+            && statuses.iter().find(of_it).is_some_and(|status| status.last_error.is_some())
+    };
+    let mut open: Vec<_> = failures.into_iter().filter(is_open).collect();
+    records.retain(|record| !open.contains(record));
+    records.append(&mut open);
+    let mut known = HashSet::new();
     let mut told = views(statuses, records);
     told.retain(|view| {
-        view.error.is_none()
-            || failures.insert((view.model.clone(), view.version.clone(), view.error.clone()))
+        view.error.is_none() || known.insert((view.model.clone(), view.version.clone(), view.error.clone()))
     });
     told.truncate(most);
     told
@@ -172,8 +189,25 @@ mod tests {
         let records =
             vec![record("ready", 1), failed("a", 2), failed("b", 3), failed("a", 4), failed("a", 5)];
         let told = |most| -> Vec<_> {
-            latest(&[status()], records.clone(), most).iter().map(|view| view.generation).collect()
+            latest(&[status()], records.clone(), Vec::new(), most)
+                .iter()
+                .map(|view| view.generation)
+                .collect()
         };
         assert_eq!((told(8), told(2)), (vec![5, 3, 1], vec![5, 3]));
+    }
+
+    #[test]
+    fn a_failure_that_is_open_stays_ahead_of_newer_changes() {
+        let failed = ChangeRecord { error: Some("broken".into()), ..record("failed", 1) };
+        let of_another = ChangeRecord { model: "gone".into(), ..failed.clone() };
+        let newer = (2..=10).map(|generation| record("ready", generation)).collect::<Vec<_>>();
+        let told = |status: ModelStatus| -> Vec<_> {
+            let views = latest(&[status], newer.clone(), vec![of_another.clone(), failed.clone()], 3);
+            views.iter().map(|view| view.generation).collect()
+        };
+        let broken = ModelStatus { last_error: Some("broken".into()), ..status() };
+        assert_eq!(told(broken), [1, 10, 9], "and that of a model that is gone does not");
+        assert_eq!(told(status()), [10, 9, 8], "it has loaded since");
     }
 }

@@ -168,5 +168,5 @@ function random(datatype) {
 export function curl(path, body, headers) {
   const quoted = (/** @type {string} */ text) => `'${text.replaceAll("'", "'\\''")}'`;
   const lines = Object.entries(headers).map(([name, value]) => `-H ${quoted(`${name}: ${value}`)} `);
-  return `curl -s ${quoted(location.origin + path)} ${lines.join('')}-d ${quoted(body)}`;
+  return `curl -s ${quoted(new URL(path, document.baseURI).href)} ${lines.join('')}-d ${quoted(body)}`;
 }

@@ -13,8 +13,8 @@ const MOST_TENANTS = 6;
 /** Names of what `[pressure]` looks at. */
 const RESOURCES = new Map([['memory', 'memory in use'], ['in_flight_bytes', 'bytes in flight'], ['cpu', 'CPU pressure']]);
 
-/** By the number of lanes that are refused. */
-export const PRESSURE = ['none', 'LOW refused', 'LOW, NORMAL refused'];
+/** By the number of lanes that are rejected. */
+export const PRESSURE = ['none', 'LOW rejected', 'LOW, NORMAL rejected'];
 
 /**
  * A bar of a list, for {@link keyed}.

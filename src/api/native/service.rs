@@ -90,16 +90,22 @@ where
     S: Service<InferCall, Response = InferReply, Error = Error> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
+    /// Runs a request, which counts until it is answered.
     async fn answer(
         (infer, refusals): (S, Refusals),
+        arrived: Result<Arrived>,
         request: proto::InferRequest,
         arrival: &Arrival,
-    ) -> Result<proto::InferResponse> {
+    ) -> Result<(proto::InferResponse, AnswerBytes)> {
+        // Counted where it was refused.
+        let arrived = arrived?;
         let (call, form) =
             infer_call(request, arrival).inspect_err(|error| refusals.count(Door::Grpc, error))?;
         let (request_id, model, received) = (call.request_id.clone(), call.model.clone(), call.received);
         let reply = infer.oneshot(call).await?;
-        Ok(infer_response(request_id, model, reply, form, received.elapsed()))
+        let answer = infer_response(request_id, model, reply, form, received.elapsed());
+        let bytes = arrived.answered(answer.encoded_len())?;
+        Ok((answer, bytes))
     }
 
     /// Runs an admin call in its own lane and within its deadline.
@@ -170,12 +176,10 @@ where
     ) -> Result<Response<proto::InferResponse>, Status> {
         let deadline = deadline(&request);
         let (metadata, extensions, message) = request.into_parts();
-        let arrived = Arrived::new(&extensions).map_err(|error| status(&error))?;
-        let to = (self.infer.clone(), self.refusals.clone());
+        let (to, arrived) = ((self.infer.clone(), self.refusals.clone()), Arrived::new(&extensions));
         let arrival = Arrival::new(Door::Grpc, Arc::new(metadata), deadline).of(&extensions);
-        let answer = Self::answer(to, message, &arrival).await;
-        let answer = answer.map_err(|error| status(&error))?;
-        let bytes = arrived.answered(answer.encoded_len()).map_err(|error| status(&error))?;
+        let answered = Self::answer(to, arrived, message, &arrival).await;
+        let (answer, bytes) = answered.map_err(|error| status(&error))?;
         Ok(bytes.on(answer))
     }
 
@@ -196,13 +200,8 @@ where
             let arrived = Arrived::new(&extensions);
             async move {
                 let request_id = message.request_id.clone();
-                let answered = async {
-                    let arrived = arrived?;
-                    let answer = Self::answer(to, message, &arrival).await?;
-                    let bytes = arrived.answered(answer.encoded_len())?;
-                    Ok((answer, bytes))
-                };
-                let (answer, bytes) = stream::parted(answered.await);
+                let answered = Self::answer(to, arrived, message, &arrival).await;
+                let (answer, bytes) = stream::parted(answered);
                 (Ok(item(request_id, answer, longest)), bytes)
             }
         };

@@ -5,7 +5,7 @@ use bytes::Bytes;
 
 use super::{
     parameters::{Parameters, RegionPart, RequestParameters, TensorParameters},
-    regions::{Reader, Regions},
+    regions::{Place, Reader, Regions},
 };
 use crate::{
     admission::MessageBytes,
@@ -51,10 +51,13 @@ pub(in crate::api) enum Data {
 }
 
 /// An output as it is wanted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(in crate::api) struct Wanted {
     pub(in crate::api) name: String,
     pub(in crate::api) parameters: TensorParameters,
+    /// Where in shared memory it goes. It is looked up when the request comes: names may be registered anew before the answer is
+    /// there.
+    pub(in crate::api) place: Option<Place>,
 }
 
 /// How the answer is to be written.
@@ -88,10 +91,9 @@ impl Incoming {
         };
         let outputs = self.outputs.into_iter().map(|(name, parameters)| {
             let parameters = TensorParameters::read(&parameters).map_err(|error| of_output(&name, &error))?;
-            if let Some(part) = &parameters.region {
-                regions.check(part).map_err(|error| of_output(&name, &error))?;
-            }
-            Ok(Wanted { name, parameters })
+            let place = parameters.region.as_ref().map(|part| regions.place(part)).transpose();
+            let place = place.map_err(|error| of_output(&name, &error))?;
+            Ok(Wanted { name, parameters, place })
         });
         let outputs = outputs.collect::<Result<Vec<_>>>()?;
         let mut regions = regions.reader(counted);

@@ -148,10 +148,9 @@ where
         arrival: &Arrival,
         counted: Option<&MessageBytes>,
     ) -> Result<Outgoing> {
-        let regions = &self.with.regions;
         let refused = |error: &Error| self.refused(arrival.door, error);
         self.before_reading(&incoming).inspect_err(refused)?;
-        let (call, form) = incoming.into_call(arrival, regions, counted).inspect_err(refused)?;
+        let (call, form) = incoming.into_call(arrival, &self.with.regions, counted).inspect_err(refused)?;
         let model = call.model.clone();
         let reply = self.infer.clone().oneshot(call).await?;
         // Names of classes are those of the version that has answered. One that was replaced meanwhile has none any more.
@@ -165,6 +164,6 @@ where
         });
         let lease = lease.flatten();
         let specs = lease.as_ref().map_or(&[][..], |lease| lease.signature.outputs());
-        Outgoing::new(reply, form, specs, regions)
+        Outgoing::new(reply, form, specs)
     }
 }

@@ -1,6 +1,9 @@
 //! What can be asked of the server and its models.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use tokio::time::Instant;
 
@@ -9,13 +12,13 @@ use crate::{
     admission::{not_ready, unknown_model, version_not_loaded},
     api::arrival::version,
     error::Result,
-    model::{TensorSpec, Version},
+    model::{Signature, Version},
     proto::inference::{
-        InferBatchStatistics, InferStatistics, MemoryUsage, ModelConfig, ModelMetadataResponse,
+        DataType, InferBatchStatistics, InferStatistics, MemoryUsage, ModelConfig, ModelMetadataResponse,
         ModelStatistics, ModelStatisticsResponse, ServerMetadataResponse, StatisticDuration,
         model_metadata_response::TensorMetadata,
     },
-    registry::Lease,
+    registry::{Known, Lease, ModelSlot, ServedShapes},
     sched::{Counts, Parts, Total},
     triton,
 };
@@ -67,8 +70,9 @@ impl<S> OpenInference<S> {
         wanted: &str,
         deadline: Option<Instant>,
     ) -> Result<ModelMetadataResponse> {
-        self.bring(name, deadline).await?;
-        let lease = self.lease(name, wanted)?;
+        // From one description, so that the two agree.
+        let config = self.model_config(name, wanted, deadline).await?;
+        let batched = config.max_batch_size > 0;
         let mut versions: Vec<Version> = self
             .with
             .registry
@@ -82,9 +86,17 @@ impl<S> OpenInference<S> {
         Ok(ModelMetadataResponse {
             name: name.to_owned(),
             versions: versions.iter().map(ToString::to_string).collect(),
-            platform: triton::platform(&lease.manifest).to_owned(),
-            inputs: lease.signature.tensors().map(tensor).collect(),
-            outputs: lease.signature.outputs().iter().map(tensor).collect(),
+            platform: config.platform,
+            inputs: config
+                .input
+                .iter()
+                .map(|of| tensor(&of.name, of.data_type(), &of.dims, batched))
+                .collect(),
+            outputs: config
+                .output
+                .iter()
+                .map(|of| tensor(&of.name, of.data_type(), &of.dims, batched))
+                .collect(),
         })
     }
 
@@ -114,7 +126,8 @@ impl<S> OpenInference<S> {
         Ok(ModelStatisticsResponse { model_stats })
     }
 
-    /// A version's configuration in Triton's form. A model that is not in memory is brought there.
+    /// A version's configuration in Triton's form, completed by what its answers have shown. A model that is not in memory is brought
+    /// there.
     ///
     /// # Errors
     /// There is no such model or version, or it does not serve.
@@ -125,42 +138,52 @@ impl<S> OpenInference<S> {
         deadline: Option<Instant>,
     ) -> Result<ModelConfig> {
         self.bring(name, deadline).await?;
-        let lease = self.lease(name, wanted)?;
-        Ok(triton::describe(name, &lease.signature, &lease.manifest, lease.max_batch))
+        let (slot, lease) = self.found(name, wanted)?;
+        let signature = seen(&lease.signature, slot.served(), lease.max_batch > 1);
+        let mut config =
+            triton::describe(name, &signature, &lease.manifest, lease.max_batch, lease.config.as_deref());
+        config.parameters.extend(triton::decided(lease.decisions.all()));
+        Ok(config)
     }
 
     /// A hold on the version that a request without more to say would get.
     pub(in crate::api) fn lease(&self, name: &str, wanted: &str) -> Result<Lease> {
+        self.found(name, wanted).map(|(_, lease)| lease)
+    }
+
+    fn found(&self, name: &str, wanted: &str) -> Result<(Arc<ModelSlot>, Lease)> {
         let registry = &self.with.registry;
         let wish = version(wanted)?;
         let slot = registry.get(name).ok_or_else(|| unknown_model(name, registry))?;
         let (found, admits) = slot.find(&wish);
         match found.lease() {
-            Some(lease) if admits.admits(lease.version) => Ok(lease),
+            Some(lease) if admits.admits(lease.version) => Ok((found, lease)),
             Some(_) => Err(version_not_loaded(&slot, &wish)),
             None => Err(not_ready(slot.name())),
         }
     }
 }
 
-/// A tensor as clients see it. What is not declared, and cannot be told from the type of forward's argument, is left empty.
-fn tensor(spec: &TensorSpec) -> TensorMetadata {
-    let scalar = match spec.script_type.as_str() {
-        "int" => Some("INT64"),
-        "float" => Some("FP64"),
-        "bool" => Some("BOOL"),
-        _ => None,
+/// A signature with what is not declared filled in from the answers so far.
+fn seen(signature: &Signature, served: &ServedShapes, rows_differ: bool) -> Signature {
+    let (inputs, outputs) = served.known(rows_differ);
+    let known = |name: &str, is_input: bool| {
+        let tensors = if is_input { &inputs } else { &outputs };
+        // The only input needs no name in a request.
+        let is_it = |known: &&Known| known.name == name || is_input && known.name.is_empty();
+        tensors.iter().find(is_it).map(|known| (known.dtype, known.shape.clone()))
     };
-    let declared = spec.dtype.map(|dtype| dtype.as_str());
-    let shape = match (&spec.shape, scalar) {
-        (Some(shape), _) => shape.clone(),
-        (None, Some(_)) => vec![1],
-        (None, None) => Vec::new(),
-    };
+    let names: Vec<_> = outputs.iter().map(|known| known.name.clone()).collect();
+    signature.completed(known, &names)
+}
+
+/// A tensor as clients see it, by Triton's rule: what is batched has one more dimension than its `dims`. A datatype that is not known
+/// is empty.
+fn tensor(name: &str, data_type: DataType, dims: &[i64], batched: bool) -> TensorMetadata {
     TensorMetadata {
-        name: spec.name.to_string(),
-        datatype: declared.or(scalar).unwrap_or_default().to_owned(),
-        shape,
+        name: name.to_owned(),
+        datatype: triton::dtype(data_type).map_or("", |dtype| dtype.as_str()).to_owned(),
+        shape: batched.then_some(-1).into_iter().chain(dims.iter().copied()).collect(),
     }
 }
 

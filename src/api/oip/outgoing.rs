@@ -5,8 +5,7 @@ use bytes::Bytes;
 use super::{
     classes,
     incoming::{Form, Wanted},
-    parameters::{RegionPart, TensorParameters},
-    regions::Regions,
+    parameters::RegionPart,
 };
 use crate::{
     call::{InferReply, Timing},
@@ -75,19 +74,13 @@ impl Outgoing {
     ///
     /// # Errors
     /// An output does not fit its place in shared memory, or is none that has classes.
-    pub(in crate::api) fn new(
-        reply: InferReply,
-        form: Form,
-        specs: &[TensorSpec],
-        regions: &Regions,
-    ) -> Result<Self> {
+    pub(in crate::api) fn new(reply: InferReply, form: Form, specs: &[TensorSpec]) -> Result<Self> {
         let Form { id, model, outputs: wanted, binary_data_output, marks_final } = form;
-        let plain = TensorParameters::default();
         let outputs = reply.outputs.into_iter().enumerate().map(|(at, output)| {
             // Either none is named, or the answer has those that are, in their order.
-            let wanted = wanted.get(at).map_or(&plain, |Wanted { parameters, .. }| parameters);
-            let binary = wanted.binary.unwrap_or(binary_data_output);
-            Self::output(output, wanted, specs, regions).map(|output| Output { binary, ..output })
+            let wanted = wanted.get(at);
+            let binary = wanted.and_then(|wanted| wanted.parameters.binary).unwrap_or(binary_data_output);
+            Self::output(output, wanted, specs).map(|output| Output { binary, ..output })
         });
         Ok(Self {
             model,
@@ -99,24 +92,20 @@ impl Outgoing {
         })
     }
 
-    fn output(
-        output: NamedTensor,
-        wanted: &TensorParameters,
-        specs: &[TensorSpec],
-        regions: &Regions,
-    ) -> Result<Output> {
+    fn output(output: NamedTensor, wanted: Option<&Wanted>, specs: &[TensorSpec]) -> Result<Output> {
         let NamedTensor { name, tensor } = output;
-        if wanted.classes > 0 {
+        let classes = wanted.map_or(0, |wanted| wanted.parameters.classes);
+        if classes > 0 {
             let spec = specs.iter().find(|spec| *spec.name == *name);
             let labels = spec.map_or(&[][..], |spec| &spec.labels);
-            let (shape, texts) = classes::best(&name, &tensor, wanted.classes, labels)?;
+            let (shape, texts) = classes::best(&name, &tensor, classes, labels)?;
             return Ok(Output { name, datatype: "BYTES", shape, data: Content::Texts(texts), binary: false });
         }
-        let data = match &wanted.region {
+        let data = match wanted.and_then(|wanted| wanted.place.as_ref()) {
             None => Content::Raw(tensor.data().clone()),
-            Some(part) => {
-                regions.write(part, tensor.data())?;
-                Content::Region(RegionPart { size: tensor.data().len() as u64, ..part.clone() })
+            Some(place) => {
+                place.write(tensor.data())?;
+                Content::Region(RegionPart { size: tensor.data().len() as u64, ..place.part.clone() })
             }
         };
         let (datatype, shape) = (tensor.dtype().as_str(), tensor.shape().to_vec());

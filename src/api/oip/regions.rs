@@ -169,11 +169,6 @@ impl Regions {
         Ok(vec![(name.to_owned(), region)])
     }
 
-    /// That these bytes are there.
-    pub(super) fn check(&self, part: &RegionPart) -> Result<()> {
-        self.place(part).map(drop)
-    }
-
     /// Reads for one request, whose bytes are counted in `counted`.
     pub(super) fn reader<'a>(&'a self, counted: Option<&'a MessageBytes>) -> Reader<'a> {
         Reader { regions: self, counted, read: BTreeMap::new() }
@@ -181,7 +176,7 @@ impl Regions {
 
     /// The bytes there.
     fn read(&self, part: &RegionPart, counted: Option<&MessageBytes>) -> Result<Bytes> {
-        let (file, at) = self.place(part)?;
+        let Place { file, at, .. } = self.place(part)?;
         if part.size > self.longest {
             let message = format!(
                 "{} bytes of shared memory for one tensor, over the limit of {} (server.max_message_bytes)",
@@ -197,28 +192,11 @@ impl Regions {
         Ok(data.into())
     }
 
-    /// Writes an answer there.
-    pub(super) fn write(&self, part: &RegionPart, data: &[u8]) -> Result<()> {
-        if data.len() as u64 > part.size {
-            let message = format!(
-                "the output has {} bytes, its place in shared memory region '{}' has {}",
-                data.len(),
-                shown(&part.region, 64),
-                part.size
-            );
-            return Err(Error::new(Reason::BadRequest, message).with_field("outputs"));
-        }
-        let (file, at) = self.place(part)?;
-        // Its owner may have cut it short: it is not for the server to make it longer.
-        let has = file.metadata().map_err(|error| gone(part, &error))?.len();
-        if has < at.saturating_add(data.len() as u64) {
-            return Err(gone(part, &std::io::ErrorKind::UnexpectedEof.into()));
-        }
-        file.write_all_at(data, at).map_err(|error| gone(part, &error))
-    }
-
-    /// The file, and where in it.
-    fn place(&self, part: &RegionPart) -> Result<(Arc<File>, u64)> {
+    /// The bytes that are registered there now.
+    ///
+    /// # Errors
+    /// There are none.
+    pub(super) fn place(&self, part: &RegionPart) -> Result<Place> {
         self.root()?;
         let RegionPart { region: name, offset, size } = part;
         let named = self.named.read();
@@ -232,7 +210,38 @@ impl Regions {
             );
             Error::new(Reason::BadRequest, message).with_field("parameters")
         })?;
-        Ok((region.file.clone(), at))
+        Ok(Place { part: part.clone(), file: region.file.clone(), at })
+    }
+}
+
+/// A part of a region as it was when it was looked up. It stays the same bytes whatever is unregistered or registered since.
+#[derive(Debug, Clone)]
+pub(in crate::api) struct Place {
+    pub(in crate::api) part: RegionPart,
+    file: Arc<File>,
+    /// Where in the file it begins.
+    at: u64,
+}
+
+impl Place {
+    /// Writes an answer there.
+    pub(super) fn write(&self, data: &[u8]) -> Result<()> {
+        let Self { part, file, at } = self;
+        if data.len() as u64 > part.size {
+            let message = format!(
+                "the output has {} bytes, its place in shared memory region '{}' has {}",
+                data.len(),
+                shown(&part.region, 64),
+                part.size
+            );
+            return Err(Error::new(Reason::BadRequest, message).with_field("outputs"));
+        }
+        // Its owner may have cut it short: it is not for the server to make it longer.
+        let has = file.metadata().map_err(|error| gone(part, &error))?.len();
+        if has < at.saturating_add(data.len() as u64) {
+            return Err(gone(part, &std::io::ErrorKind::UnexpectedEof.into()));
+        }
+        file.write_all_at(data, *at).map_err(|error| gone(part, &error))
     }
 }
 
@@ -300,7 +309,7 @@ mod tests {
         let regions = regions(dir.path());
         regions.register("whole", "/object", 0, 32, None).unwrap();
         regions.register("end", "object", 24, 8, None).unwrap();
-        regions.write(&part("end", 2, 4), b"data").unwrap();
+        regions.place(&part("end", 2, 4)).unwrap().write(b"data").unwrap();
         assert_eq!(regions.read(&part("whole", 26, 4), None).unwrap(), "data");
         assert_eq!(regions.status("").unwrap().len(), 2);
         let end = &regions.status("end").unwrap()[0].1;
@@ -330,14 +339,30 @@ mod tests {
         assert_eq!(regions.register("r", "/object", 0, 1, None).unwrap_err().reason(), Reason::RegionExists);
         for (offset, size) in [(0, 17), (16, 1), (u64::MAX, 2)] {
             assert!(regions.read(&part("r", offset, size), None).is_err(), "{offset} {size}");
-            assert!(regions.check(&part("r", offset, size)).is_err());
         }
-        assert!(regions.write(&part("r", 0, 2), b"longer").is_err());
+        assert!(regions.place(&part("r", 0, 2)).unwrap().write(b"longer").is_err());
         // Truncated behind the server's back: an error, not a signal.
         std::fs::write(root.join("object"), [0; 4]).unwrap();
         assert!(regions.read(&part("r", 0, 16), None).is_err());
-        assert!(regions.write(&part("r", 0, 16), b"longer").is_err());
+        assert!(regions.place(&part("r", 0, 16)).unwrap().write(b"longer").is_err());
         assert_eq!(std::fs::read(root.join("object")).unwrap().len(), 4);
+    }
+
+    #[test]
+    fn a_place_stays_where_it_was_when_it_was_looked_up() {
+        let dir = tempfile::tempdir().unwrap();
+        for object in ["first", "second"] {
+            std::fs::write(dir.path().join(object), [0; 8]).unwrap();
+        }
+        let regions = regions(dir.path());
+        regions.register("r", "/first", 0, 8).unwrap();
+        let place = regions.place(&part("r", 4, 4)).unwrap();
+        regions.unregister("r");
+        place.write(b"gone").unwrap();
+        regions.register("r", "/second", 0, 8).unwrap();
+        place.write(b"data").unwrap();
+        assert_eq!(std::fs::read(dir.path().join("first")).unwrap(), b"\0\0\0\0data");
+        assert_eq!(std::fs::read(dir.path().join("second")).unwrap(), [0; 8]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
-use serde::{Serialize, Serializer, ser::SerializeMap as _};
+use serde::Serialize;
 
 use super::numbers::Numbers;
 use crate::{
@@ -38,41 +38,19 @@ struct Tensor<'a> {
     name: &'a str,
     datatype: &'a str,
     shape: &'a [i64],
-    #[serde(skip_serializing_if = "Where::is_here")]
-    parameters: Where<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parameters: Option<Behind>,
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<Elements<'a>>,
 }
 
-/// Where the elements are, if they are not in the JSON.
-enum Where<'a> {
-    Here,
-    Behind(usize),
-    Region { name: &'a str, size: u64, offset: u64 },
-}
-
-impl Where<'_> {
-    fn is_here(&self) -> bool {
-        matches!(self, Self::Here)
-    }
-}
-
-impl Serialize for Where<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        match self {
-            Self::Here => {}
-            Self::Behind(size) => map.serialize_entry("binary_data_size", size)?,
-            Self::Region { name, size, offset } => {
-                map.serialize_entry("shared_memory_region", name)?;
-                map.serialize_entry("shared_memory_byte_size", size)?;
-                if *offset > 0 {
-                    map.serialize_entry("shared_memory_offset", offset)?;
-                }
-            }
-        }
-        map.end()
-    }
+/// Where the elements are, if they are behind the JSON.
+///
+/// Those in shared memory have no parameters, as from Triton: its C++ client takes an output that has any for one of bytes, and wants
+/// their number.
+#[derive(Serialize)]
+struct Behind {
+    binary_data_size: usize,
 }
 
 #[derive(Serialize)]
@@ -93,17 +71,15 @@ pub(super) fn write(outgoing: Outgoing) -> Result<Response> {
     for output in &outputs {
         let Output { name, datatype, shape, data, binary } = output;
         let (parameters, data) = match data {
-            Content::Region(part) => {
-                (Where::Region { name: &part.region, size: part.size, offset: part.offset }, None)
-            }
+            Content::Region(_) => (None, None),
             data if *binary => {
                 let bytes = data.to_bytes().unwrap_or_default();
-                let size = bytes.len();
+                let binary_data_size = bytes.len();
                 behind.push(bytes);
-                (Where::Behind(size), None)
+                (Some(Behind { binary_data_size }), None)
             }
-            Content::Texts(texts) => (Where::Here, Some(Elements::Texts(texts))),
-            Content::Raw(bytes) => (Where::Here, Some(Elements::Numbers(numbers(name, datatype, bytes)?))),
+            Content::Texts(texts) => (None, Some(Elements::Texts(texts))),
+            Content::Raw(bytes) => (None, Some(Elements::Numbers(numbers(name, datatype, bytes)?))),
         };
         tensors.push(Tensor { name, datatype, shape, parameters, data });
     }
@@ -225,7 +201,7 @@ mod tests {
         let of = |index: usize| &json["outputs"][index];
         assert_eq!(of(0)["parameters"], json!({"binary_data_size": 2}));
         assert_eq!((of(0).get("data"), &of(1)["data"]), (None, &json!([3, 4])));
-        assert_eq!(of(3)["parameters"], json!({"shared_memory_region": "r", "shared_memory_byte_size": 2}));
+        assert_eq!(*of(3), json!({"name": "d", "datatype": "INT8", "shape": [1, 2]}), "in shared memory");
     }
 
     #[test]

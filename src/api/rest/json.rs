@@ -7,16 +7,21 @@ use serde::{
     de::{MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use crate::error::{Error, Reason, Result, shown};
+use crate::{
+    error::{Error, Reason, Result, shown},
+    plain,
+};
 
 /// Reads a body: an object.
 ///
 /// # Errors
 /// It is something else: one line, with a position.
 pub(in crate::api) fn read<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T> {
+    // Some editors and programs of Windows write a byte-order mark in front.
+    let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text);
     serde_json::from_slice(text).map(|Object(read)| read).map_err(|error| {
         let why = error.to_string();
-        let why = shown(&in_words(&why), 300).into_owned();
+        let why = shown(&plain::error(&why, plain::Form::Json), 300).into_owned();
         Error::new(Reason::BadRequest, format!("the JSON of the request cannot be read: {why}"))
     })
 }
@@ -45,20 +50,6 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for Of<T> {
     }
 }
 
-/// serde has its own names for what JSON and the protocol call otherwise. What a caller wrote stands before the last `expected`
-/// and may have its words changed too, which does no harm.
-fn in_words(error: &str) -> String {
-    const WORDS: [(&str, &str); 6] = [
-        ("invalid type: sequence,", "invalid type: list,"),
-        ("invalid type: map,", "invalid type: object,"),
-        (", expected a sequence", ", expected a list"),
-        (", expected f64", ", expected a number"),
-        (", expected i64", ", expected a whole number (int64)"),
-        (", expected u64", ", expected a whole number, 0 or more"),
-    ];
-    WORDS.iter().fold(error.to_owned(), |text, (theirs, ours)| text.replace(theirs, ours))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,6 +71,7 @@ mod tests {
         let body = Body { one: Some(1), list: vec![Object(Inner { two: -2 })] };
         assert_eq!(read::<Body>(br#"{"one": 1, "list": [{"two": -2}], "more": []}"#).unwrap(), body);
         assert_eq!(read::<Body>(b"{}").unwrap(), Body::default());
+        assert_eq!(read::<Body>("\u{feff}{}".as_bytes()).unwrap(), Body::default());
         for (text, says) in [
             ("[]", "invalid type: list, expected an object at line 1"),
             ("[1, []]", "invalid type: list, expected an object at line 1"),

@@ -151,6 +151,12 @@ impl Elements<'_> {
                 }
                 self.bytes.extend_from_slice(&narrow.to_le_bytes());
             }
+            // The parser reads `-0` as a float. Some programs write it for a whole number.
+            DType::U8 | DType::I8 | DType::I16 | DType::I32 | DType::I64
+                if value == 0.0 && value.is_sign_negative() =>
+            {
+                self.bytes.resize(self.bytes.len() + self.dtype.size(), 0);
+            }
             dtype => {
                 self.nesting.is_number_wrong = true;
                 return Err(E::custom(format_args!("is no element of {dtype}")));
@@ -254,6 +260,8 @@ mod tests {
         assert_eq!(read("[[1.0, 2, 3], [4e0, 5, 6]]", DType::F32), (flat.clone(), vec![2, 3]));
         assert_eq!(read("[[[1, 2]], [[3, 4]], [[5, 6]]]", DType::F32), (flat, vec![3, 1, 2]));
         assert_eq!(read("[[true], [false]]", DType::Bool), (vec![1, 0].into(), vec![2, 1]));
+        assert_eq!(read("[-0, 7]", DType::I16), (vec![0, 0, 7, 0].into(), vec![2]));
+        assert_eq!(read("[-0]", DType::F32), ((-0.0_f32).to_le_bytes().to_vec().into(), vec![1]));
         assert_eq!(read("[]", DType::I64), (Bytes::new(), vec![0]));
         assert_eq!(read("[[], []]", DType::I64), (Bytes::new(), vec![2, 0]));
     }
@@ -311,7 +319,9 @@ mod tests {
             ("[1e300]", DType::F32, "1e300 does not fit FP32"),
             ("[-1E+300]", DType::F32, "-1E+300 does not fit FP32"),
             ("[ 256,1]", DType::U8, "256 does not fit UINT8"),
-            ("[-0]", DType::I8, "-0 is no element of INT8"),
+            ("[-0.5]", DType::I8, "-0.5 is no element of INT8"),
+            ("[0.0]", DType::I8, "0.0 is no element of INT8"),
+            ("[-0]", DType::Bool, "-0 is no element of BOOL"),
             ("[1]", DType::Bool, "1 is no element of BOOL"),
             ("[0.5]", DType::F16, "0.5 is no element of FP16"),
         ] {

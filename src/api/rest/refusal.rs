@@ -1,4 +1,5 @@
-//! Errors as HTTP says them: a status, and `{"error": MESSAGE}` as the protocol has it, with the reason for programs.
+//! Errors as HTTP says them: a status, `{"error": MESSAGE}` as the protocol has it, and the reason for programs in a header. The body
+//! has nothing else: strict clients, Triton's for Java among them, refuse a key that they do not know.
 
 use std::any::Any;
 
@@ -11,10 +12,14 @@ use serde_json::json;
 use super::answer::with_type;
 use crate::error::{Error, Reason, shown};
 
+/// The stable name of what is wrong.
+const REASON: &str = "torchlane-reason";
+
 /// The answer that says what is wrong.
 pub(in crate::api) fn refusal(error: &Error) -> Response {
-    let body = json!({"error": error.message(), "reason": error.reason().as_str()}).to_string();
+    let body = json!({"error": error.message()}).to_string();
     let mut response = with_type("application/json", body.into());
+    response.headers_mut().insert(REASON, HeaderValue::from_static(error.reason().as_str()));
     *response.status_mut() =
         StatusCode::from_u16(error.reason().http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     if let Some(after) = error.retry_after() {
@@ -65,8 +70,9 @@ mod tests {
         let response = refusal(&error);
         assert_eq!(response.status(), 429);
         assert_eq!(response.headers()["retry-after"], "2");
+        assert_eq!(response.headers()[REASON], "QUEUE_FULL");
         let body = response.into_body().collect().await.unwrap().to_bytes();
-        assert_eq!(body, r#"{"error":"full","reason":"QUEUE_FULL"}"#);
+        assert_eq!(body, r#"{"error":"full"}"#);
         assert_eq!(refusal(&Error::new(Reason::DeadlineExceeded, "late")).status(), 504);
         assert_eq!(refusal(&Error::new(Reason::MessageTooLarge, "long")).status(), 413);
     }

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, Method, StatusCode},
+    http::{Method, StatusCode},
     response::Response,
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -70,7 +70,7 @@ async fn long_admin<S, T: for<'de> Deserialize<'de>>(
 ) -> Result<(T, Arrival, Option<SocketAddr>)> {
     let from = request.extensions().get::<TcpConnectInfo>().and_then(|info| info.remote_addr);
     let (parts, body) = request.into_parts();
-    origin::own(&parts.headers)?;
+    origin::own(&parts)?;
     let latest = rest.limits.max_deadline;
     let deadline = deadline(&parts.headers, latest)?;
     let until = deadline.unwrap_or_else(|| Instant::now() + latest);
@@ -348,9 +348,9 @@ pub(super) async fn register<S>(
 pub(super) async fn unregister<S>(
     State(rest): State<Rest<S>>,
     Path(of): Path<Region>,
-    headers: HeaderMap,
+    request: Request,
 ) -> Response {
-    done(origin::own(&headers).map(|()| rest.door.regions().unregister(&of.region)))
+    done(origin::own(&request.into_parts().0).map(|()| rest.door.regions().unregister(&of.region)))
 }
 
 pub(super) async fn cuda_regions(Path(of): Path<Region>) -> Response {

@@ -96,6 +96,11 @@ impl Code {
         self.functions.contains(path) || self.classes.contains_key(path)
     }
 
+    /// Remembers that the archive holds a tensor with a dimension of stride 0.
+    pub(super) fn holds_expanded(&mut self) {
+        self.mentions.holds_expanded();
+    }
+
     /// What it mentions that is not known to be harmless. Once: what was collected is taken.
     pub(super) fn take_findings(&mut self) -> Findings {
         let mentions = std::mem::take(&mut self.mentions);

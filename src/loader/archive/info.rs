@@ -1,6 +1,7 @@
 //! What an inspection finds.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 
 use serde::Serialize;
 
@@ -45,6 +46,10 @@ pub struct ArchiveInfo {
     pub operators: BTreeMap<String, usize>,
     /// What running the code may do to memory.
     pub effects: Effects,
+    /// Where `forward` keeps something between calls; `None` where no call sees anything of another.
+    pub state: Option<Seen>,
+    /// An operator of `forward` that is in a mode for training, which a trace builds in.
+    pub trains: Option<Seen>,
     /// Some code loops: how long a call takes may depend on values, not only on sizes.
     pub loops: bool,
     /// What is not known to be harmless, the worst first.
@@ -107,6 +112,21 @@ impl TensorInfo {
     /// How many elements it has.
     pub fn elements(&self) -> u64 {
         self.shape.iter().fold(1, |all, size| all.saturating_mul(*size))
+    }
+}
+
+/// Something in the code that decides how a model is served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Seen {
+    /// What the code does: `torch.copy_ writes to self.b`.
+    pub what: String,
+    /// File of the archive and line: `code/__torch__/m.py:12`.
+    pub place: String,
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} ({})", self.what, self.place)
     }
 }
 

@@ -23,6 +23,7 @@ mod operators;
 pub(in crate::loader) mod pickle;
 pub mod safety;
 mod sniff;
+mod state;
 pub(in crate::loader) mod tensors;
 #[cfg(test)]
 mod tests;
@@ -35,7 +36,7 @@ use std::path::Path;
 
 pub use error::ArchiveError;
 pub use inflate::check_entries;
-pub use info::{ArchiveInfo, Argument, Effects, MethodSignature, TensorInfo};
+pub use info::{ArchiveInfo, Argument, Effects, MethodSignature, Seen, TensorInfo};
 pub use types::TypeExpr;
 
 use code::Code;
@@ -76,14 +77,19 @@ pub fn inspect_reader<R: Read + Seek>(reader: R, size: u64) -> Result<ArchiveInf
     if let Some(looks_like) = other_kind(&container, &names) {
         return Err(ArchiveError::NotTorchScript { looks_like });
     }
-    // The format of torch 1.0 to 1.2, which libtorch looks for first.
+    // The format of torch 1.0 to 1.2, which libtorch looks for first. Such an archive has code, but no data.pkl.
+    if container.has("model.json") && !container.has("data.pkl") {
+        return Err(ArchiveError::NotTorchScript { looks_like: OLD });
+    }
     if container.has("model.json") {
         return Err(ArchiveError::Deceptive("there is a model.json beside data.pkl"));
     }
-    let mut code = read_code(&mut container, &names)?;
+    let files = read_code(&mut container, &names)?;
+    let mut code = Code::default();
+    files.iter().for_each(|(module, text)| code.read(module, text));
     let data = required(&mut container, "data.pkl")?;
     let constants = container.read("constants.pkl")?.unwrap_or_default();
-    let mut findings = code.take_findings();
+    let mut findings = Findings::default();
     read_line_tables(&mut container, &names, &mut findings)?;
     let format_version = match container.read("version")?.or(container.read(".data/version")?) {
         Some(bytes) => Some(number(&bytes)?),
@@ -93,6 +99,7 @@ pub fn inspect_reader<R: Read + Seek>(reader: R, size: u64) -> Result<ArchiveInf
     let pickle = Pickle::parse(&data, "data.pkl")?;
     tensors::check_all(&pickle, "data", &container)?;
     safety::check_pickle(&pickle, "data.pkl", |path| code.defines(path), &mut findings);
+    safety::check_declared(&pickle, "data.pkl", |path| code.class(path), &mut findings);
     let (class_path, top) = top_class(&pickle, &code)?;
     let class_name = types::demangle(&class_path);
     let forward = top.methods.iter().find(|method| method.name == "forward");
@@ -119,12 +126,21 @@ pub fn inspect_reader<R: Read + Seek>(reader: R, size: u64) -> Result<ArchiveInf
     let attributes = other_attributes(top, is_module);
     let constants = read_constants(&constants, &container, &mut seen, &code, &mut findings)?;
 
+    let state::Flow { state: keeps, training: trains } = state::follow(&files, &pickle);
+    let mut tensors = found.parameters.iter().chain(&found.buffers).chain(&constants);
+    if tensors.any(|tensor| {
+        tensor.shape.iter().zip(&tensor.strides).any(|(size, stride)| *size > 1 && *stride == 0)
+    }) {
+        code.holds_expanded();
+    }
+    findings.absorb(code.take_findings());
+
     let text = |bytes: Option<Vec<u8>>| bytes.map(|bytes| shown(String::from_utf8_lossy(&bytes).trim()));
     Ok(ArchiveInfo {
         size_bytes: size,
         entries: container.count,
         format_version,
-        torch_version: format_version.and_then(oldest_torch).map(str::to_owned),
+        torch_version: oldest_torch(format_version, container.has("byteorder")),
         byte_order: text(container.read("byteorder")?),
         serialization_id: text(container.read(".data/serialization_id")?),
         extra_files: names.iter().filter_map(|name| name.strip_prefix("extra/")).map(str::to_owned).collect(),
@@ -138,10 +154,14 @@ pub fn inspect_reader<R: Read + Seek>(reader: R, size: u64) -> Result<ArchiveInf
         attributes,
         operators: code.operators().clone(),
         effects: code.effects(),
+        state: keeps,
+        trains,
         loops: code.loops(),
         findings: findings.into_list(),
     })
 }
+
+const OLD: &str = "an archive of torch 1.0 to 1.2, whose format is older than TorchScript's of today";
 
 /// What a zip file without TorchScript code is, or `None` where it has some.
 fn other_kind<R: Read + Seek>(container: &Container<R>, names: &[String]) -> Option<&'static str> {
@@ -154,7 +174,7 @@ fn other_kind<R: Read + Seek>(container: &Container<R>, names: &[String]) -> Opt
     } else if container.has("serialized_exported_program.json") {
         Some("a torch.export archive of torch 2.1 to 2.6")
     } else if container.has("model.json") {
-        Some("an archive of torch 1.0 to 1.2, which is older than the TorchScript format")
+        Some(OLD)
     } else if container.has("data.pkl") {
         Some("a torch.save archive (a state dict, or a module pickled as a Python object)")
     } else if within(".data/") {
@@ -172,16 +192,20 @@ fn code_module(name: &str) -> Option<String> {
     is_code.then(|| stem.replace('/', "."))
 }
 
-fn read_code<R: Read + Seek>(container: &mut Container<R>, names: &[String]) -> Result<Code, ArchiveError> {
-    let mut code = Code::default();
+/// Paths of modules, and their text.
+fn read_code<R: Read + Seek>(
+    container: &mut Container<R>,
+    names: &[String],
+) -> Result<Vec<(String, Vec<u8>)>, ArchiveError> {
+    let mut files = Vec::new();
     for name in names {
         if let Some(module) = code_module(name)
             && let Some(text) = container.read(name)?
         {
-            code.read(&module, &text);
+            files.push((module, text));
         }
     }
-    Ok(code)
+    Ok(files)
 }
 
 /// `code/....py.debug_pkl`: which line of Python a line of code came from. libtorch reads one when it words an error.
@@ -256,12 +280,15 @@ fn number(bytes: &[u8]) -> Result<u64, ArchiveError> {
     text.trim().parse().map_err(damaged)
 }
 
-/// A lower bound, from the changes that torch's `caffe2/serialize/versions.h` dates: integer division in 1.6, the
-/// upgraders of December 2021 in 1.11. Formats 1 to 3 say nothing: 3 is written for whatever needs no later one.
-fn oldest_torch(format_version: u64) -> Option<&'static str> {
-    match format_version {
-        4..=6 => Some("1.6"),
-        7..=10 => Some("1.11"),
-        _ => None,
-    }
+/// A lower bound, from what torch's `caffe2/serialize` has changed: integer division in 1.6 (format 4), the upgraders of
+/// December 2021 in 1.11 (format 7), a note of the byte order in 2.1. Formats 1 to 3 say nothing: 3 is written for
+/// whatever needs no later one.
+fn oldest_torch(format_version: Option<u64>, byte_order: bool) -> Option<String> {
+    let oldest = match format_version? {
+        _ if byte_order => "2.1",
+        4..=6 => "1.6",
+        7..=10 => "1.11",
+        _ => return None,
+    };
+    Some(format!("{oldest} or newer"))
 }

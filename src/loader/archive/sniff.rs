@@ -8,13 +8,16 @@ pub(super) const HEAD_BYTES: usize = 512;
 /// `torch.save`'s magic number before the zip format, as protocol 2 writes it.
 const LEGACY_MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
 
+/// The mark of a flatbuffer, at its fifth byte.
+const FLATBUFFER: &[u8] = b"PTMF";
+
 const JIT_SAVE: &str = "save it with torch.jit.save(torch.jit.script(model), ...)";
 const COPY: &str = "copy the file again";
 
 /// The error for a file of `size` bytes that begins with `head`, or `None` where it begins like a zip file.
 pub(super) fn foreign(head: &[u8], size: u64) -> Option<ArchiveError> {
     // A zip file that is a flatbuffer too: libtorch's loaders for phones look for this mark first.
-    if head.get(4..8) == Some(b"PTMF") {
+    if head.get(4..8) == Some(FLATBUFFER) && head.starts_with(b"PK") {
         return Some(ArchiveError::Deceptive("it begins like a zip file and like a flatbuffer"));
     }
     let (looks_like, advice) = kind(head, size)?;
@@ -35,6 +38,8 @@ fn kind(head: &[u8], size: u64) -> Option<(&'static str, &'static str)> {
         ("a pickle of torch.save's format before 1.6 (a state dict or a whole Python module)", JIT_SAVE)
     } else if starts(b"\x80") && head.get(1).is_some_and(|protocol| (1..=5).contains(protocol)) {
         ("a Python pickle", JIT_SAVE)
+    } else if head.get(4..8) == Some(FLATBUFFER) {
+        ("a flatbuffer of PyTorch Mobile", JIT_SAVE)
     } else if is_safetensors(head, size) {
         ("a safetensors file, which holds weights but no code", JIT_SAVE)
     } else if starts(b"\x7fELF") {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{FILE, Place, PrivateKey, SIGNED_PREFIX, TrustedKey, Violation, strict, violation::quoted};
-use crate::error::shown;
+use crate::{error::shown, plain};
 
 /// The longest `manifest.json`, in bytes.
 pub const MOST_BYTES: u64 = 1 << 20;
@@ -73,8 +73,10 @@ impl Seal {
     /// # Errors
     /// Not of the form that the module's page gives. One line.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let value = strict::parse(bytes)
-            .map_err(|error| format!("not {FILE} as torchlane sign writes it: {error}"))?;
+        let value = strict::parse(bytes).map_err(|error| {
+            let error = plain::error(&error.to_string(), plain::Form::Json);
+            format!("not {FILE} as torchlane sign writes it: {error}")
+        })?;
         let Value::Object(mut body) = value else {
             return Err("not a JSON object: torchlane sign writes one".to_owned());
         };
@@ -209,7 +211,7 @@ impl Seal {
 }
 
 fn wrong(what: &str, error: &serde_json::Error) -> String {
-    let error = error.to_string();
+    let error = plain::error(&error.to_string(), plain::Form::Json);
     format!("its {what} are not those that torchlane sign writes: {}", shown(&error, 200))
 }
 

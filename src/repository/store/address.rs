@@ -13,7 +13,10 @@ use object_store::{
 use url::{Position, Url};
 
 use super::error::FetchError;
-use crate::error::{Reason, shown};
+use crate::{
+    config::redact,
+    error::{Reason, shown},
+};
 
 /// Kinds of stores, by the section of their options.
 pub(super) const SCHEMES: [&str; 4] = ["s3", "gs", "az", "http"];
@@ -33,16 +36,15 @@ pub(super) struct Address {
     pub(super) scheme: &'static str,
 }
 
-/// Words in the names of options that hold secrets. These are the environment's: settings are shown, and lie in files.
-const SECRET: [&str; 7] = ["secret", "password", "token", "access_key", "account_key", "master_key", "sas"];
-
 /// What is wrong with `options`: the section, and what is allowed there.
 pub fn problem(options: &StoreOptions) -> Option<(String, &'static str)> {
     for (scheme, options) in options {
         if !SCHEMES.contains(&scheme.as_str()) {
             return Some((scheme.clone(), "one of s3, gs, az, http"));
         }
-        let is_secret = |key: &&String| SECRET.iter().any(|word| key.to_ascii_lowercase().contains(word));
+        // These are the environment's: settings lie in files. Headers have no place there.
+        let is_secret =
+            |key: &&String| redact::is_secret(key) && !key.to_ascii_lowercase().contains("headers");
         if let Some(key) = options.keys().find(is_secret) {
             return Some((format!("{scheme}.{key}"), "no credentials: they belong in the environment"));
         }

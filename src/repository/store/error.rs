@@ -2,7 +2,10 @@
 
 use std::{fmt, io};
 
-use crate::error::{Error, Reason, shown};
+use crate::{
+    config::redact,
+    error::{Error, Reason, shown},
+};
 
 /// A list or a download that failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,7 +16,7 @@ pub struct FetchError {
 
 impl FetchError {
     pub(super) fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into() }
+        Self { reason, message: redact::text(&message.into()).into_owned() }
     }
 
     /// The cache cannot be written. A full disk is its own reason: the remedy is another.

@@ -33,8 +33,10 @@ struct IndexFile {
 /// # Errors
 /// What is wrong with it, in one line.
 pub(super) fn parse(text: &[u8]) -> Result<Vec<Listed>, String> {
-    let index: Index = serde_json::from_slice(text)
-        .map_err(|error| format!("{INDEX} is not an index of files with path, size and sha256: {error}"))?;
+    let index: Index = serde_json::from_slice(text).map_err(|error| {
+        let error = crate::plain::error(&error.to_string(), crate::plain::Form::Json);
+        format!("{INDEX} is not an index of files with path, size and sha256: {error}")
+    })?;
     index
         .files
         .into_iter()

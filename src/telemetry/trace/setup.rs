@@ -17,7 +17,10 @@ use thiserror::Error;
 use tonic::transport::Endpoint;
 
 use super::{queue::Bounded, rate::Sampling};
-use crate::{config::human_duration, telemetry::SpanMetrics};
+use crate::{
+    config::{human_duration, redact},
+    telemetry::SpanMetrics,
+};
 
 /// `[telemetry]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -43,15 +46,10 @@ impl TelemetrySettings {
     pub(crate) fn problem(&self) -> Option<(&'static str, String, &'static str)> {
         let Self { otlp_endpoint, sample, .. } = self;
         if !otlp_endpoint.is_empty() && !is_collector(otlp_endpoint) {
-            // Somebody's password may be in it.
-            let value = Some(otlp_endpoint.as_str()).filter(|text| !text.contains('@'));
             let allowed =
                 "'' or a URL such as http://127.0.0.1:4317; credentials go into OTEL_EXPORTER_OTLP_HEADERS";
-            return Some((
-                "telemetry.otlp_endpoint",
-                value.unwrap_or("(with credentials)").to_owned(),
-                allowed,
-            ));
+            let key = "telemetry.otlp_endpoint";
+            return Some((key, redact::setting(key, otlp_endpoint).into_owned(), allowed));
         }
         let is_share = (0.0..=1.0).contains(sample);
         (!is_share).then(|| ("telemetry.sample", sample.to_string(), "0 (none) to 1 (all)"))
@@ -104,7 +102,7 @@ impl Traces {
         if otlp_endpoint.is_empty() {
             return Ok(None);
         }
-        let wrong = |cause| TraceError { endpoint: otlp_endpoint.clone(), cause };
+        let wrong = |cause| TraceError { endpoint: redact::text(otlp_endpoint).into_owned(), cause };
         let endpoint = Endpoint::new(otlp_endpoint.clone()).map_err(|error| wrong(with_causes(&error)))?;
         let channel = endpoint.connect_timeout(*timeout).timeout(*timeout).connect_lazy();
         let exporter = SpanExporter::builder().with_tonic().with_channel(channel).build();

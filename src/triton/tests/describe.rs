@@ -11,6 +11,7 @@ use crate::{
         ArgKind, Argument, Batching, DeclaredTensor, Lane, ModelManifest, Scheduling, Signature,
         VersionPolicy, Versions, WarmupConfig,
     },
+    proto::inference::ModelConfig,
     tensor::DType,
 };
 
@@ -82,7 +83,7 @@ proptest! {
     fn what_is_described_reads_as_it_was(manifest in manifest()) {
         let names: Vec<_> = manifest.inputs.iter().map(|input| (input.name.as_str(), ArgKind::Tensor)).collect();
         let signature = signature(names, &manifest);
-        let config = describe("m", &signature, &manifest, manifest.batching.max_batch());
+        let config = describe("m", &signature, &manifest, manifest.batching.max_batch(), None);
         let read = TritonConfig::parse(&to_text(&config).unwrap()).unwrap();
         prop_assert_eq!(read.config(), &config);
         // A caller may send back what it was told, and it is written down as text.
@@ -91,6 +92,8 @@ proptest! {
         let read = TritonConfig::parse(&sent.to_text()).unwrap();
         prop_assert_eq!(read.config(), &config);
         let (again, warnings) = read.manifest("m", &|path| Err(path.to_owned())).unwrap();
+        let described = describe("m", &signature, &again, again.batching.max_batch(), Some(read.config()));
+        prop_assert_eq!(described, config);
         prop_assert_eq!(again, manifest);
         prop_assert_eq!(warnings, Vec::new());
     }
@@ -105,7 +108,7 @@ fn json_is_as_triton_writes_it() {
     )
     .unwrap();
     let signature = signature(vec![("x", ArgKind::Tensor)], &manifest);
-    let json = to_json(&describe("m", &signature, &manifest, 8)).unwrap();
+    let json = to_json(&describe("m", &signature, &manifest, 8, None)).unwrap();
     assert_eq!(
         (&json["name"], &json["platform"], &json["backend"]),
         (&json!("m"), &json!("pytorch_libtorch"), &json!("pytorch"))
@@ -141,6 +144,38 @@ fn json_is_as_triton_writes_it() {
 }
 
 #[test]
+fn what_a_file_says_comes_back_and_what_it_leaves_open_is_filled_in() {
+    let described = |text: &str, max_batch: usize| {
+        let read = TritonConfig::parse(text).unwrap();
+        let (manifest, _) = read.manifest("m", &|_| Ok(Vec::new())).unwrap();
+        let signature = signature(vec![("x", ArgKind::Tensor), ("n", ArgKind::Int)], &manifest);
+        (describe("m", &signature, &manifest, max_batch, Some(read.config())), read.config().clone())
+    };
+    let full = "platform: 'pytorch_libtorch' max_batch_size: 8 default_model_filename: 'net.pt'
+        input { name: 'x' data_type: TYPE_FP32 format: FORMAT_NCHW dims: [3, 2, 2] }
+        input { name: 'n' data_type: TYPE_INT64 dims: [1] }
+        output { name: 'y' data_type: TYPE_FP32 dims: [10] label_filename: 'labels.txt' }
+        version_policy { latest { num_versions: 1 } }
+        parameters { key: 'INFERENCE_MODE' value { string_value: 'true' } } metric_tags { key: 'team' value: 'a' }
+        dynamic_batching { preferred_batch_size: [4, 8] preserve_ordering: true }
+        instance_group { count: 2 kind: KIND_GPU gpus: [0] } optimization { input_pinned_memory { enable: true } }";
+    let (config, file) = described(full, 8);
+    assert_eq!(config, ModelConfig { name: "m".into(), backend: "pytorch".into(), ..file });
+    // It keeps state, as the archive shows: that is all that is different.
+    assert_eq!(described(full, 1).0, ModelConfig { max_batch_size: 1, ..config });
+    let (open, _) = described("max_batch_size: 4 input { name: 'x' format: FORMAT_NHWC }", 4);
+    assert_eq!((open.platform.as_str(), open.backend.as_str()), ("pytorch_libtorch", "pytorch"));
+    assert_eq!((open.scheduling_choice, open.max_batch_size), (None, 4));
+    let inputs: Vec<_> = open
+        .input
+        .iter()
+        .map(|input| (input.name.as_str(), input.data_type().as_str_name(), input.dims.clone()))
+        .collect();
+    assert_eq!(inputs, [("x", "TYPE_INVALID", vec![-1]), ("n", "TYPE_INT64", vec![1])]);
+    assert_eq!(open.input[0].format().as_str_name(), "FORMAT_NHWC");
+}
+
+#[test]
 fn whatever_a_model_takes_is_described() {
     let plain = ModelManifest::default();
     let kinds = vec![
@@ -149,7 +184,7 @@ fn whatever_a_model_takes_is_described() {
         ("flag", ArgKind::Optional(Box::new(ArgKind::Bool))),
         ("all", ArgKind::List),
     ];
-    let config = describe("bare", &signature(kinds, &plain), &plain, 1);
+    let config = describe("bare", &signature(kinds, &plain), &plain, 1, None);
     let inputs: Vec<_> = config
         .input
         .iter()
@@ -168,7 +203,7 @@ fn whatever_a_model_takes_is_described() {
     let keys =
         ModelManifest::parse("[[inputs]]\nname='u'\nkey='u'\n[[inputs]]\nname='v'\nkey='v'\ndtype='FP16'")
             .unwrap();
-    let config = describe("dict", &signature(vec![("d", ArgKind::Dict)], &keys), &keys, 1);
+    let config = describe("dict", &signature(vec![("d", ArgKind::Dict)], &keys), &keys, 1, None);
     let named: Vec<_> = config.input.iter().map(|i| (i.name.as_str(), i.data_type().as_str_name())).collect();
     assert_eq!(named, [("u", "TYPE_INVALID"), ("v", "TYPE_FP16")]);
 }
@@ -181,7 +216,7 @@ fn an_ensemble_is_described_by_its_steps() {
          [[steps]]\nmodel = 'b'\nversion = '7'\ninputs = { i = 'z' }\noutputs = { o = 'y' }",
     )
     .unwrap();
-    let config = describe("both", &signature(vec![("x", ArgKind::Tensor)], &manifest), &manifest, 1);
+    let config = describe("both", &signature(vec![("x", ArgKind::Tensor)], &manifest), &manifest, 1, None);
     assert_eq!((config.platform.as_str(), config.backend.as_str()), ("ensemble", ""));
     let text = to_text(&config).unwrap();
     let (again, _) = TritonConfig::parse(&text).unwrap().manifest("both", &|_| Ok(Vec::new())).unwrap();
@@ -196,7 +231,7 @@ fn a_batch_dimension_is_left_out_only_where_all_shapes_have_it() {
     let sizes = |text: &str, max_batch: usize| {
         let manifest = ModelManifest::parse(text).unwrap();
         let signature = signature(vec![("x", ArgKind::Tensor)], &manifest);
-        let config = describe("m", &signature, &manifest, max_batch);
+        let config = describe("m", &signature, &manifest, max_batch, None);
         (config.max_batch_size, config.input[0].dims.clone())
     };
     let shape = |shape: &str| format!("[batching]\nmax_batch = 8\n[[inputs]]\nname = 'x'\nshape = {shape}");

@@ -64,10 +64,11 @@ def test_the_same_failure_has_its_code_and_its_status(faulty, how, code, status)
 
 
 def test_an_error_is_one_text_for_people_and_one_word_for_programs(faulty):
-    """An error over HTTP is {"error": "one line"}, with the reason beside it that google.rpc.ErrorInfo has over gRPC."""
+    """An error over HTTP is {"error": "one line"} and no more; the reason of google.rpc.ErrorInfo over gRPC is in a header."""
     by_grpc, by_http = infer("nope")
     error = refused(lambda: by_grpc(Calls(faulty)), Code.NOT_FOUND)
     details = dict(error.trailing_metadata())["grpc-status-details-bin"]
     answer = rest.call(faulty, *by_http)
-    assert answer.json() == {"error": error.details(), "reason": "UNKNOWN_MODEL"}
+    assert answer.json() == {"error": error.details()}
+    assert answer.headers["torchlane-reason"] == "UNKNOWN_MODEL"
     assert b"UNKNOWN_MODEL" in details

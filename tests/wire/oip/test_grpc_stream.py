@@ -82,6 +82,12 @@ def test_the_final_response_is_marked(calls):
     check(ONE, answers[0].infer_response)
 
 
+def test_the_final_response_is_marked_unasked(calls):
+    """Triton's clients look for triton_final_response in each answer of a stream, failed ones too."""
+    for answer in stream(calls, of_case(ONE, id="a"), unknown("b")):
+        assert answer.infer_response.parameters["triton_final_response"].bool_param, answer
+
+
 def test_reserved_parameters_are_refused_on_streams_too(calls):
     """Any other parameter that begins with triton_ is an error in band."""
     asked = of_case(ONE, id="a")

@@ -1,6 +1,7 @@
 """What the server tells of itself and of its models: metadata, readiness, configuration, settings."""
 
 import grpc
+import numpy as np
 import pytest
 from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc import service_pb2 as pb
@@ -136,11 +137,19 @@ def test_model_metadata(calls, server, model, versions, tensors):
 
 
 def test_metadata_of_a_model_that_declares_nothing(calls, server):
-    """A bare archive has the argument's name from its code; its metadata is no error."""
+    """A bare archive has the argument's name from its code. What its tensors are is learned from answers, and metadata and
+    configuration say the same."""
     found = calls.ModelMetadata(pb.ModelMetadataRequest(name="add_two"))
     assert [tensor.name for tensor in found.inputs] == ["a", "b"]
-    same = rest.get(server, "/v2/models/add_two").ok()
-    assert [tensor["name"] for tensor in same["inputs"]] == ["a", "b"]
+    ones = [rest.tensor(name, "FP32", np.ones((2, 3), np.float32)) for name in ("a", "b")]
+    rest.infer(server, "add_two", {"inputs": ones}).ok()
+    same, config = (rest.get(server, f"/v2/models/add_two{what}").ok() for what in ("", "/config"))
+    for side in ("inputs", "outputs"):
+        for tensor, described in zip(same[side], config[side[:-1]], strict=True):
+            batch = [-1] if config["max_batch_size"] else []
+            assert tensor["name"] == described["name"]
+            assert (f"TYPE_{tensor['datatype']}", tensor["shape"]) == (described["data_type"], batch + described["dims"])
+            assert tensor["datatype"] == "FP32" and len(tensor["shape"]) == 2, tensor
 
 
 def test_model_configuration(calls):

@@ -23,8 +23,7 @@ pub(super) fn response(outgoing: Outgoing) -> ModelInferResponse {
         ..ModelInferResponse::default()
     };
     if marks_final {
-        let is_last = parameter(ParameterChoice::BoolParam(true));
-        response.parameters.insert("triton_final_response".to_owned(), is_last);
+        mark_final(&mut response);
     }
     for Output { name, datatype, shape, data, .. } in outputs {
         let parameters = placed(&data);
@@ -33,6 +32,12 @@ pub(super) fn response(outgoing: Outgoing) -> ModelInferResponse {
         response.raw_output_contents.push(data.to_bytes().unwrap_or_default());
     }
     response
+}
+
+/// Says that no more answers to the same request come. On a stream all answers say so: Triton's clients look for it there.
+pub(super) fn mark_final(response: &mut ModelInferResponse) {
+    let is_last = parameter(ParameterChoice::BoolParam(true));
+    response.parameters.insert("triton_final_response".to_owned(), is_last);
 }
 
 /// Where in shared memory it was written.

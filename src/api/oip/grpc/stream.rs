@@ -4,6 +4,7 @@
 use prost::Message as _;
 use tonic::{Status, metadata::MetadataMap};
 
+use super::encode::mark_final;
 use crate::{
     api::{status, stream::too_long},
     error::Result,
@@ -33,23 +34,23 @@ pub(super) fn item(
     longest: usize,
     errors: Errors,
 ) -> Result<ModelStreamInferResponse, Status> {
-    // A few bytes of framing.
-    let bytes = |response: &ModelInferResponse| response.encoded_len() + 16;
+    // A few bytes of framing, and the mark of the last answer.
+    let bytes = |response: &ModelInferResponse| response.encoded_len() + 48;
     let answer = answer.and_then(|response| match too_long(bytes(&response), longest) {
         None => Ok(response),
         Some(error) => Err(error),
     });
-    match (answer, errors) {
-        (Ok(response), _) => {
-            Ok(ModelStreamInferResponse { error_message: String::new(), infer_response: Some(response) })
-        }
-        (Err(error), Errors::AsStatus) => Err(status(&error)),
-        (Err(error), Errors::Within) => Ok(ModelStreamInferResponse {
-            error_message: error.message().to_owned(),
+    let (error_message, mut response) = match (answer, errors) {
+        (Ok(response), _) => (String::new(), response),
+        (Err(error), Errors::AsStatus) => return Err(status(&error)),
+        (Err(error), Errors::Within) => {
             // So that the caller knows which request it is of.
-            infer_response: Some(ModelInferResponse { model_name: model, id, ..Default::default() }),
-        }),
-    }
+            let of = ModelInferResponse { model_name: model, id, ..Default::default() };
+            (error.message().to_owned(), of)
+        }
+    };
+    mark_final(&mut response);
+    Ok(ModelStreamInferResponse { error_message, infer_response: Some(response) })
 }
 
 #[cfg(test)]
@@ -63,6 +64,10 @@ mod tests {
         Errors::wanted(&metadata)
     }
 
+    fn is_final(item: &ModelStreamInferResponse) -> bool {
+        item.infer_response.as_ref().unwrap().parameters.contains_key("triton_final_response")
+    }
+
     #[test]
     fn errors_are_within_the_answers_unless_a_status_is_asked_for() {
         assert_eq!((asked("true"), asked("false")), (Errors::AsStatus, Errors::Within));
@@ -70,6 +75,9 @@ mod tests {
         let of = || ("own".to_owned(), "m".to_owned());
         let full = || Err(Error::new(Reason::QueueFull, "full"));
         let within = item(of(), full(), 100, Errors::Within).unwrap();
+        assert!(is_final(&within));
+        let answered = item(of(), Ok(ModelInferResponse::default()), 100, Errors::Within).unwrap();
+        assert!(is_final(&answered), "unasked: Triton's clients look for it");
         assert_eq!(
             (within.error_message.as_str(), within.infer_response.unwrap().id.as_str()),
             ("full", "own")

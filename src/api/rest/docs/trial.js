@@ -105,6 +105,8 @@ function trial(spec, method, path, operation) {
     send.disabled = true;
     answer.setAttribute('aria-busy', 'true');
     try {
+      // The example of the description is another model's.
+      if (fill && body?.isExample()) await filled();
       const began = performance.now();
       const response = await fetch(target(), { method: method.toUpperCase(), headers: headers(), body: body?.content() });
       const bytes = new Uint8Array(await response.arrayBuffer());
@@ -153,7 +155,8 @@ function bodyOf(spec, requestBody, form) {
     text.hidden = !isText();
     file.hidden = isText();
   }
-  write(readable(exampleOf(spec, requestBody.content[types[0]])));
+  const example = readable(exampleOf(spec, requestBody.content[types[0]]));
+  write(example);
   const label = types.length > 1 ? kind : el('code', { class: 'quiet' }, types[0]);
   return {
     node: el('div', { class: 'body' }, el('div', { class: 'body-head' }, el('span', {}, 'Body'), label), text, file),
@@ -162,6 +165,7 @@ function bodyOf(spec, requestBody, form) {
       shown();
       write(written);
     },
+    isExample: () => isText() && text.value === example,
     type: () => kind.value,
     content: () => (isText() ? text.value : (file.files?.[0] ?? '')),
     argument: (/** @type {(text: string) => string} */ quoted) =>
@@ -179,7 +183,8 @@ function zeros(model) {
     const count = sizes.reduce((/** @type {number} */ all, /** @type {number} */ size) => all * size, 1);
     if (count > MOST_ELEMENTS) throw new Error(`Input ${name} has ${count} elements: too many to edit here.`);
     if (['FP16', 'BF16'].includes(datatype)) throw new Error(`Input ${name} is ${datatype}, for which there is no JSON: send bytes.`);
-    return { name, datatype, shape: sizes, data: Array(count).fill(datatype === 'BOOL' ? false : 0) };
+    // A model that declares nothing and was asked nothing yet: most take these.
+    return { name, datatype: datatype || 'FP32', shape: sizes, data: Array(count).fill(datatype === 'BOOL' ? false : 0) };
   });
   return { inputs };
 }

@@ -9,7 +9,10 @@ use std::collections::HashMap;
 
 use super::super::error::shown;
 use super::super::lexer::Token;
+use super::at_load::AtLoad;
 use super::chain::Chain;
+use super::expanded::Expanded;
+use super::forms::Forms;
 use super::nesting::Nesting;
 use super::operators;
 use super::{Danger, Findings};
@@ -26,10 +29,13 @@ pub(in super::super) struct Mentions {
     line: usize,
     nesting: Nesting,
     chain: Chain,
-    /// Paths that the archive should define, and members that are called though no operator has their name; each with
+    forms: Forms,
+    at_load: AtLoad,
+    expanded: Expanded,
+    /// Paths that the archive should define, and members that it should if they are no ordinary operators; each with
     /// the place of its first mention.
     paths: HashMap<String, String>,
-    members: HashMap<String, String>,
+    members: HashMap<String, (Danger, String)>,
 }
 
 impl Mentions {
@@ -60,6 +66,9 @@ impl Mentions {
             [Token::Name("def"), ..] => self.chain.method(),
             _ => {}
         }
+        let Self { forms, findings, module, .. } = self;
+        forms.line(indent, tokens, &mut |danger, what| findings.add(danger, what, || place(module, number)));
+        self.at_load.line(tokens);
         if tokens.iter().any(|token| matches!(token, Token::Name("getattr" | "hasattr"))) {
             self.texts(tokens);
         }
@@ -77,6 +86,11 @@ impl Mentions {
         self.find(Danger::Unreadable, &format!("code with {reason}"));
     }
 
+    /// Remembers that the archive holds a tensor with a dimension of stride 0.
+    pub(in super::super) fn holds_expanded(&mut self) {
+        self.expanded.holds_one();
+    }
+
     /// Everything that was found, given what the archive defines: the paths of its classes and functions, and the names
     /// of methods and attributes.
     pub(in super::super) fn findings(
@@ -86,6 +100,13 @@ impl Mentions {
     ) -> Findings {
         if self.chain.is_too_long() {
             self.findings.add(Danger::Nesting, "a chain of definitions", || "code".to_owned());
+        }
+        for (name, place) in self.expanded.into_found() {
+            let what = format!("aten::{name} along a dimension of a tensor that may be expanded");
+            self.findings.add(Danger::Expanded, &what, || place);
+        }
+        if self.at_load.may_not_end() {
+            self.findings.add(Danger::Endless, "__setstate__", || "code".to_owned());
         }
         for (path, place) in self.paths {
             // A mention may go on behind the definition: `__torch__.Color.RED`.
@@ -97,9 +118,9 @@ impl Mentions {
                 self.findings.add(Danger::Unknown, &path, || place);
             }
         }
-        for (member, place) in self.members {
+        for (member, (danger, place)) in self.members {
             if !defines_member(&member) {
-                self.findings.add(Danger::Unknown, &format!("aten::{member}"), || place);
+                self.findings.add(danger, &format!("aten::{member}"), || place);
             }
         }
         self.findings
@@ -110,18 +131,18 @@ impl Mentions {
         let before = at.checked_sub(1).and_then(|before| tokens.get(before));
         let rest = tokens.get(at..).unwrap_or_default();
         if before.is_some_and(|token| token.is(".")) {
-            self.member(name, rest.get(1).is_some_and(|token| token.is("(")));
+            self.member(name, rest.get(1..).unwrap_or_default());
             return 1;
         }
         match (name, rest) {
             ("torch", [_, dot, Token::Name(operator), ..]) if dot.is(".") => {
-                self.operator("aten", operator);
+                self.operator("aten", operator, rest.get(3..).unwrap_or_default());
                 3
             }
             ("ops", [_, dot, Token::Name(namespace), again, Token::Name(operator), ..])
                 if dot.is(".") && again.is(".") =>
             {
-                self.operator(namespace, operator);
+                self.operator(namespace, operator, rest.get(5..).unwrap_or_default());
                 5
             }
             // As values they could be given another name.
@@ -138,21 +159,44 @@ impl Mentions {
         }
     }
 
-    fn operator(&mut self, namespace: &str, name: &str) {
-        if let Some(danger) = operators::danger(namespace, name) {
-            self.find(danger, &format!("{namespace}::{name}"));
+    fn operator(&mut self, namespace: &str, name: &str, arguments: &[Token<'_>]) {
+        match operators::danger(namespace, name) {
+            Some(Danger::Values) if self.forms.is_harmless(name, arguments) => {}
+            Some(danger) => self.find(danger, &format!("{namespace}::{name}")),
+            None => {}
+        }
+        let Self { expanded, module, line, .. } = self;
+        expanded.mention(name, arguments, false, || place(module, *line));
+        if namespace == "aten"
+            && let Some((danger, what)) = self.forms.call(name, arguments, false)
+        {
+            self.find(danger, &what);
         }
     }
 
     /// `.name` behind a value. What no operator is called can only be the archive's own, or nothing.
-    fn member(&mut self, name: &str, called: bool) {
+    fn member(&mut self, name: &str, arguments: &[Token<'_>]) {
+        let called = arguments.first().is_some_and(|token| token.is("("));
+        let Self { expanded, module, line, .. } = self;
+        expanded.mention(name, arguments, true, || place(module, *line));
+        if let Some((danger, what)) = self.forms.call(name, arguments, true) {
+            self.find(danger, &what);
+        }
         match operators::member_danger(name) {
             None => {}
-            Some(Danger::Unknown) if called && !self.members.contains_key(name) => {
-                self.members.insert(name.to_owned(), self.place());
-            }
+            // Attributes and submodules often have the name of a function.
+            Some(Danger::Values) if !called => {}
+            Some(danger @ Danger::Unknown) if called => self.expect(danger, name),
             Some(Danger::Unknown) => {}
+            Some(danger @ Danger::Rare) => self.expect(danger, name),
             Some(danger) => self.find(danger, &format!("aten::{name}")),
+        }
+    }
+
+    /// Remembers a member that only the archive's own code can make harmless.
+    fn expect(&mut self, danger: Danger, name: &str) {
+        if !self.members.contains_key(name) {
+            self.members.insert(name.to_owned(), (danger, self.place()));
         }
     }
 
@@ -187,7 +231,7 @@ impl Mentions {
                 if after_text || text.contains('\\') {
                     self.find(Danger::Unreadable, "`getattr` with a name in pieces");
                 }
-                self.member(text.trim_matches(['"', '\'']), false);
+                self.member(text.trim_matches(['"', '\'']), &[]);
             }
             after_text = matches!(token, Token::Text(_));
         }

@@ -2,15 +2,21 @@
 //!
 //! Everything here is read from the archive, nothing is run. The scan collects what the code mentions ([`mentions`])
 //! and what the pickles name ([`pickles`]); [`Findings`] are what is not on the list of ordinary operators
-//! (`operators.txt`), each with its place and its reason. All code in the archive counts, called or not.
+//! (`operators.txt`), each with its place and its reason. All code in the archive counts, called or not. Beside names
+//! it looks at arguments that libtorch takes without a check ([`forms`]), at values that are not what the code declares
+//! ([`declared`]), and at code that runs while loading ([`at_load`]).
 //!
 //! A mention is enough: in TorchScript an operator can only be reached by its name, written out as `torch.x`, `ops.ns.x`,
 //! a member `.x` of a value, or the text in a `getattr`. So nothing is followed, and nothing can be hidden by an alias.
 //!
 //! `docs/security.md` says what this protects from, and what it does not.
 
+mod at_load;
 mod chain;
 mod danger;
+mod declared;
+mod expanded;
+mod forms;
 mod mentions;
 mod nesting;
 mod operators;
@@ -25,6 +31,7 @@ use serde::Serialize;
 pub use danger::{Danger, Severity};
 pub use policy::{Policy, Safety, Verdict};
 
+pub(super) use declared::check_declared;
 pub(super) use mentions::Mentions;
 pub(super) use pickles::{check as check_pickle, check_lines};
 
@@ -68,6 +75,15 @@ impl Findings {
             *count = count.saturating_add(1);
         } else if self.by_name.len() < MAX_FINDINGS {
             self.by_name.insert(key, (shown(&place()), 1));
+        }
+    }
+
+    /// Takes in all of `others`.
+    pub(super) fn absorb(&mut self, others: Self) {
+        for ((danger, what), (place, count)) in others.by_name {
+            if self.by_name.len() < MAX_FINDINGS {
+                self.by_name.entry((danger, what)).or_insert((place, 0)).1 += count;
+            }
         }
     }
 

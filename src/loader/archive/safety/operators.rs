@@ -53,6 +53,10 @@ pub(super) fn member_danger(name: &str) -> Option<Danger> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -67,6 +71,59 @@ mod tests {
         let names: Vec<_> = lines.flat_map(str::split_whitespace).collect();
         assert_eq!(OPERATORS.len(), names.len(), "one stands under two headings");
         assert!(names.len() > 1800, "{}", names.len());
+    }
+
+    /// The names in a text of headings and names, those below headings that `wanted` wants.
+    fn below(text: &str, wanted: impl Fn(&str) -> bool) -> BTreeSet<&str> {
+        let (mut names, mut takes) = (BTreeSet::new(), false);
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            match line.strip_prefix('[').and_then(|line| line.split_once(']')) {
+                Some((heading, _)) => takes = wanted(heading),
+                None if takes => names.extend(line.split_whitespace()),
+                None => {}
+            }
+        }
+        names
+    }
+
+    /// Nothing is ordinary by its name alone.
+    #[test]
+    fn what_is_ordinary_is_what_exports_call_and_what_was_looked_at() {
+        let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/operators");
+        let by_hand = fs::read_to_string(tools.join("by_hand.txt")).unwrap();
+        let refused = below(&by_hand, |heading| heading == "refused");
+        let mut corpus = String::new();
+        for file in fs::read_dir(tools.join("corpus")).unwrap() {
+            corpus += &fs::read_to_string(file.unwrap().path()).unwrap();
+        }
+        let lines = corpus.lines().filter(|line| !line.starts_with('#'));
+        let called: BTreeSet<&str> = lines.filter_map(|line| line.split_whitespace().next()).collect();
+        assert!(called.len() > 300, "{}", called.len());
+        // Operators of other libraries and what is no operator's name (`torch.device`) are in no list.
+        let text = include_str!("operators.txt");
+        let all = below(text, |_| true);
+        let expected: BTreeSet<&str> = called
+            .union(&below(&by_hand, |heading| heading != "refused"))
+            .filter(|name| all.contains(*name) && !refused.contains(*name))
+            .copied()
+            .collect();
+        let ordinary = below(text, |heading| matches!(heading, "ordinary" | "values"));
+        let extra: Vec<_> = ordinary.difference(&expected).collect();
+        let missing: Vec<_> = expected.difference(&ordinary).collect();
+        assert!(
+            extra.is_empty() && missing.is_empty(),
+            "ordinary without a reason: {extra:?}; left out: {missing:?}"
+        );
+    }
+
+    /// What is served with a warning is explained.
+    #[test]
+    fn the_page_has_a_row_for_each_operator_that_can_end_the_process() {
+        let page =
+            fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operators.md")).unwrap();
+        for name in below(include_str!("operators.txt"), |heading| heading == "values") {
+            assert!(page.contains(&format!("\n| `{name}` |")), "docs/operators.md has no row for {name}");
+        }
     }
 
     #[test]
@@ -92,6 +149,11 @@ mod tests {
             ("aten", "mkldnn_linear", Danger::Vendor),
             ("prim", "mkldnn_convolution", Danger::Vendor),
             ("aten", "_foobar", Danger::Internal),
+            ("aten", "lu_unpack", Danger::Memory),
+            ("aten", "native_batch_norm", Danger::Memory),
+            ("aten", "_stack", Danger::Memory),
+            ("aten", "binomial", Danger::Rare),
+            ("aten", "remainder", Danger::Values),
             ("aten", "no_such_operator", Danger::Unknown),
             ("mycompany", "run", Danger::Namespace),
         ] {
@@ -101,8 +163,7 @@ mod tests {
 
     #[test]
     fn what_models_are_made_of_is_ordinary() {
-        for name in
-            ["add", "add_", "linear", "conv2d", "batch_norm", "embedding_bag", "lstm", "append", "format"]
+        for name in ["add", "add_", "linear", "conv2d", "batch_norm", "embedding", "lstm", "append", "format"]
         {
             assert_eq!(danger("aten", name), None, "{name}");
         }

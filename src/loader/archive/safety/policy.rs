@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::Finding;
+use super::{Danger, Finding, Severity};
 
 /// Most findings that one message names.
 const NAMED: usize = 4;
@@ -67,16 +67,38 @@ impl Safety {
 
     /// What is to be done about an archive with these findings.
     pub fn judge(&self, findings: &[Finding]) -> Verdict {
-        let rest: Vec<_> = findings.iter().filter(|finding| !self.allows(finding)).collect();
+        let bad = |finding: &&Finding| finding.severity != Severity::Note && !self.allows(finding);
+        let rest: Vec<_> = findings.iter().filter(bad).collect();
         match self.policy {
             _ if rest.is_empty() => Verdict::Serve,
             Policy::Off => Verdict::Serve,
             Policy::Warn => Verdict::Warn(format!("the model is not known to be safe: {}", Named(&rest))),
-            Policy::Strict => Verdict::Refuse(format!(
-                "the model is not known to be safe: {}; if you trust it, put the names into safety.allow",
-                Named(&rest)
-            )),
+            Policy::Strict => {
+                // What is allowed must be there too.
+                let foreign = rest.iter().all(|finding| finding.danger == Danger::Namespace);
+                let advice = if foreign {
+                    "export the model without it, or compute it from ordinary operators"
+                } else {
+                    "if you trust it, put the names into safety.allow"
+                };
+                Verdict::Refuse(format!("the model is not known to be safe: {}; {advice}", Named(&rest)))
+            }
         }
+    }
+
+    /// A line about what is served though it can end the process.
+    pub fn note(&self, findings: &[Finding]) -> Option<String> {
+        let noted = |finding: &&Finding| finding.severity == Severity::Note && !self.allows(finding);
+        let noted: Vec<_> = findings.iter().filter(noted).map(|finding| finding.what.as_str()).collect();
+        let named = noted.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
+        let more = match noted.len().saturating_sub(NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let says = "some values of a request can end the server";
+        (self.policy != Policy::Off && !noted.is_empty()).then(|| {
+            format!("{says}: the model calls {named}{more} (docs/operators.md says which; safety.allow ends this warning)")
+        })
     }
 }
 

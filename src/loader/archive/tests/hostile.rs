@@ -301,6 +301,17 @@ fn an_archive_that_libtorch_would_read_otherwise_is_refused() {
     assert!(matches!(inspect_bytes(&bytes), Err(ArchiveError::Deceptive(_))));
 }
 
+/// What is only old, or made for phones, is called that.
+#[test]
+fn old_archives_and_flatbuffers_are_not_called_hostile() {
+    let old = [stored("m/model.json", b"{}"), stored("m/code/m.py", b""), stored("m/tensors/0", b"")];
+    let error = inspect_bytes(&zipped(&old)).unwrap_err().to_string();
+    assert!(error.contains("an archive of torch 1.0 to 1.2"), "{error}");
+    let flatbuffer = [b"\x18\0\0\0PTMF".as_slice(), &[7; 600]].concat();
+    let error = inspect_bytes(&flatbuffer).unwrap_err().to_string();
+    assert!(error.contains("a flatbuffer of PyTorch Mobile"), "{error}");
+}
+
 /// libtorch makes a tensor of a storage as soon as it is mentioned.
 #[test]
 fn a_storage_without_a_tensor_needs_its_bytes_too() {

@@ -1,8 +1,10 @@
 //! Archives that torch wrote, archives that nobody should write, and bytes at random.
 
+mod corpus;
 mod effects;
 mod hostile;
 mod random;
+mod state;
 mod unsafe_models;
 mod written;
 

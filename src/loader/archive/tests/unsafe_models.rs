@@ -2,7 +2,7 @@
 //! with its place; ordinary models are not.
 
 use super::super::inspect;
-use super::super::safety::{Danger, Finding};
+use super::super::safety::{Danger, Finding, Severity};
 use super::{Stored, entries, identity, inspect_bytes, key, module_pickle, stored, testdata, zipped};
 
 const HEAD: &str = "class M(Module):\n  def forward(self: __torch__.M, x: Tensor) -> Tensor:\n";
@@ -199,4 +199,168 @@ fn findings_are_bounded_and_the_worst_comes_first() {
     assert_eq!(found.len(), 200);
     assert!(found.is_sorted_by_key(|finding| finding.severity));
     assert_eq!(found.last().map(|finding| finding.danger), Some(Danger::Memory));
+}
+
+#[test]
+fn numbers_that_libtorch_does_not_check_are_found_and_those_of_exports_are_not() {
+    for (statement, what) in [
+        ("y = torch.zeros([2], dtype=1000)", "dtype=1000"),
+        ("y = torch.zeros([2], dtype=-1)", "dtype=-1"),
+        ("y = torch.zeros([2], dtype=12)", "dtype=12"),
+        ("y = torch.sum(x, dtype=45)", "dtype=45"),
+        ("y = torch.zeros([2], dtype=6, layout=1)", "layout=1"),
+        ("y = torch.softmax(x, 0, 1000)", "aten::softmax with dtype 1000"),
+        ("y = x.softmax(0, 1000)", "aten::softmax with dtype 1000"),
+        ("y = torch.to(x, -1)", "aten::to with dtype -1"),
+    ] {
+        let found = code(statement);
+        let seen: Vec<_> = found.iter().map(|finding| (finding.what.as_str(), finding.danger)).collect();
+        assert_eq!(seen, [(what, Danger::Form)], "{statement}");
+    }
+    for statement in [
+        "y = torch.zeros([2], dtype=6, layout=0, device=torch.device(\"cpu\"), pin_memory=False)",
+        "y = torch.zeros([2], dtype=None, layout=None)",
+        "y = torch.zeros_like(x, dtype=ops.prim.dtype(x))",
+        "y = torch.to(x, 15, False, False, None)",
+        "y = torch.to(x, torch.device(\"cpu\"), 6, False, False, None)",
+        "y = torch.softmax(x, -1)",
+        "y = torch.view(x, [-1, 1000])",
+    ] {
+        assert_eq!(code(statement), [], "{statement}");
+    }
+}
+
+#[test]
+fn heads_must_be_numbers_that_fit() {
+    let attention = |width: &str, heads: &str| {
+        code(&format!("y = torch._native_multi_head_attention(x, x, x, {width}, {heads}, x, x, x, x)"))
+    };
+    assert_eq!(attention("16", "4"), []);
+    for (width, heads) in [("4", "0"), ("16", "n"), ("0", "1"), ("16", "-1"), ("16", "self.n")] {
+        let found = attention(width, heads);
+        assert_eq!(
+            found.first().map(|finding| finding.danger),
+            Some(Danger::Form),
+            "{width} {heads}: {found:?}"
+        );
+    }
+}
+
+#[test]
+fn a_cast_is_of_what_may_be_none() {
+    let cast =
+        |statements: &str| code(statements).into_iter().map(|finding| finding.danger).collect::<Vec<_>>();
+    for statements in [
+        "y = unchecked_cast(Tensor, self.b)",
+        "u = annotate(Union[Tensor, List[int]], [1])\n    y = unchecked_cast(List[int], u)",
+        "s = annotate(Optional[List[int]], None)\n    y = unchecked_cast(List[int], s)",
+        "s = annotate(Optional[List[int]], None)\n    t = s\n    y = unchecked_cast(List[int], t)",
+    ] {
+        assert_eq!(cast(statements), [], "{statements}");
+    }
+    for statements in [
+        "y = unchecked_cast(List[Tensor], [1, 2])",
+        "l = [1, 2]\n    y = unchecked_cast(List[Tensor], l)",
+        "l = annotate(Optional[List[int]], [1])\n    y = unchecked_cast(List[Tensor], l)",
+        "l = annotate(Optional[List[Tensor]], None)\n    l = [1, 2]\n    y = unchecked_cast(List[Tensor], l)",
+        "l = annotate(Optional[List[Tensor]], None)\n    if True: l = [1, 2]\n    y = unchecked_cast(List[Tensor], l)",
+        "l = annotate(Optional[List[Tensor]], None)\n    y = [unchecked_cast(List[Tensor], l) for l in [[1], [2]]]",
+        "l = annotate(Optional[List[Tensor]], None)\n    a = 1; l = [1, 2]\n    y = unchecked_cast(List[Tensor], l)",
+        "y = unchecked_cast(Tuple[int, int], (1,))",
+        "u = annotate(Union[List[int], List[Tensor]], [1])\n    y = unchecked_cast(List[Tensor], u)",
+        "a = annotate(Any, [1, 2])",
+    ] {
+        assert!(cast(statements).contains(&Danger::Cast), "{statements}");
+    }
+}
+
+#[test]
+fn values_are_of_the_types_that_the_code_declares() {
+    let classes = "class Small:\n  a : int\nclass Big:\n  a : int\n  b : Tensor\n  c : Tensor\n\
+                   class M(Module):\n  v : TYPE\n  def forward(self: __torch__.M, x: Tensor) -> Tensor:\n    return x\n";
+    let found = |ty: &str, value: &[u8]| {
+        let pickle = module_pickle(&[key("v"), value.to_vec()].concat());
+        findings(&entries(&classes.replace("TYPE", ty), pickle))
+    };
+    let small = b"c__torch__\nSmall\n)\x81}X\x01\0\0\0aK\x01sb";
+    let listed = [b"]".as_slice(), small, b"a"].concat();
+    for (ty, value) in [
+        ("__torch__.Small", small.as_slice()),
+        ("Optional[__torch__.Small]", b"N"),
+        ("List[__torch__.Small]", &listed),
+        ("Tuple[int, str]", b"K\x01X\x01\0\0\0a\x86"),
+        ("List[int]", b"ctorch.jit._pickle\nbuild_intlist\n](K\x01K\x02e\x85R"),
+        ("Dict[str, int]", b"ctorch.jit._pickle\nrestore_type_tag\n}X\x0e\0\0\0Dict[str, int]\x86R"),
+        ("Optional[float]", b"G\0\0\0\0\0\0\0\0"),
+    ] {
+        assert_eq!(found(ty, value), [], "{ty}");
+    }
+    for (ty, value) in [
+        ("__torch__.Big", small.as_slice()),
+        ("Optional[__torch__.Big]", small),
+        ("List[__torch__.Big]", &listed),
+        ("Tuple[int, str, int]", b"K\x01X\x01\0\0\0a\x86"),
+        ("List[Tensor]", b"ctorch.jit._pickle\nbuild_intlist\n](K\x01K\x02e\x85R"),
+        ("Dict[str, int]", b"ctorch.jit._pickle\nrestore_type_tag\n}X\x11\0\0\0Dict[str, Tensor]\x86R"),
+        ("Tensor", b"K\x01"),
+        ("int", small),
+    ] {
+        let found = found(ty, value);
+        assert_eq!(found.first().map(|finding| finding.danger), Some(Danger::Declared), "{ty}: {found:?}");
+    }
+}
+
+/// The state of a class of its own, and what its code does with it while the model loads.
+#[test]
+fn code_that_runs_while_loading_must_end() {
+    let text = "class M(Module):\n  v : int\n  def __setstate__(self: __torch__.M, state: Tuple[int]) -> NoneType:\n    BODY\n  \
+                def forward(self: __torch__.M, x: Tensor) -> Tensor:\n    return x\n";
+    let found = |body: &str| {
+        let pickle = b"\x80\x02c__torch__\nM\n)\x81K\x01\x85b.".to_vec();
+        let dangers = findings(&entries(&text.replace("BODY", body), pickle));
+        dangers.into_iter().map(|finding| finding.danger).collect::<Vec<_>>()
+    };
+    assert_eq!(found("self.v = (state)[0]"), []);
+    assert_eq!(found("while True:\n      self.v = 1"), [Danger::Endless]);
+}
+
+#[test]
+fn a_median_of_what_may_be_expanded_is_found() {
+    let dangers =
+        |statement: &str| code(statement).into_iter().map(|finding| finding.danger).collect::<Vec<_>>();
+    let expanded = "e = torch.expand(x, [4, -1])\n    ";
+    assert_eq!(dangers(&format!("{expanded}y, i = torch.median(e, 0, False)")), [Danger::Expanded]);
+    assert_eq!(dangers(&format!("{expanded}y = e.median(0)")), [Danger::Expanded]);
+    assert_eq!(dangers(&format!("{expanded}y = torch.median(e)")), []);
+    assert_eq!(dangers("y, i = torch.median(x, 0, False)"), []);
+}
+
+/// What ordinary models do is noted, not refused; and not noted where nothing can happen.
+#[test]
+fn what_ends_the_process_for_some_values_is_noted() {
+    for (statement, noted) in [
+        ("y = torch.remainder(torch.size(x, 0), torch.size(x, 1))", true),
+        ("y = torch.remainder(torch.size(x, 0), 4)", false),
+        ("y = torch.remainder(torch.size(x, 0), 0)", true),
+        ("y = torch.div(x, x, rounding_mode=\"trunc\")", true),
+        ("y = torch.div(x, x, rounding_mode=\"floor\")", false),
+        ("y = torch.div(x, x)", false),
+        ("torch.sort(l, True)", true),
+        ("y, i = torch.sort(x, -1, True)", false),
+        ("y, a, b, c = torch.embedding_bag(x, x, x, False, 0)", true),
+        ("y, a, b, c = torch.embedding_bag(x, x, x, False, 1)", false),
+        ("y = torch.count(\"a\", \"\")", true),
+    ] {
+        let found = code(statement);
+        assert!(found.iter().all(|finding| finding.severity == Severity::Note), "{statement}: {found:?}");
+        assert_eq!(found.len(), usize::from(noted), "{statement}");
+    }
+}
+
+/// A submodule may be called what an operator that is not ordinary is called; a tensor's member may not.
+#[test]
+fn names_of_attributes_are_their_own() {
+    let own = "class M(Module):\n  resize : int\n  def forward(self: __torch__.M, x: Tensor) -> Tensor:\n    n = self.resize\n    return x\n";
+    assert_eq!(findings(&entries(own, module_pickle(b""))), []);
+    assert_eq!(code("y = x.convolution(x)")[0].danger, Danger::Rare);
 }

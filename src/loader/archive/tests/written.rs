@@ -111,7 +111,7 @@ fn the_signature_is_complete() {
 fn the_rest_of_a_scripted_module() {
     let info = read("net.pt");
     assert_eq!(info.class_name, "Net");
-    assert_eq!((info.format_version, info.torch_version.as_deref()), (Some(3), None));
+    assert_eq!((info.format_version, info.torch_version.as_deref()), (Some(3), Some("2.1 or newer")));
     assert_eq!(info.byte_order.as_deref(), Some("little"));
     assert_eq!(info.serialization_id.as_ref().map(String::len), Some(40));
     assert_eq!(info.extra_files, ["a/b.json", "info.txt"]);
