@@ -355,11 +355,11 @@ mod tests {
             std::fs::write(dir.path().join(object), [0; 8]).unwrap();
         }
         let regions = regions(dir.path());
-        regions.register("r", "/first", 0, 8).unwrap();
+        regions.register("r", "/first", 0, 8, None).unwrap();
         let place = regions.place(&part("r", 4, 4)).unwrap();
         regions.unregister("r");
         place.write(b"gone").unwrap();
-        regions.register("r", "/second", 0, 8).unwrap();
+        regions.register("r", "/second", 0, 8, None).unwrap();
         place.write(b"data").unwrap();
         assert_eq!(std::fs::read(dir.path().join("first")).unwrap(), b"\0\0\0\0data");
         assert_eq!(std::fs::read(dir.path().join("second")).unwrap(), [0; 8]);
