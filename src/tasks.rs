@@ -168,7 +168,7 @@ mod tests {
         let (tasks, metrics) = tasks();
         let mends = Arc::new(AtomicUsize::new(0));
         let mended = mends.clone();
-        let (useful, _) = (tasks.keep("useful", Need::Useful, |_| async { panic!("bug") }), ());
+        let useful = tasks.keep("useful", Need::Useful, |_| async { panic!("bug") });
         let task = tasks.keep("needed", Need::Essential, move |pulse| {
             let mended = mended.clone();
             async move {

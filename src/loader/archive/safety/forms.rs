@@ -159,29 +159,34 @@ impl Forms {
                 [dot, Token::Name(name @ ("num_heads" | "embed_dim")), equals, ..]
                     if dot.is(".") && equals.is("=") =>
                 {
-                    find(Danger::Form, &format!("an assignment to {name}"));
+                    find(Danger::Form, &format!("prim::SetAttr of {name}"));
                 }
                 [Token::Name("dtype"), equals, Token::Number(number), ..]
                     if equals.is("=") && !is_dtype(number) =>
                 {
-                    find(Danger::Form, &format!("dtype={number}"));
+                    // Quantized tensors have dtypes too, which other findings are about.
+                    let quantized = matches!(*number, "12" | "13" | "14");
+                    find(
+                        if quantized { Danger::Quantized } else { Danger::Form },
+                        &format!("torch.dtype={number}"),
+                    );
                 }
                 [Token::Name(name @ ("dtype" | "layout")), equals, minus, Token::Number(number), ..]
                     if equals.is("=") && minus.is("-") =>
                 {
-                    find(Danger::Form, &format!("{name}=-{number}"));
+                    find(Danger::Form, &format!("torch.{name}=-{number}"));
                 }
                 [Token::Name("layout"), equals, Token::Number(number), ..]
                     if at > 0 && equals.is("=") && *number != "0" =>
                 {
-                    find(Danger::Form, &format!("layout={number}"));
+                    find(Danger::Form, &format!("torch.layout={number}"));
                 }
                 [Token::Name("unchecked_cast"), call @ ..] => self.cast(call, find),
                 // Of any type, a value could be cast to whatever it is not, and nest without an end.
                 [Token::Name("Any"), ..]
                     if at.checked_sub(1).and_then(|b| tokens.get(b)).is_none_or(|b| !b.is(".")) =>
                 {
-                    find(Danger::Cast, "Any");
+                    find(Danger::Cast, "typing.Any");
                 }
                 _ => {}
             }
@@ -257,7 +262,7 @@ impl Forms {
     fn cast(&mut self, call: &[Token<'_>], find: &mut dyn FnMut(Danger, &str)) {
         let arguments = self.arguments(call).unwrap_or_default();
         let [ty, value] = arguments.as_slice() else {
-            find(Danger::Cast, "unchecked_cast");
+            find(Danger::Cast, "prim::unchecked_cast");
             return;
         };
         let ty = TypeExpr::parse(ty);
@@ -276,7 +281,7 @@ impl Forms {
         let all_safe =
             |known: &TypeExpr| is_safe(known) || members(known).is_some_and(|m| m.iter().all(is_safe));
         if known.is_empty() || !known.iter().all(all_safe) {
-            find(Danger::Cast, &format!("unchecked_cast to {ty}"));
+            find(Danger::Cast, &format!("prim::unchecked_cast to {ty}"));
         }
     }
 

@@ -106,7 +106,7 @@ impl Mentions {
             self.findings.add(Danger::Expanded, &what, || place);
         }
         if self.at_load.may_not_end() {
-            self.findings.add(Danger::Endless, "__setstate__", || "code".to_owned());
+            self.findings.add(Danger::Endless, "__torch__.__setstate__", || "code".to_owned());
         }
         for (path, place) in self.paths {
             // A mention may go on behind the definition: `__torch__.Color.RED`.

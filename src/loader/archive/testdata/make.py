@@ -1,9 +1,11 @@
 """Makes the archives beside it, with torch 2.13: `python make.py`, from this folder."""
 
+import io
 from typing import Dict, Final, List, NamedTuple, Optional, Tuple, Union
 
 import torch
 from torch import nn
+from torch.ao import quantization
 
 torch.manual_seed(0)
 
@@ -105,3 +107,50 @@ torch.jit.save(torch.jit.script(Either()), "union.pt")
 torch.save({"a": torch.ones(2)}, "state_dict.pt")
 torch.save({"a": torch.ones(2)}, "legacy.pt", _use_new_zipfile_serialization=False)
 torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),)), "exported.pt2")
+
+
+def save(module, path):
+    """Without debug records, which name this machine's files."""
+    buffer = io.BytesIO()
+    torch.jit.save(module, buffer)
+    buffer.seek(0)
+    reader, writer = torch._C.PyTorchFileReader(buffer), torch._C.PyTorchFileWriter(path)
+    for name in reader.get_all_records():
+        if not name.endswith(".debug_pkl") and name not in ("version", "byteorder", ".data/serialization_id"):
+            record = reader.get_record(name)
+            writer.write_record(name, record, len(record))
+    writer.write_end_of_file()
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(8, 8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0])
+
+
+class Convolution(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.into, self.out = quantization.QuantStub(), quantization.DeQuantStub()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(self.head(torch.relu(self.conv(self.into(x))).mean([2, 3])))
+
+
+def dynamic(module):
+    return quantization.quantize_dynamic(module.eval(), {nn.LSTM, nn.Linear}, dtype=torch.qint8)
+
+
+torch.backends.quantized.engine = "fbgemm"
+save(torch.jit.script(dynamic(nn.Sequential(nn.Linear(8, 4)))), "quantized_linear.pt")
+save(torch.jit.trace(dynamic(Recurrent()), torch.rand(3, 1, 8)), "quantized_lstm.pt")
+static = Convolution().eval()
+static.qconfig = quantization.get_default_qconfig("fbgemm")
+static = quantization.prepare(static)
+static(torch.rand(1, 3, 8, 8))
+save(torch.jit.script(quantization.convert(static)), "quantized_static.pt")

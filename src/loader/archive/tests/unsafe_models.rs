@@ -2,7 +2,7 @@
 //! with its place; ordinary models are not.
 
 use super::super::inspect;
-use super::super::safety::{Danger, Finding, Severity};
+use super::super::safety::{Danger, Finding, Policy, Safety, Severity, Verdict};
 use super::{Stored, entries, identity, inspect_bytes, key, module_pickle, stored, testdata, zipped};
 
 const HEAD: &str = "class M(Module):\n  def forward(self: __torch__.M, x: Tensor) -> Tensor:\n";
@@ -204,11 +204,10 @@ fn findings_are_bounded_and_the_worst_comes_first() {
 #[test]
 fn numbers_that_libtorch_does_not_check_are_found_and_those_of_exports_are_not() {
     for (statement, what) in [
-        ("y = torch.zeros([2], dtype=1000)", "dtype=1000"),
-        ("y = torch.zeros([2], dtype=-1)", "dtype=-1"),
-        ("y = torch.zeros([2], dtype=12)", "dtype=12"),
-        ("y = torch.sum(x, dtype=45)", "dtype=45"),
-        ("y = torch.zeros([2], dtype=6, layout=1)", "layout=1"),
+        ("y = torch.zeros([2], dtype=1000)", "torch.dtype=1000"),
+        ("y = torch.zeros([2], dtype=-1)", "torch.dtype=-1"),
+        ("y = torch.sum(x, dtype=45)", "torch.dtype=45"),
+        ("y = torch.zeros([2], dtype=6, layout=1)", "torch.layout=1"),
         ("y = torch.softmax(x, 0, 1000)", "aten::softmax with dtype 1000"),
         ("y = x.softmax(0, 1000)", "aten::softmax with dtype 1000"),
         ("y = torch.to(x, -1)", "aten::to with dtype -1"),
@@ -363,4 +362,20 @@ fn names_of_attributes_are_their_own() {
     let own = "class M(Module):\n  resize : int\n  def forward(self: __torch__.M, x: Tensor) -> Tensor:\n    n = self.resize\n    return x\n";
     assert_eq!(findings(&entries(own, module_pickle(b""))), []);
     assert_eq!(code("y = x.convolution(x)")[0].danger, Danger::Rare);
+}
+
+/// The recipe in docs/security.md, with archives that torch.ao made.
+#[test]
+fn quantized_models_pass_with_what_the_page_says() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/security.md")).unwrap();
+    let block = page.split("```toml\n[safety]").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let lines = block.lines().filter(|line| !line.trim_start().starts_with('#'));
+    let allow = lines.flat_map(|line| line.split('"').skip(1).step_by(2)).map(str::to_owned).collect();
+    let safety = Safety { policy: Policy::Strict, allow };
+    assert_eq!(safety.problem(), None);
+    for name in ["quantized_static.pt", "quantized_linear.pt", "quantized_lstm.pt"] {
+        let findings = inspect(&testdata(name)).unwrap().findings;
+        assert!(findings.iter().any(|finding| finding.danger == Danger::CustomClass), "{name}: {findings:?}");
+        assert_eq!(safety.judge(&findings), Verdict::Serve, "{name}");
+    }
 }
