@@ -96,6 +96,7 @@ step_wire() {
     tests/wire/store.sh
     tests/wire/oip/run.sh
     "$WIRE_PYTHON" tests/wire/faults.py
+    "$WIRE_PYTHON" tests/wire/hostile.py
     "$WIRE_PYTHON" tests/wire/traces.py
     prometheus=$(scripts/prometheus.sh)
     "$WIRE_PYTHON" tests/wire/dashboard.py "$prometheus"

@@ -9,7 +9,7 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    admission::{Ahead, Scope, Tenant, TenantPlace, Ticket, Trial},
+    admission::{Account, Ahead, Scope, Tenant, TenantPlace, Ticket, Trial},
     model::{Binding, Lane, NamedTensor, Version, VersionSelector, VersionWish},
     registry::InUse,
     sched::RowClass,
@@ -33,6 +33,8 @@ pub struct InferCall {
     pub decided: DecidedLane,
     /// The authenticated principal, or `x-tenant`; empty where neither is there.
     pub tenant: Arc<str>,
+    /// What its sender holds of what callers share. `None`: it came by no connection.
+    pub account: Option<Arc<Account>>,
     /// What came with the request beside its message.
     pub headers: Headers,
     /// What it is run for.

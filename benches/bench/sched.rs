@@ -12,7 +12,7 @@ use std::{
 use serde_json::{Value, json};
 use torchlane::{
     admission::{
-        Headroom, InFlightBytes, LimitConfig, Limiter, Pressure, PressureSettings, PriorityLimitLayer,
+        Account, Headroom, LimitConfig, Limiter, Pressure, PressureSettings, PriorityLimitLayer,
         ResolveLayer, Tenants,
     },
     backend::{Backend, FakeBackend},
@@ -128,7 +128,7 @@ async fn admitted(registry: &Arc<Registry>, count: usize) -> Result<Vec<Admitted
         min_share: 0.05,
     };
     let tenants = Arc::new(Tenants::new(&Default::default()));
-    let pressure = Pressure::new(PressureSettings::default(), InFlightBytes::new(1 << 30));
+    let pressure = Pressure::new(PressureSettings::default(), Account::alone(1 << 30).all().clone());
     let mut stack = ResolveLayer::new(registry.clone(), tenants, pressure)
         .layer(PriorityLimitLayer::new(Limiter::new(limit)).layer(catch));
     for i in 0..count {
@@ -140,6 +140,7 @@ async fn admitted(registry: &Arc<Registry>, count: usize) -> Result<Vec<Admitted
             lane: Some(Lane::ALL[i % 4]),
             decided: Default::default(),
             tenant: "".into(),
+            account: None,
             headers: Default::default(),
             purpose: Default::default(),
             deadline: Some(tokio::time::Instant::now() + Duration::from_secs(60)),

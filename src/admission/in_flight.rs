@@ -1,86 +1,62 @@
-//! Bytes of messages that are in the process: requests being read, waiting or running, and answers on their way.
+//! Bytes of messages that are in the process: requests being read, waiting or running, and answers on their way. Both count for
+//! their caller, in accounts of their own: answers that a caller does not take keep no requests out.
 
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
 };
 
-/// Bytes of a message that may use the whole limit. What is larger leaves an eighth of it free, so that large messages that
-/// come slowly cannot keep small urgent ones out.
+use super::Account;
+
+/// Bytes of a message that may use the whole limit, and all of its caller's part. What is larger leaves an eighth of both free, so
+/// that large messages that come slowly cannot keep small urgent ones out.
 const SMALL: u64 = 64 << 10;
-
-/// The counts, shared by all connections and I/O threads: of requests and of answers, each with the same limit. So answers that
-/// nobody takes keep no requests out.
-#[derive(Debug)]
-pub struct InFlightBytes {
-    requests: AtomicU64,
-    answers: AtomicU64,
-    limit: u64,
-}
-
-impl InFlightBytes {
-    /// At most `limit` bytes of requests at once, and as many of answers.
-    pub fn new(limit: u64) -> Arc<Self> {
-        Arc::new(Self { requests: AtomicU64::new(0), answers: AtomicU64::new(0), limit: limit.max(1) })
-    }
-
-    /// Bytes now, of both.
-    pub fn now(&self) -> u64 {
-        self.requests.load(Ordering::Relaxed) + self.answers.load(Ordering::Relaxed)
-    }
-
-    /// What they are of the limit, 0 to 1; of those that are nearer to it.
-    pub fn ratio(&self) -> f64 {
-        self.requests.load(Ordering::Relaxed).max(self.answers.load(Ordering::Relaxed)) as f64
-            / self.limit as f64
-    }
-
-    /// Answers are over half of what they may be: who does not take one is not waited for as long as otherwise.
-    pub fn is_short(&self) -> bool {
-        self.answers.load(Ordering::Relaxed) > self.limit / 2
-    }
-
-    /// Whether `bytes` more were counted in `count`; `whole`: of a message that has so many.
-    fn add(&self, count: &AtomicU64, bytes: u64, whole: u64) -> bool {
-        let limit = if whole <= SMALL { self.limit } else { self.limit - self.limit / 8 };
-        let within = |now: u64| now.checked_add(bytes).filter(|sum| *sum <= limit);
-        count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within).is_ok()
-    }
-}
 
 /// Bytes of one message, or of what has been read of it; freed when dropped.
 #[derive(Debug)]
 pub struct MessageBytes {
-    of: Arc<InFlightBytes>,
+    of: Arc<Account>,
     bytes: AtomicU64,
 }
 
 impl MessageBytes {
     /// None yet.
-    pub fn new(of: Arc<InFlightBytes>) -> Self {
+    pub fn new(of: Arc<Account>) -> Self {
         Self { of, bytes: AtomicU64::new(0) }
+    }
+
+    /// Who pays for them.
+    pub fn account(&self) -> &Arc<Account> {
+        &self.of
     }
 
     /// Counts `bytes` more. False, and nothing is counted, if that would be over the limit.
     #[must_use]
     pub fn add(&self, bytes: u64) -> bool {
         let whole = self.bytes.load(Ordering::Relaxed).saturating_add(bytes);
-        let counted = self.of.add(&self.of.requests, bytes, whole);
+        let counted = self.of.all.requests.take(&self.of.requests, bytes, whole > SMALL);
         if counted {
             self.bytes.fetch_add(bytes, Ordering::Relaxed);
         }
         counted
     }
 
+    /// Frees up to `bytes` of them: they are gone, and the message is not.
+    pub fn free(&self, bytes: u64) {
+        let less = |now: u64| Some(now.saturating_sub(bytes));
+        let before = self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).unwrap_or(0);
+        self.of.all.requests.give(&self.of.requests, before.min(bytes));
+    }
+
     /// Counts the answer to it. `None`: that would be over the limit.
     pub fn answer(&self, bytes: u64) -> Option<HeldAnswer> {
-        let counted = self.of.add(&self.of.answers, bytes, bytes);
+        let counted = self.of.all.answers.take(&self.of.answers, bytes, bytes > SMALL);
         counted.then(|| HeldAnswer { of: self.of.clone(), bytes })
     }
 
     /// Counts a part of an answer that is sent already, even where it is over the limit.
     pub fn part_of_answer(&self, bytes: u64) -> HeldAnswer {
-        self.of.answers.fetch_add(bytes, Ordering::Relaxed);
+        self.of.all.answers.force(&self.of.answers, bytes);
         HeldAnswer { of: self.of.clone(), bytes }
     }
 
@@ -93,20 +69,20 @@ impl MessageBytes {
 
 impl Drop for MessageBytes {
     fn drop(&mut self) {
-        self.of.requests.fetch_sub(*self.bytes.get_mut(), Ordering::Relaxed);
+        self.of.all.requests.give(&self.of.requests, *self.bytes.get_mut());
     }
 }
 
 /// Bytes of an answer; freed when dropped.
 #[derive(Debug)]
 pub struct HeldAnswer {
-    of: Arc<InFlightBytes>,
+    of: Arc<Account>,
     bytes: u64,
 }
 
 impl Drop for HeldAnswer {
     fn drop(&mut self) {
-        self.of.answers.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.of.all.answers.give(&self.of.answers, self.bytes);
     }
 }
 
@@ -116,7 +92,7 @@ mod tests {
 
     #[test]
     fn bytes_are_freed_once_whoever_holds_them() {
-        let all = InFlightBytes::new(100);
+        let all = Account::alone(100);
         let reading = MessageBytes::new(all.clone());
         assert!(reading.add(40));
         let message = reading.take();
@@ -124,14 +100,17 @@ mod tests {
         assert_eq!((all.now(), all.ratio()), (100, 1.0), "what is refused is not counted");
         drop(message);
         assert_eq!(all.now(), 60);
+        reading.free(20);
+        assert_eq!(all.now(), 40);
+        reading.free(100);
+        assert_eq!(all.now(), 0, "no more than there is");
         drop(reading);
-        assert_eq!(all.now(), 0);
         assert!(!MessageBytes::new(all).add(u64::MAX));
     }
 
     #[test]
     fn answers_have_an_account_of_their_own() {
-        let all = InFlightBytes::new(80 * SMALL);
+        let all = Account::alone(80 * SMALL);
         let request = MessageBytes::new(all.clone());
         let large: Vec<_> = (0..70).map_while(|_| request.answer(2 * SMALL)).collect();
         assert_eq!((large.len(), all.now(), all.is_short()), (35, 70 * SMALL, true));
@@ -146,7 +125,7 @@ mod tests {
 
     #[test]
     fn large_messages_leave_room_for_small_ones() {
-        let all = InFlightBytes::new(80 * SMALL);
+        let all = Account::alone(80 * SMALL);
         let large = MessageBytes::new(all.clone());
         assert!((0..70).all(|_| large.add(SMALL)) && !large.add(SMALL));
         let small: Vec<_> = (0..10).map(|_| MessageBytes::new(all.clone())).collect();
@@ -155,7 +134,7 @@ mod tests {
 
     #[test]
     fn threads_together_stay_within_the_limit() {
-        let all = InFlightBytes::new(1000);
+        let all = Account::alone(1000);
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {

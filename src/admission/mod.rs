@@ -5,6 +5,7 @@
 
 mod backlog;
 mod breaker;
+mod callers;
 mod control;
 mod deadline;
 mod forecast;
@@ -16,10 +17,11 @@ mod resolve;
 mod tenants;
 
 pub use breaker::{Asked, Breaker, Scope, Trial};
+pub use callers::{Account, Caller, CallerLimits, Callers, Connected, HeavyPlace, OpenCall};
 pub use control::{ControlLane, ControlPlace, Errand};
 pub use deadline::{Deadline, DeadlineLayer};
 pub use forecast::{Ahead, Deadlines, Forecast, ForecastLayer, Forecaster, Underway};
-pub use in_flight::{HeldAnswer, InFlightBytes, MessageBytes};
+pub use in_flight::{HeldAnswer, MessageBytes};
 pub use limit::{Headroom, LimitConfig, LimitSnapshot, Limiter, PriorityLimit, PriorityLimitLayer, Ticket};
 pub use pressure::{Pressure, PressureSettings, Resource};
 pub(crate) use residents::not_ready;

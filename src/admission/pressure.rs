@@ -1,7 +1,8 @@
 //! Sheds the lowest lanes while a resource is short: first LOW, then NORMAL too. HIGH and CRITICAL go on, and so does what
 //! was let in before: it frees what is short. Pure but for the lock around it and a log line for each change.
 //!
-//! It goes by what is used, not by who uses it: where models alone fill the memory, LOW stays out until that changes.
+//! Memory and CPUs go by what is used, not by who uses it: where models alone fill the memory, LOW stays out until that changes. Bytes
+//! of messages go by caller: only the lanes of the one that holds them are refused.
 
 use std::{
     sync::{
@@ -15,7 +16,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::InFlightBytes;
+use super::{Account, Callers};
 use crate::{
     error::{Error, Reason, Result},
     model::Lane,
@@ -36,7 +37,7 @@ const REFUSED: [&str; 3] = ["nothing", "LOW", "NORMAL and LOW"];
 pub struct PressureSettings {
     /// Memory, of the cgroup's limit; without one this process's resident memory, of the machine's.
     pub memory: f64,
-    /// Bytes of requests, of `server.max_in_flight_bytes`.
+    /// Bytes of requests, of what their caller may hold of `server.max_in_flight_bytes`: only its own lanes are refused.
     pub in_flight_bytes: f64,
     /// Time in which some task waits for a CPU (PSI). A busy server makes that pressure itself, and its lanes are ordered
     /// already: of use where others share the machine.
@@ -113,24 +114,24 @@ impl Trigger {
 }
 
 #[derive(Debug)]
-struct Watched {
+pub(super) struct Watched {
     resource: Resource,
     ratio: Option<f64>,
     triggers: [Trigger; 2],
 }
 
 impl Watched {
-    fn new(resource: Resource, share: f64) -> Self {
+    pub(super) fn new(resource: Resource, share: f64) -> Self {
         Self { resource, ratio: None, triggers: limits(share).map(|at| Trigger { at, until: None }) }
     }
 
-    fn read(&mut self, ratio: f64, now: Instant) {
+    pub(super) fn read(&mut self, ratio: f64, now: Instant) {
         self.ratio = Some(ratio);
         self.triggers.iter_mut().for_each(|trigger| trigger.read(ratio, now));
     }
 
     /// Lanes refused because of it. The upper trigger is never on alone: its ratios are higher.
-    fn level(&self) -> usize {
+    pub(super) fn level(&self) -> usize {
         self.triggers.iter().filter(|trigger| trigger.until.is_some()).count()
     }
 }
@@ -139,16 +140,19 @@ impl Watched {
 #[derive(Debug)]
 pub struct Pressure {
     settings: PressureSettings,
-    in_flight: Arc<InFlightBytes>,
+    callers: Arc<Callers>,
     watched: Mutex<[Watched; 3]>,
     level: AtomicUsize,
+    /// Of what all callers share: not of the bytes of one.
+    shared: AtomicUsize,
 }
 
 impl Pressure {
     /// Nothing is short yet.
-    pub fn new(settings: PressureSettings, in_flight: Arc<InFlightBytes>) -> Arc<Self> {
+    pub fn new(settings: PressureSettings, callers: Arc<Callers>) -> Arc<Self> {
         let watched = Resource::ALL.map(|resource| Watched::new(resource, settings.share(resource)));
-        Arc::new(Self { settings, in_flight, watched: Mutex::new(watched), level: AtomicUsize::new(0) })
+        let (level, shared) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Arc::new(Self { settings, callers, watched: Mutex::new(watched), level, shared })
     }
 
     /// Whether readings of that resource count.
@@ -163,6 +167,8 @@ impl Pressure {
         }
         let mut watched = self.watched.lock();
         watched.iter_mut().filter(|w| w.resource == resource).for_each(|w| w.read(ratio, now));
+        let shared = watched.iter().filter(|w| w.resource != Resource::InFlightBytes);
+        self.shared.store(shared.map(Watched::level).max().unwrap_or(0), Ordering::Relaxed);
         let level = watched.iter().map(Watched::level).max().unwrap_or(0);
         // Still under the lock, so that the lines come in the order of the changes.
         let before = self.level.swap(level, Ordering::Relaxed);
@@ -175,26 +181,33 @@ impl Pressure {
         }
     }
 
-    /// Notes the bytes of requests that are here now.
+    /// Notes the bytes of messages that are here now, of the caller that has most of what it may.
     pub fn read_in_flight(&self, now: Instant) {
-        self.read(Resource::InFlightBytes, self.in_flight.ratio(), now);
+        self.read(Resource::InFlightBytes, self.callers.fullest(&self.settings, now), now);
     }
 
-    /// Lets a request in. Takes no lock unless there is more pressure than before, or a refusal.
+    /// Lets a request in. Takes no lock of all callers unless there is a refusal.
     ///
     /// # Errors
     /// Its lane is refused for now.
-    pub fn admit(&self, lane: Lane, now: Instant) -> Result<()> {
-        // Bytes come faster than samples are taken. That they have gone, the next sample sees in time.
-        let ratio = self.in_flight.ratio();
-        let by_bytes = limits(self.settings.in_flight_bytes).iter().filter(|at| ratio >= **at).count();
-        if by_bytes > self.level() {
-            self.read(Resource::InFlightBytes, ratio, now);
+    pub fn admit(&self, lane: Lane, account: Option<&Account>, now: Instant) -> Result<()> {
+        if let Some(account) = account {
+            // Bytes come faster than samples are taken. That they have gone, the next sample sees in time.
+            let (ratio, own) = account.press(&self.settings, now);
+            if own > 0 {
+                self.read(Resource::InFlightBytes, ratio, now);
+            }
+            if refuses(own, lane) {
+                return Err(refusal(lane, Resource::InFlightBytes, self.settings.in_flight_bytes, ratio));
+            }
         }
-        if refuses(self.level(), lane) { self.refusal(lane).map_or(Ok(()), Err) } else { Ok(()) }
+        if refuses(self.shared.load(Ordering::Relaxed), lane) {
+            return self.shared_refusal(lane).map_or(Ok(()), Err);
+        }
+        Ok(())
     }
 
-    /// Lanes that are refused now, from the lowest: 0, 1 (LOW) or 2 (NORMAL and LOW).
+    /// Lanes that are refused now, from the lowest: 0, 1 (LOW) or 2 (NORMAL and LOW); of some caller, where it is for its bytes.
     pub fn level(&self) -> usize {
         self.level.load(Ordering::Relaxed)
     }
@@ -204,25 +217,37 @@ impl Pressure {
         self.watched.lock().iter().filter_map(|watched| Some((watched.resource, watched.ratio?))).collect()
     }
 
-    /// Bytes of request messages in the process.
+    /// Bytes of messages in the process.
     pub fn in_flight_bytes(&self) -> u64 {
-        self.in_flight.now()
+        self.callers.bytes()
+    }
+
+    /// What callers hold.
+    pub fn callers(&self) -> &Arc<Callers> {
+        &self.callers
     }
 
     /// `None` where it is over by now.
-    fn refusal(&self, lane: Lane) -> Option<Error> {
+    fn shared_refusal(&self, lane: Lane) -> Option<Error> {
         let watched = self.watched.lock();
-        let why = watched.iter().find(|watched| refuses(watched.level(), lane))?;
-        let trigger = if lane == Lane::Low { why.triggers.first() } else { why.triggers.last() };
-        let message = format!(
-            "{lane} is refused until {name} has been below {:.0} % of its limit for {} s: now {:.0} % (pressure.{name})",
-            100.0 * trigger?.calm(),
-            CALM.as_secs(),
-            100.0 * why.ratio?,
-            name = why.resource.as_str(),
-        );
-        Some(Error::new(Reason::ResourcePressure, message).with_retry_after(RETRY_AFTER))
+        let mut shared = watched.iter().filter(|watched| watched.resource != Resource::InFlightBytes);
+        let why = shared.find(|watched| refuses(watched.level(), lane))?;
+        Some(refusal(lane, why.resource, self.settings.share(why.resource), why.ratio?))
     }
+}
+
+fn refusal(lane: Lane, resource: Resource, share: f64, ratio: f64) -> Error {
+    let [low, normal] = limits(share).map(|at| Trigger { at, until: None });
+    let trigger = if lane == Lane::Low { low } else { normal };
+    let whose = if resource == Resource::InFlightBytes { "this address's share" } else { "its limit" };
+    let message = format!(
+        "{lane} is refused until {name} has been below {:.0} % of {whose} for {} s: now {:.0} % (pressure.{name})",
+        100.0 * trigger.calm(),
+        CALM.as_secs(),
+        100.0 * ratio,
+        name = resource.as_str(),
+    );
+    Error::new(Reason::ResourcePressure, message).with_retry_after(RETRY_AFTER)
 }
 
 /// Whether `lane` is one of the lowest `level` lanes.
@@ -235,23 +260,23 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::admission::MessageBytes;
+    use crate::admission::{Caller, CallerLimits, MessageBytes};
 
     fn ms(now: Instant, ms: u64) -> Instant {
         now + Duration::from_millis(ms)
     }
 
-    fn pressure(memory: f64, in_flight_bytes: f64) -> (Arc<Pressure>, Arc<InFlightBytes>) {
-        let bytes = InFlightBytes::new(1000);
+    fn pressure(memory: f64, in_flight_bytes: f64) -> (Arc<Pressure>, Arc<Account>) {
+        let bytes = Account::alone(1000);
         let settings = PressureSettings { memory, in_flight_bytes, cpu: 0.0 };
-        (Pressure::new(settings, bytes.clone()), bytes)
+        (Pressure::new(settings, bytes.all().clone()), bytes)
     }
 
     #[test]
     fn lanes_go_from_the_lowest_and_come_back_when_it_has_been_calm() {
         let (pressure, _) = pressure(0.8, 0.0);
         let start = Instant::now();
-        let refused = || Lane::ALL.map(|lane| pressure.admit(lane, start).is_err());
+        let refused = || Lane::ALL.map(|lane| pressure.admit(lane, None, start).is_err());
         let mut now = start;
         for (after_ms, ratio, level) in [
             (0, 0.79, 0),
@@ -291,38 +316,63 @@ mod tests {
     fn bytes_count_at_once_and_the_worst_resource_holds() {
         let (pressure, bytes) = pressure(0.5, 0.5);
         let now = Instant::now();
-        let message = MessageBytes::new(bytes);
+        let message = MessageBytes::new(bytes.clone());
         assert!(message.add(499));
-        pressure.admit(Lane::Low, now).unwrap();
+        let admit = |lane, now| pressure.admit(lane, Some(&bytes), now);
+        admit(Lane::Low, now).unwrap();
         assert!(message.add(1));
-        let error = pressure.admit(Lane::Low, now).unwrap_err();
+        let error = admit(Lane::Low, now).unwrap_err();
         assert_eq!((error.reason(), error.retry_after()), (Reason::ResourcePressure, Some(RETRY_AFTER)));
         assert_eq!(
             error.message(),
-            "LOW is refused until in_flight_bytes has been below 45 % of its limit for 2 s: now 50 % (pressure.in_flight_bytes)"
+            "LOW is refused until in_flight_bytes has been below 45 % of this address's share for 2 s: now 50 % \
+             (pressure.in_flight_bytes)"
         );
-        pressure.admit(Lane::Normal, now).unwrap();
+        admit(Lane::Normal, now).unwrap();
         pressure.read(Resource::Memory, 0.9, now);
-        let error = pressure.admit(Lane::Normal, now).unwrap_err();
-        assert!(error.message().contains("memory has been below 70 %"), "{error}");
-        pressure.admit(Lane::High, now).unwrap();
+        let error = admit(Lane::Normal, now).unwrap_err();
+        assert!(error.message().contains("memory has been below 70 % of its limit"), "{error}");
+        admit(Lane::High, now).unwrap();
         drop(message);
         pressure.read_in_flight(ms(now, 2000));
         assert_eq!(pressure.level(), 2);
         pressure.read(Resource::Memory, 0.0, ms(now, 2000));
         assert_eq!(pressure.level(), 0);
         assert_eq!(pressure.ratios(), [(Resource::Memory, 0.0), (Resource::InFlightBytes, 0.0)]);
+        admit(Lane::Low, ms(now, 2000)).unwrap();
+    }
+
+    #[test]
+    fn bytes_of_one_caller_refuse_no_other() {
+        let limits = CallerLimits { bytes: 1000, calls: 10, grpc: 10, http: 10, heavy: 1, share: 0.5 };
+        let callers = Callers::new(limits);
+        let [greedy, other] =
+            ["10.0.0.1", "10.0.0.2"].map(|at| callers.account(Caller::at(at.parse().unwrap())));
+        let pressure = Pressure::new(PressureSettings::default(), callers);
+        let (held, now) = (MessageBytes::new(greedy.clone()), Instant::now());
+        assert!(held.add(500) && !held.add(1), "half of what there is");
+        assert!(pressure.admit(Lane::Normal, Some(&greedy), now).is_err());
+        pressure.admit(Lane::High, Some(&greedy), now).unwrap();
+        for account in [Some(&*other), None] {
+            pressure.admit(Lane::Low, account, now).unwrap();
+        }
+        assert_eq!(pressure.level(), 2, "it is told all the same");
+        drop(held);
+        pressure.read_in_flight(ms(now, 1999));
+        assert!(pressure.admit(Lane::Low, Some(&greedy), ms(now, 1999)).is_err());
+        pressure.read_in_flight(ms(now, 2000));
+        pressure.admit(Lane::Low, Some(&greedy), ms(now, 2000)).unwrap();
     }
 
     #[test]
     fn what_is_not_looked_at_refuses_nobody() {
         let (pressure, bytes) = pressure(0.0, 0.0);
-        let message = MessageBytes::new(bytes);
+        let message = MessageBytes::new(bytes.clone());
         assert!(message.add(1000));
         for resource in Resource::ALL {
             pressure.read(resource, 1.0, Instant::now());
         }
-        pressure.admit(Lane::Low, Instant::now()).unwrap();
+        pressure.admit(Lane::Low, Some(&bytes), Instant::now()).unwrap();
         assert!(pressure.ratios().is_empty() && pressure.in_flight_bytes() == 1000);
     }
 

@@ -175,7 +175,7 @@ fn bring(to: &ResolveLayer, entered: Entered) -> Result<BoxFuture<'static, Resul
     let Some(residents) = &to.residents else { return Err(not_ready(model.name())) };
     // The model may have another default: it is not known yet.
     let lane = tenant.lane(call.lane.unwrap_or(Lane::Normal));
-    to.pressure.admit(lane, Instant::now())?;
+    to.pressure.admit(lane, call.account.as_deref(), Instant::now())?;
     let wanted =
         Wanted { model: model.clone(), version: call.version.clone(), lane, deadline: call.deadline };
     let (brought, to) = (residents.bring(wanted), to.clone());
@@ -206,7 +206,7 @@ fn bind(to: &ResolveLayer, entered: Entered, look: Look) -> Result<BoundCall, St
     let lane = tenant.lane(call.lane.unwrap_or(lease.manifest.scheduling.default_lane));
     call.decided.set(lane);
     let now = Instant::now();
-    to.pressure.admit(lane, now)?;
+    to.pressure.admit(lane, call.account.as_deref(), now)?;
     let binding = Binding::new(&lease.signature, &call.inputs, lease.max_batch())?;
     if let Some(trace) = &call.trace {
         trace.bound(binding.rows);

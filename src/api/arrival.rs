@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
 use crate::{
+    admission::Account,
     error::{Error, LOGGED, Reason, Result, shown},
     lifecycle::Asker,
     model::{Lane, UnknownLane, VersionWish},
@@ -32,12 +33,19 @@ pub(super) struct Arrival {
     pub(super) received: Instant,
     /// By which port it came.
     pub(super) door: Door,
+    /// What its sender holds of what callers share.
+    pub(super) account: Option<Arc<Account>>,
 }
 
 impl Arrival {
     /// Now.
     pub(super) fn new(door: Door, headers: Arc<MetadataMap>, deadline: Option<Instant>) -> Self {
-        Self { headers, deadline, received: Instant::now(), door }
+        Self { headers, deadline, received: Instant::now(), door, account: None }
+    }
+
+    /// Of the sender that its connection left in its extensions.
+    pub(super) fn of(self, extensions: &http::Extensions) -> Self {
+        Self { account: extensions.get().cloned(), ..self }
     }
 
     /// The nearer one of the transport's deadline and what the message itself allows.

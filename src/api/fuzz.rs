@@ -18,7 +18,8 @@ fn arrival() -> Arrival {
 }
 
 fn call(incoming: crate::error::Result<Incoming>) {
-    let _refused = incoming.and_then(|incoming| incoming.into_call(&arrival(), &Regions::new(true, 1 << 20)));
+    let _refused = incoming
+        .and_then(|incoming| incoming.into_call(&arrival(), &Regions::new(true, 1 << 20, 8, 1.0), None));
 }
 
 /// A message of torchlane's own API.

@@ -96,9 +96,10 @@ impl Background {
             let listen = move |_| listen(signals.clone(), hints.clone());
             changing.push(tasks.keep("signals", Need::Useful, listen));
         }
-        let of = (scheduler.clone(), manager.clone());
-        let give_back =
-            tasks.keep("idle", Need::Useful, move |pulse| idle::give_back(of.0.clone(), of.1.clone(), pulse));
+        let of = (scheduler.clone(), manager.clone(), pressure.callers().clone());
+        let give_back = tasks.keep("idle", Need::Useful, move |pulse| {
+            idle::give_back(of.0.clone(), of.1.clone(), of.2.clone(), pulse)
+        });
         let of = (scheduler, registry.clone());
         let watchdog = tasks.keep("watchdog", Need::Essential, move |pulse| {
             watchdog::watch(of.0.clone(), of.1.clone(), config.stuck_after, pulse)

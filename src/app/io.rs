@@ -20,15 +20,29 @@ use tower::util::MapRequest;
 use super::{
     accept::Accepting,
     activity::{Activity, Lively},
-    taking::{InPieces, Outward, Streams},
+    frames::Metered,
+    peers::Peers,
+    taking::{InPieces, Streams},
 };
-use crate::{sched, threads::OwnRuntime};
+use crate::{
+    admission::Connected,
+    sched,
+    telemetry::{Closed, Door},
+    threads::OwnRuntime,
+};
 
 /// Connections that an I/O thread may have been dealt and not yet taken up.
 const DEALT: usize = 1024;
 /// Bytes that a client may send ahead, on a stream and on a connection: a few large tensors.
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
+/// About that much the newest connections of one caller may send ahead together. It waits in h2, where nothing counts it.
+const CALLER_WINDOW: u64 = 64 << 20;
+/// Each connection may send ahead that much (RFC 9113, section 6.9.2).
+const LEAST_WINDOW: u32 = 65_535;
+/// Streams that are reset because of what their client did, in the life of a connection. A good client that goes on sending a message
+/// after it was refused makes some too.
+const RESETS: usize = 1 << 16;
 
 /// How much of the wire there is.
 #[derive(Debug, Clone, Copy)]
@@ -40,15 +54,19 @@ pub(super) struct Limits {
     pub(super) streams: u32,
 }
 
+/// A connection on its way to its thread.
+type Dealt = (std::net::TcpStream, Connected);
+
 /// Time for a client to open the conversation.
 pub(super) const HELLO: Duration = Duration::from_secs(10);
 
 /// The running I/O threads.
 #[derive(Debug)]
 pub(super) struct IoThreads {
-    deal: Mutex<Vec<mpsc::Sender<std::net::TcpStream>>>,
+    deal: Mutex<Vec<mpsc::Sender<Dealt>>>,
     /// Each thread holds a sender until it ends.
     ended: tokio::sync::Mutex<mpsc::Receiver<()>>,
+    peers: Peers,
 }
 
 impl IoThreads {
@@ -62,7 +80,7 @@ impl IoThreads {
         activity: &Arc<Activity>,
         stop: &CancellationToken,
         kill: &CancellationToken,
-        outward: &Outward,
+        peers: &Peers,
     ) -> std::io::Result<Self>
     where
         S: tower::Service<http::Request<hyper::body::Incoming>, Response = http::Response<tonic::body::Body>>
@@ -74,9 +92,9 @@ impl IoThreads {
     {
         let (mut deals, (runs, ended)) = (Vec::new(), mpsc::channel::<()>(1));
         for index in 0..limits.threads.max(1) {
-            let (deal, mut dealt) = mpsc::channel::<std::net::TcpStream>(DEALT);
+            let (deal, mut dealt) = mpsc::channel::<Dealt>(DEALT);
             let (service, stop, kill, enter) = (service.clone(), stop.clone(), kill.clone(), enter.clone());
-            let (activity, outward, runs) = (activity.clone(), outward.clone(), runs.clone());
+            let (activity, peers, runs) = (activity.clone(), peers.clone(), runs.clone());
             let mut builder = tokio::runtime::Builder::new_current_thread();
             let runtime = OwnRuntime::build(builder.enable_all().on_thread_unpark(sched::wire_woke))?;
             std::thread::Builder::new().name(format!("io-{index}")).spawn(move || {
@@ -84,17 +102,17 @@ impl IoThreads {
                 let _entered = enter();
                 runtime.block_on(async move {
                     let connections = TaskTracker::new();
-                    while let Some(stream) = dealt.recv().await {
+                    while let Some((stream, connected)) = dealt.recv().await {
                         let Ok(stream) = TcpStream::from_std(stream) else { continue };
                         let (service, activity) = (service.clone(), activity.clone());
                         connections.spawn(connection(
-                            stream,
+                            (stream, connected),
                             service,
                             limits,
                             activity,
                             stop.clone(),
                             kill.clone(),
-                            outward.clone(),
+                            peers.clone(),
                         ));
                     }
                     connections.close();
@@ -103,7 +121,7 @@ impl IoThreads {
             })?;
             deals.push(deal);
         }
-        Ok(Self { deal: Mutex::new(deals), ended: tokio::sync::Mutex::new(ended) })
+        Ok(Self { deal: Mutex::new(deals), ended: tokio::sync::Mutex::new(ended), peers: peers.clone() })
     }
 
     /// Accepts connections and deals them out until `stop`.
@@ -115,8 +133,9 @@ impl IoThreads {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, from)) => {
                     accepting.well();
+                    let Some(connected) = self.peers.connect(Door::Grpc, from) else { continue };
                     let _best_effort = stream.set_nodelay(true);
                     let Ok(stream) = stream.into_std() else { continue };
                     turn = turn.wrapping_add(1);
@@ -125,7 +144,7 @@ impl IoThreads {
                         deal.get(turn % deal.len().max(1)).cloned()
                     };
                     let Some(deal) = next else { break };
-                    if deal.send(stream).await.is_err() {
+                    if deal.send((stream, connected)).await.is_err() {
                         break;
                     }
                 }
@@ -141,6 +160,13 @@ impl IoThreads {
     }
 }
 
+/// Windows of a stream and of the connection itself, for the last one of so many of its caller.
+fn windows(connections: u64) -> (u32, u32) {
+    let part = u32::try_from(CALLER_WINDOW / connections.max(1)).unwrap_or(u32::MAX);
+    let connection = part.clamp(LEAST_WINDOW, CONNECTION_WINDOW);
+    (connection.min(STREAM_WINDOW), connection)
+}
+
 /// The bytes that open every HTTP/2 connection (RFC 9113, section 3.4).
 const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 
@@ -153,13 +179,13 @@ async fn greeted(mut stream: TcpStream, activity: Arc<Activity>) -> Option<impl 
 }
 
 async fn connection<S>(
-    stream: TcpStream,
+    (stream, connected): (TcpStream, Connected),
     service: S,
     limits: Limits,
     activity: Arc<Activity>,
     stop: CancellationToken,
     kill: CancellationToken,
-    outward: Outward,
+    peers: Peers,
 ) where
     S: tower::Service<http::Request<hyper::body::Incoming>, Response = http::Response<tonic::body::Body>>
         + Clone
@@ -168,19 +194,25 @@ async fn connection<S>(
     S::Future: Send,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let mut builder = hyper::server::conn::http2::Builder::new(Streams(outward));
+    let (stream_window, connection_window) = windows(connected.account().grpc_connections());
+    let mut builder = hyper::server::conn::http2::Builder::new(Streams(peers.outward(&connected)));
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(stream_window)
+        .initial_connection_window_size(connection_window)
         .max_header_list_size(16 * 1024)
+        .max_pending_accept_reset_streams(4 * limits.streams as usize)
+        .max_local_error_reset_streams(RESETS)
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .keep_alive_timeout(Duration::from_secs(20));
     // Who asks for a change of a model is written down.
     let from = TcpConnectInfo { local_addr: stream.local_addr().ok(), remote_addr: stream.peer_addr().ok() };
+    let account = connected.account().clone();
+    let remote = from.remote_addr;
     let service = MapRequest::new(service, move |mut request: http::Request<_>| {
         request.extensions_mut().insert(from.clone());
+        request.extensions_mut().insert(account.clone());
         request
     });
     let greeted = tokio::select! {
@@ -188,6 +220,11 @@ async fn connection<S>(
         () = stop.cancelled() => return,
     };
     let Some(stream) = greeted else { return };
+    let metrics = peers.connections.clone();
+    let stream = Metered::new(stream, PREFACE, move || {
+        metrics.count(Door::Grpc, Closed::Frames);
+        tracing::debug!(from = ?remote, "too many frames that bring no work");
+    });
     let connection =
         builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(InPieces(service)));
     tokio::pin!(connection);
@@ -229,6 +266,16 @@ pub(super) type SharedCap = Arc<crate::layers::RequestCap>;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_connections_of_one_caller_have_little_each() {
+        assert_eq!(windows(1), (STREAM_WINDOW, CONNECTION_WINDOW));
+        assert_eq!(windows(4), windows(1));
+        assert_eq!(windows(64), (1 << 20, 1 << 20));
+        assert_eq!(windows(100_000), (LEAST_WINDOW, LEAST_WINDOW));
+        let all: u64 = (1..=4096).map(|connections| u64::from(windows(connections).1)).sum();
+        assert!(all < 1 << 30, "{all}");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn who_says_nothing_is_not_waited_for() {

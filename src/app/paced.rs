@@ -96,11 +96,11 @@ mod tests {
     };
 
     use super::*;
-    use crate::{admission::InFlightBytes, telemetry::Untaken};
+    use crate::{admission::Account, telemetry::Untaken};
 
     #[tokio::test(start_paused = true)]
     async fn who_takes_nothing_is_given_up_and_who_takes_little_is_not() {
-        let (untaken, room) = (Untaken::default(), InFlightBytes::new(1));
+        let (untaken, room) = (Untaken::default(), Account::alone(1));
         let outward = Outward { untaken: untaken.clone(), room };
         let (near, far) = tokio::io::duplex(1024);
         let began = Instant::now();

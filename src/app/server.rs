@@ -12,26 +12,29 @@ use super::{
     activity::Activity,
     background::{Background, Config, Looked},
     cpu::{CpuPlan, cpu_quota},
+    descriptors::Descriptors,
     drain::{Doors, LAST_WORDS},
-    io, repositories,
+    io,
+    peers::Peers,
+    repositories,
     signals::{Beginning, Signals},
-    stack,
-    taking::Outward,
-    web,
+    stack, web,
 };
 use crate::{
-    admission::{ControlLane, Forecaster, InFlightBytes, LimitSnapshot, Pressure, ResolveLayer, Tenants},
+    admission::{
+        CallerLimits, Callers, ControlLane, Forecaster, LimitSnapshot, Pressure, ResolveLayer, Tenants,
+    },
     api::{
         console,
         health::Health,
         http,
         native::ModelServerService,
-        oip::{self, OpenInference, Regions, grpc::GrpcInference},
+        oip::{self, MOST_REGIONS, OpenInference, Regions, grpc::GrpcInference},
         rest,
     },
     backend::{Backend, FakeBackend, ThreadRole},
     config::{self, BackendKind, Loader, Settings},
-    layers::{Conform, CountBytes, End, Guard, Hosts, ReadDeadline, RequestCap, Shed},
+    layers::{Conform, CountBytes, End, Guard, Hosts, Inflate, ReadDeadline, RequestCap, Shed},
     lifecycle::{History, Manager, ManagerConfig, OnDemand, ResidencyConfig, Rules, Started, WatchConfig},
     loader::{
         LoaderPool, Pace,
@@ -203,8 +206,10 @@ async fn run(
     let limiter = stack::limiter(&settings.admission);
     let forecaster = Forecaster::new(plan.executors, settings.executors.max_block);
     let tenants = Arc::new(Tenants::new(&settings.tenants));
-    let bytes = InFlightBytes::new(settings.server.max_in_flight_bytes.as_u64());
-    let pressure = Pressure::new(settings.pressure, bytes.clone());
+    let regions = if settings.oip.shared_memory { MOST_REGIONS as u64 } else { 0 };
+    let descriptors = Descriptors::new(settings.server.max_connections as u64, regions);
+    let callers = callers(&settings.server, descriptors, plan.quota);
+    let pressure = Pressure::new(settings.pressure, callers.clone());
     let memory = Memory::new(settings.memory.budget.as_u64());
     let cache = ResponseCache::new(settings.response_cache.max_bytes.as_u64(), metrics.cache.clone());
     metrics.attach(Sources {
@@ -279,7 +284,12 @@ async fn run(
             control: control.clone(),
             residents: residents.clone(),
             health: health.clone(),
-            regions: Regions::new(settings.oip.shared_memory, limit),
+            regions: Regions::new(
+                settings.oip.shared_memory,
+                limit,
+                usize::try_from(descriptors.regions).unwrap_or(usize::MAX),
+                settings.server.caller_share,
+            ),
             refusals: metrics.refusals.clone(),
             traces: traces.clone(),
             log: LogFilter::installed(),
@@ -332,17 +342,22 @@ async fn run(
     }
     let cap: io::SharedCap = RequestCap::new(settings.server.max_requests);
     let refusals = || metrics.refusals.clone();
-    let read = ReadDeadline::new(routes.prepare(), settings.admission.max_deadline, refusals());
-    let counted = CountBytes::new(End::new(read, closing.clone()), bytes.clone(), refusals())
+    let inflated = Inflate::new(routes.prepare(), limit, refusals());
+    let read = ReadDeadline::new(inflated, settings.admission.max_deadline, refusals());
+    let counted = CountBytes::new(End::new(read, closing.clone()), &callers, refusals())
         .with_uploads(manager.takes_uploads());
     let hosts = |at| Hosts::new(at, &settings.server.hosts, &settings.server.origins);
     let shed = Shed::new(counted, cap.clone(), refusals());
     let service = Guard::new(Conform::new(shed, hosts(grpc_addr), refusals()), refusals());
     let enter = move || backend.enter_thread(ThreadRole::Executor { intra_op: 1 });
-    let outward = Outward { untaken: metrics.untaken.clone(), room: bytes.clone() };
+    let peers = Peers {
+        callers: callers.clone(),
+        untaken: metrics.untaken.clone(),
+        connections: metrics.connections.clone(),
+    };
     let grpc_moves = Activity::new();
     let limits = io::Limits { threads: plan.io, streams: settings.server.max_streams };
-    let io = io::IoThreads::start(service, enter, limits, &grpc_moves, &closing, &killed, &outward)?;
+    let io = io::IoThreads::start(service, enter, limits, &grpc_moves, &closing, &killed, &peers)?;
     let (io, grpc) = (Arc::new(io), Arc::new(grpc));
     let accepting = {
         let (io, closing) = (io.clone(), closing.clone());
@@ -352,7 +367,7 @@ async fn run(
     let http_moves = Activity::new();
     let limits = rest::Limits {
         requests: cap.clone(),
-        bytes,
+        callers,
         longest: limit,
         max_deadline: settings.admission.max_deadline,
         closing: closing.clone(),
@@ -369,7 +384,7 @@ async fn run(
         all: http::admitted(all, hosts(http_addr)),
     };
     let cut = CancellationToken::new();
-    let wire = web::Wire { outward, activity: http_moves.clone(), idle: settings.server.http_idle };
+    let wire = web::Wire { peers, activity: http_moves.clone(), idle: settings.server.http_idle };
     let web = web::start(web_listener, routers, &killed, &cut, &wire, &tasks)?;
     let doors = Doors { accepting, io, cap: cap.clone(), killed, web, cut, grpc_moves, http_moves };
     tracing::info!(
@@ -439,6 +454,18 @@ async fn run(
     }
     tracing::info!("stopped");
     outcome
+}
+
+/// What callers may hold.
+fn callers(server: &config::Server, descriptors: Descriptors, cpus: usize) -> Arc<Callers> {
+    Callers::new(CallerLimits {
+        bytes: server.max_in_flight_bytes.as_u64(),
+        calls: server.max_open_calls as u64,
+        grpc: descriptors.grpc,
+        http: descriptors.http,
+        heavy: (cpus / 2).max(2),
+        share: server.caller_share,
+    })
 }
 
 /// Time for changes of models once no request is left.

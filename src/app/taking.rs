@@ -21,7 +21,7 @@ use pin_project_lite::pin_project;
 use tower::Service;
 
 use crate::{
-    admission::InFlightBytes,
+    admission::Account,
     layers::{Alarm, AnswerBytes, Pace, given_up},
     telemetry::{Door, Untaken},
 };
@@ -68,7 +68,7 @@ impl Taking {
     }
 
     /// Ready once it is not waited for any more.
-    fn given_up(&self, alarm: &mut Alarm, room: &InFlightBytes, cx: &mut Context<'_>) -> Poll<()> {
+    fn given_up(&self, alarm: &mut Alarm, room: &Account, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.0.lock();
         if state.piece.is_none() {
             return Poll::Pending;
@@ -82,12 +82,12 @@ impl Taking {
 pub(super) struct Outward {
     /// Counts those that are given up.
     pub(super) untaken: Untaken,
-    /// How much room there is for them.
-    pub(super) room: Arc<InFlightBytes>,
+    /// What their caller holds, and how much room there is for more.
+    pub(super) room: Arc<Account>,
 }
 
 /// Runs what answers one call, pieces included. `None`: the peer did not take the answer.
-async fn watched<F: Future>(answering: F, room: &InFlightBytes) -> Option<F::Output> {
+async fn watched<F: Future>(answering: F, room: &Account) -> Option<F::Output> {
     let taking = Arc::new(Taking::new());
     let mut answering = pin!(TAKING.scope(taking.clone(), answering));
     let mut alarm = Alarm::default();
@@ -110,7 +110,10 @@ where
 {
     fn execute(&self, answering: F) {
         let Outward { untaken, room } = self.0.clone();
+        // hyper has asked the service for its answer already, which refuses one call too many.
+        let open = room.open_call();
         TokioExecutor::new().execute(async move {
+            let _open = open;
             if watched(answering, &room).await.is_none() {
                 untaken.count(Door::Grpc);
             }
@@ -246,7 +249,7 @@ mod tests {
     /// What becomes of an answer whose pieces are taken so often.
     async fn taken(pieces: usize, every: Duration) -> Option<Duration> {
         let began = Instant::now();
-        let room = InFlightBytes::new(1);
+        let room = Account::alone(1);
         let answering = async {
             let mut body = Pieces::of(answer(pieces * PIECE)).into_body();
             for _ in 0..pieces {
@@ -269,12 +272,12 @@ mod tests {
             drop(Pieces::of(answer(10)));
             tokio::time::sleep(1000 * second).await;
         };
-        assert!(watched(work, &InFlightBytes::new(1)).await.is_some());
+        assert!(watched(work, &Account::alone(1)).await.is_some());
     }
 
     #[tokio::test(start_paused = true)]
     async fn where_room_is_short_nobody_is_waited_for_long() {
-        let room = InFlightBytes::new(100);
+        let room = Account::alone(100);
         let request = MessageBytes::new(room.clone());
         let began = Instant::now();
         let answering = async {
@@ -304,6 +307,6 @@ mod tests {
         });
         let body = http_body_util::StreamBody::new(Box::pin(frames));
         let all = async { Pieces::of(Response::new(body)).into_body().collect().await };
-        assert_eq!(watched(all, &InFlightBytes::new(1)).await.unwrap().unwrap().to_bytes(), "xxx");
+        assert_eq!(watched(all, &Account::alone(1)).await.unwrap().unwrap().to_bytes(), "xxx");
     }
 }

@@ -32,19 +32,22 @@ use super::{
     heads::{Busy, Heads},
     io::HELLO,
     paced::Paced,
-    taking::{InPieces, Outward},
+    peers::Peers,
+    taking::InPieces,
 };
 use crate::{
+    admission::Connected,
     api::http::{METRICS, PROBES},
     tasks::{Need, Tasks},
+    telemetry,
     threads::OwnRuntime,
 };
 
 /// What the port shares with others, and how patient it is.
 #[derive(Debug, Clone)]
 pub(super) struct Wire {
-    /// What is to be known of answers.
-    pub(super) outward: Outward,
+    /// What is to be known of peers.
+    pub(super) peers: Peers,
     /// Notes that something moves.
     pub(super) activity: Arc<Activity>,
     /// How long a connection may rest between two requests.
@@ -69,6 +72,7 @@ pub(super) struct Routers {
 struct Begun<T> {
     stream: T,
     first: Vec<u8>,
+    connected: Connected,
 }
 
 /// Starts the threads. They answer until `stop`, then end what is open; until `cut` at the latest. The result is there when they
@@ -129,9 +133,10 @@ fn hand_to(
     let (stop, wire) = (stop.clone(), wire.clone());
     thread(name, cut, ending.clone(), async move {
         let connections = TaskTracker::new();
-        while let Some(Begun { stream, first }) = handed.recv().await {
+        while let Some(Begun { stream, first, connected }) = handed.recv().await {
             let Ok(stream) = TcpStream::from_std(stream) else { continue };
-            connections.spawn(serves.clone().connection(Begun { stream, first }, stop.clone(), wire.clone()));
+            let begun = Begun { stream, first, connected };
+            connections.spawn(serves.clone().connection(begun, stop.clone(), wire.clone()));
         }
         connections.close();
         connections.wait().await;
@@ -168,12 +173,14 @@ impl Door {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, from)) => {
                     accepting.well();
+                    let Some(connected) = wire.peers.connect(telemetry::Door::Http, from) else { continue };
                     let _best_effort = stream.set_nodelay(true);
                     let (here, to, stop, wire) = (here.clone(), to.clone(), stop.clone(), wire.clone());
                     connections.spawn(async move {
-                        let begun = stop.run_until_cancelled(timeout(HELLO, Begun::read(stream))).await;
+                        let begun =
+                            stop.run_until_cancelled(timeout(HELLO, Begun::read(stream, connected))).await;
                         if let Some(Ok(Some((begun, of)))) = begun {
                             to.hand(begun, of, here, stop, wire).await;
                         }
@@ -199,9 +206,9 @@ impl Handing {
             Of::Metrics => self.metrics,
             Of::Others => self.others,
         };
-        let Begun { stream, first } = begun;
+        let Begun { stream, first, connected } = begun;
         if let Ok(stream) = stream.into_std() {
-            let _ending = there.send(Begun { stream, first }).await;
+            let _ending = there.send(Begun { stream, first, connected }).await;
         }
     }
 }
@@ -241,14 +248,14 @@ impl Of {
 
 impl Begun<TcpStream> {
     /// Reads until it is known what the connection begins with. `None`: it ended before.
-    async fn read(mut stream: TcpStream) -> Option<(Self, Of)> {
+    async fn read(mut stream: TcpStream, connected: Connected) -> Option<(Self, Of)> {
         let mut first = Vec::with_capacity(32);
         loop {
             if stream.read_buf(&mut first).await.ok()? == 0 {
                 return None;
             }
             if let Some(of) = Of::read(&first) {
-                return Some((Self { stream, first }, of));
+                return Some((Self { stream, first, connected }, of));
             }
         }
     }
@@ -265,8 +272,9 @@ struct Serves {
 impl Serves {
     /// Answers until `stop`, then ends what is open: at once where nobody waits for an answer.
     async fn connection(self, begun: Begun<TcpStream>, stop: CancellationToken, wire: Wire) {
-        let Wire { outward, activity, idle } = wire;
-        let Begun { stream, first } = begun;
+        let Wire { peers, activity, idle } = wire;
+        let Begun { stream, first, connected } = begun;
+        let (account, outward) = (connected.account().clone(), peers.outward(&connected));
         // Who asks for a change of a model is written down.
         let from =
             TcpConnectInfo { local_addr: stream.local_addr().ok(), remote_addr: stream.peer_addr().ok() };
@@ -275,6 +283,7 @@ impl Serves {
         let router = MapRequest::new(self.router, move |mut request: http::Request<Incoming>| {
             begins.begin();
             request.extensions_mut().insert(from.clone());
+            request.extensions_mut().insert(account.clone());
             request
         });
         // So that clients need not find out by a request that fails.
@@ -309,11 +318,18 @@ mod tests {
     use tokio::io::AsyncWriteExt as _;
 
     use super::*;
-    use crate::{admission::InFlightBytes, telemetry::Untaken};
+    use crate::{
+        admission::Account,
+        telemetry::{ConnectionMetrics, Untaken},
+    };
 
     fn wire() -> Wire {
-        let outward = Outward { untaken: Untaken::default(), room: InFlightBytes::new(1) };
-        Wire { outward, activity: Activity::new(), idle: Duration::from_secs(75) }
+        let peers = Peers {
+            callers: Account::alone(1).all().clone(),
+            untaken: Untaken::default(),
+            connections: ConnectionMetrics::default(),
+        };
+        Wire { peers, activity: Activity::new(), idle: Duration::from_secs(75) }
     }
 
     #[test]
@@ -349,12 +365,14 @@ mod tests {
     async fn closed_after(parts: &[&[u8]]) -> (u64, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (stream, _) = listener.accept().await.unwrap();
+        let (stream, from) = listener.accept().await.unwrap();
+        let wire = wire();
+        let connected = wire.peers.connect(telemetry::Door::Http, from).unwrap();
         let serves = Serves { router: Router::new(), once: false };
         let (first, later) = parts.split_first().unwrap();
-        let begun = Begun { stream, first: first.to_vec() };
+        let begun = Begun { stream, first: first.to_vec(), connected };
         let server = TaskTracker::new();
-        server.spawn(serves.connection(begun, CancellationToken::new(), wire()));
+        server.spawn(serves.connection(begun, CancellationToken::new(), wire));
         let mut answers = Vec::new();
         for part in later {
             client.read_buf(&mut answers).await.unwrap();

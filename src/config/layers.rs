@@ -324,7 +324,7 @@ mod tests {
             ("[pressure]\nmemory = 1.5", "pressure.memory = 1.5 is out of range: 0 (not looked at) to 1"),
             (
                 "[server]\nmax_in_flight_bytes = '64MiB'",
-                "server.max_in_flight_bytes = 64.0 MiB (write '128MiB') is out of range",
+                "server.max_in_flight_bytes = 64.0 MiB (write '256MiB') is out of range",
             ),
             ("nonsense", "torchlane.toml"),
         ];

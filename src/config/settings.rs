@@ -142,6 +142,14 @@ pub struct Server {
     pub max_requests: usize,
     /// Bytes of inference requests in the process: being read, waiting or running. A message over it is refused.
     pub max_in_flight_bytes: ByteSize,
+    /// Calls that are open on all connections, those without a message yet included; over it calls are refused.
+    pub max_open_calls: usize,
+    /// Connections to the gRPC port, and a quarter as many to the HTTP port; fewer where the limit on open files is lower. Over it
+    /// they are closed at once.
+    pub max_connections: usize,
+    /// What one caller, known by its address, may hold of each of these three, and of regions of shared memory: a share of what the
+    /// others leave.
+    pub caller_share: f64,
 }
 
 impl Default for Server {
@@ -160,6 +168,9 @@ impl Default for Server {
             max_streams: 128,
             max_requests: 4096,
             max_in_flight_bytes: ByteSize::gib(1),
+            max_open_calls: 16_384,
+            max_connections: 8192,
+            caller_share: 0.5,
         }
     }
 }
@@ -419,6 +430,8 @@ impl Settings {
             ("admission.control_queue", a.control_queue, 0, 1 << 20, "0 to 1048576"),
             ("server.max_streams", self.server.max_streams as usize, 1, 1 << 20, "1 to 1048576"),
             ("server.max_requests", self.server.max_requests, 1, 1 << 24, "1 to 16777216"),
+            ("server.max_open_calls", self.server.max_open_calls, 16, 1 << 24, "16 to 16777216"),
+            ("server.max_connections", self.server.max_connections, 1, 1 << 20, "1 to 1048576"),
             ("loader.threads", self.loader.threads, 1, 64, "1 to 64"),
             ("loader.spare", self.loader.spare, 0, 64, "0 to 64"),
             ("samples.record", self.samples.record, 0, MOST_SAMPLES, "0 (none) to 1000"),
@@ -468,6 +481,10 @@ impl Settings {
                 "1KiB up to (not including) 2GiB",
             ));
         }
+        let caller_share = self.server.caller_share;
+        if !(0.01..=1.0).contains(&caller_share) {
+            return Err(("server.caller_share", caller_share.to_string(), "0.01 to 1"));
+        }
         let p = &self.pressure;
         for (key, value) in [
             ("pressure.memory", p.memory),
@@ -480,12 +497,11 @@ impl Settings {
         }
         // Else a LOW message could be refused because of its own bytes.
         let share = if p.in_flight_bytes > 0.0 { p.in_flight_bytes.min(0.875) } else { 0.875 };
-        let least = self.server.max_message_bytes.as_u64() as f64 / share;
+        let least = self.server.max_message_bytes.as_u64() as f64 / (share * caller_share);
         if (self.server.max_in_flight_bytes.as_u64() as f64) < least {
             let mib = (least / ByteSize::mib(1).as_u64() as f64).ceil();
             let value = format!("{} (write '{mib}MiB')", self.server.max_in_flight_bytes);
-            let allowed =
-                "at least server.max_message_bytes / pressure.in_flight_bytes, so that one message fits";
+            let allowed = "at least server.max_message_bytes / pressure.in_flight_bytes / server.caller_share, so that one message fits";
             return Err(("server.max_in_flight_bytes", value, allowed));
         }
         if let Some((key, value, allowed)) = self.tenants.values().find_map(TenantSettings::problem) {

@@ -189,6 +189,7 @@ where
             lane: Some(lane),
             decided: DecidedLane::default(),
             tenant: call.tenant.clone(),
+            account: call.account.clone(),
             headers: call.headers.clone(),
             purpose: if call.purpose == Purpose::Answer { Purpose::Step } else { call.purpose },
             deadline: call.deadline,

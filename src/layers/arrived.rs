@@ -4,13 +4,8 @@
 use std::{sync::Arc, time::Duration};
 
 use http::Extensions;
-use prost::Message;
-use tonic::metadata::MetadataMap;
 
-use super::{
-    bytes::too_many_bytes,
-    shed::{Counted, Places},
-};
+use super::shed::{Counted, Places};
 use crate::{
     admission::{HeldAnswer, MessageBytes},
     error::{Error, Reason, Result},
@@ -37,14 +32,9 @@ impl Arrived {
         Ok(Self { bytes, _place: place })
     }
 
-    /// Counts a message that came compressed for what it is now: what was counted while it was read is what was on the wire.
-    ///
-    /// # Errors
-    /// There is no room for it.
-    pub fn inflated(&self, headers: &MetadataMap, message: &impl Message) -> Result<()> {
-        let bytes = inflated(headers, message) as u64;
-        let has_room = self.bytes.as_ref().is_none_or(|counted| counted.add(bytes));
-        if has_room { Ok(()) } else { Err(too_many_bytes()) }
+    /// Where the request's bytes count, for what is read of it elsewhere.
+    pub fn bytes(&self) -> Option<&MessageBytes> {
+        self.bytes.as_ref()
     }
 
     /// The request is answered. Its place is free, and the `bytes` of the answer count instead of its own.
@@ -56,12 +46,6 @@ impl Arrived {
             .as_ref()
             .map_or(Ok(AnswerBytes::Uncounted), |request| AnswerBytes::of_whole(request, bytes))
     }
-}
-
-/// Bytes of a message that came compressed. 0: it came as it is.
-pub(crate) fn inflated(headers: &MetadataMap, message: &impl Message) -> usize {
-    let is_compressed = headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity");
-    if is_compressed { message.encoded_len() } else { 0 }
 }
 
 /// The bytes of the message that has just been read, counted until this is dropped: keep it for as long as the message.
@@ -118,7 +102,7 @@ impl AnswerBytes {
 
 /// The refusal of an answer for which there is no room.
 fn too_many_answers() -> Error {
-    let message = "the server holds as many bytes of answers that their callers do not take as it may \
-                   (server.max_in_flight_bytes): take answers sooner, or ask for less at once";
+    let message = "this address has as many bytes of answers on their way as it may: its share (server.caller_share) of what \
+                   others leave of server.max_in_flight_bytes. Take answers sooner, or ask for less at once";
     Error::new(Reason::Overloaded, message).with_retry_after(Duration::from_secs(1))
 }

@@ -16,14 +16,17 @@ use tower::Service;
 
 use super::path;
 use crate::{
-    admission::{InFlightBytes, MessageBytes},
+    admission::{Account, Caller, Callers, MessageBytes},
     api,
     error::{Error, Reason},
     telemetry::{Door, Refusals},
 };
 
-/// Longest message of an admin call: names and numbers. They are not counted, so they must not be long.
-const ADMIN: usize = 64 << 10;
+/// Longest message of a call that is neither inference nor an upload: names and numbers. They are not counted, so they must not be
+/// long.
+pub(super) const ADMIN: usize = 64 << 10;
+/// Most bytes of a reflection stream, which asks for one name after the other.
+const REFLECTION: usize = 1 << 20;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -33,15 +36,16 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Debug, Clone)]
 pub struct CountBytes<S> {
     inner: S,
-    bytes: Arc<InFlightBytes>,
+    unknown: Arc<Account>,
     refusals: Refusals,
     uploads: bool,
 }
 
 impl<S> CountBytes<S> {
-    /// Counts in `bytes`, and inference that it refuses in `refusals`.
-    pub fn new(inner: S, bytes: Arc<InFlightBytes>, refusals: Refusals) -> Self {
-        Self { inner, bytes, refusals, uploads: false }
+    /// Counts in the account that a call's connection left in its extensions, else in that of an unknown one of `callers`; and
+    /// inference that it refuses in `refusals`.
+    pub fn new(inner: S, callers: &Arc<Callers>, refusals: Refusals) -> Self {
+        Self { inner, unknown: callers.account(Caller::UNKNOWN), refusals, uploads: false }
     }
 
     /// With `uploads`, loads may bring files: they may be long, and are counted.
@@ -68,9 +72,14 @@ where
         let is_inference = path::is_inference(called);
         let is_upload = self.uploads && path::is_upload(called);
         let is_counted = is_inference || is_upload;
-        let counted = is_counted.then(|| Arc::new(MessageBytes::new(self.bytes.clone())));
+        let account = || request.extensions().get::<Arc<Account>>().unwrap_or(&self.unknown).clone();
+        let counted = is_counted.then(|| Arc::new(MessageBytes::new(account())));
         let refusals = is_inference.then(|| self.refusals.clone());
-        let room = if path::is_admin(called) && !is_upload { ADMIN } else { usize::MAX };
+        let room = match is_counted {
+            true => usize::MAX,
+            false if path::is_unary(called) => ADMIN,
+            false => REFLECTION,
+        };
         if let Some(counted) = &counted {
             request.extensions_mut().insert(counted.clone());
         }
@@ -130,13 +139,14 @@ where
 }
 
 fn too_long() -> Status {
-    let message = format!("a request of this method may have {ADMIN} bytes");
+    let message = "the request is too long: this method takes names and numbers";
     api::status(&Error::new(Reason::MessageTooLarge, message))
 }
 
 /// The refusal of bytes that would be too many.
 pub(crate) fn too_many_bytes() -> Error {
-    let message = "the server holds as many bytes of requests as it may (server.max_in_flight_bytes)";
+    let message = "this address has as many bytes of requests in the server as it may: its share (server.caller_share) of what \
+                   others leave of server.max_in_flight_bytes";
     Error::new(Reason::Overloaded, message).with_retry_after(Duration::from_millis(100))
 }
 
@@ -149,9 +159,12 @@ mod tests {
     use tonic_types::StatusExt as _;
 
     use super::*;
-    use crate::layers::{
-        message_bytes,
-        path::{INFER, INFER_STREAM},
+    use crate::{
+        admission::CallerLimits,
+        layers::{
+            message_bytes,
+            path::{INFER, INFER_STREAM},
+        },
     };
 
     /// Frames of so many bytes, then silence.
@@ -161,15 +174,15 @@ mod tests {
     }
 
     /// What the service inside gets for a call of `path`.
-    fn counted<B>(bytes: &Arc<InFlightBytes>, path: &str, body: B) -> Request<CountedBody<B>> {
+    fn counted<B>(bytes: &Arc<Account>, path: &str, body: B) -> Request<CountedBody<B>> {
         let inside = tower::service_fn(|request| std::future::ready(Ok::<_, Infallible>(request)));
         let request = Request::builder().uri(path).body(body).unwrap();
-        CountBytes::new(inside, bytes.clone(), Refusals::default()).call(request).into_inner().unwrap()
+        CountBytes::new(inside, bytes.all(), Refusals::default()).call(request).into_inner().unwrap()
     }
 
     #[tokio::test]
     async fn a_message_counts_while_it_is_read_and_while_it_is_held() {
-        let bytes = InFlightBytes::new(100);
+        let bytes = Account::alone(100);
         let (parts, mut body) = counted(&bytes, INFER_STREAM[0], frames([10, 20, 5])).into_parts();
         body.frame().await.unwrap().unwrap();
         body.frame().await.unwrap().unwrap();
@@ -185,7 +198,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_hangs_up_in_the_middle_of_a_message_frees_it() {
-        let bytes = InFlightBytes::new(100);
+        let bytes = Account::alone(100);
         let mut request = counted(&bytes, INFER[1], frames([10]));
         request.body_mut().frame().await.unwrap().unwrap();
         assert!(futures::poll!(request.body_mut().frame()).is_pending());
@@ -195,8 +208,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn it_counts_for_who_sent_it() {
+        let limits = CallerLimits { bytes: 100, calls: 10, grpc: 10, http: 10, heavy: 1, share: 0.5 };
+        let callers = Callers::new(limits);
+        let [one, other] =
+            ["10.0.0.1", "10.0.0.2"].map(|at| callers.account(Caller::at(at.parse().unwrap())));
+        let inside = tower::service_fn(|request| std::future::ready(Ok::<_, Infallible>(request)));
+        let mut service = CountBytes::new(inside, &callers, Refusals::default());
+        let mut sent = |by: &Arc<Account>| {
+            let mut request = Request::builder().uri(INFER[0]).body(frames([40, 40])).unwrap();
+            request.extensions_mut().insert(by.clone());
+            service.call(request).into_inner().unwrap()
+        };
+        let (mut first, mut second) = (sent(&one), sent(&other));
+        first.body_mut().frame().await.unwrap().unwrap();
+        assert!(first.body_mut().frame().await.unwrap().is_err(), "half of what there is");
+        second.body_mut().frame().await.unwrap().unwrap_err();
+        assert_eq!((one.now(), other.now()), (40, 0), "half of what is left");
+        drop(first);
+        sent(&other).body_mut().frame().await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
     async fn a_message_that_is_too_much_is_refused_and_others_go_on() {
-        let bytes = InFlightBytes::new(100);
+        let bytes = Account::alone(100);
         let mut small = counted(&bytes, INFER[1], frames([10, 10]));
         let mut large = counted(&bytes, INFER[1], frames([50, 50]));
         small.body_mut().frame().await.unwrap().unwrap();
@@ -216,9 +251,9 @@ mod tests {
         refused.body_mut().frame().await.unwrap().unwrap();
         assert!(refused.body_mut().frame().await.unwrap().is_err(), "no files unless they are allowed");
         let inside = tower::service_fn(|request| std::future::ready(Ok::<_, Infallible>(request)));
-        let bytes = InFlightBytes::new(1 << 20);
+        let bytes = Account::alone(1 << 20);
         let request = Request::builder().uri(load).body(frames([ADMIN, 1])).unwrap();
-        let service = CountBytes::new(inside, bytes.clone(), Refusals::default());
+        let service = CountBytes::new(inside, bytes.all(), Refusals::default());
         let mut upload = service.with_uploads(true).call(request).into_inner().unwrap();
         for _ in 0..2 {
             upload.body_mut().frame().await.unwrap().unwrap();

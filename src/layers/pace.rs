@@ -8,7 +8,7 @@ use std::{
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::admission::InFlightBytes;
+use crate::admission::Account;
 
 /// Bytes a second at which a peer is waited for as long as it likes.
 const ENOUGH: u32 = 16 << 10;
@@ -62,13 +62,8 @@ impl Alarm {
     }
 }
 
-/// Ready once a peer is not waited for any more: its time is over, or it lets others wait who have no room for their answers.
-pub(crate) fn given_up(
-    pace: &mut Pace,
-    alarm: &mut Alarm,
-    room: &InFlightBytes,
-    cx: &mut Context<'_>,
-) -> Poll<()> {
+/// Ready once a peer is not waited for any more: its time is over, or there is little room left for its caller's answers.
+pub(crate) fn given_up(pace: &mut Pace, alarm: &mut Alarm, room: &Account, cx: &mut Context<'_>) -> Poll<()> {
     loop {
         let until = pace.wait();
         let now = Instant::now();

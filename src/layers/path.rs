@@ -24,9 +24,9 @@ pub(super) fn is_infer_stream(path: &str) -> bool {
     INFER_STREAM.contains(&path)
 }
 
-/// Other calls of the APIs: names and numbers.
-pub(super) fn is_admin(path: &str) -> bool {
-    !is_inference(path) && (path.starts_with(API) || path.starts_with(OPEN_INFERENCE))
+/// Calls whose messages may come compressed: those of both APIs.
+pub(super) fn is_of_api(path: &str) -> bool {
+    path.starts_with(API) || path.starts_with(OPEN_INFERENCE)
 }
 
 /// A load that may bring files.

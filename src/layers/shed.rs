@@ -1,4 +1,4 @@
-//! A cap on requests in the whole process: over it, calls are refused before their message is read.
+//! Caps on open calls and on requests in the whole process: over them, calls are refused before their message is read.
 
 use std::{
     sync::{
@@ -16,6 +16,7 @@ use tower::Service;
 
 use super::path;
 use crate::{
+    admission::Account,
     api,
     error::{Error, Reason, Result},
     telemetry::{Door, Refusals},
@@ -58,6 +59,13 @@ pub(crate) fn too_many() -> Error {
     Error::new(Reason::Overloaded, message).with_retry_after(Duration::from_millis(100))
 }
 
+/// The refusal of a call that would be one too many.
+fn too_many_calls() -> Error {
+    let message = "this address has as many open calls as it may: its share (server.caller_share) of what others leave of \
+                   server.max_open_calls";
+    Error::new(Reason::Overloaded, message).with_retry_after(Duration::from_millis(100))
+}
+
 /// A request that counts.
 #[derive(Debug)]
 pub struct Counted(Arc<RequestCap>);
@@ -81,7 +89,7 @@ impl Places {
     }
 }
 
-/// Refuses at once, never waits. Only inference is counted: health and admin calls are never shed here.
+/// Refuses at once, never waits. Of requests only inference is counted: health and admin calls are never shed for those.
 ///
 /// What it lets through holds no place yet: its message may never come. [`Arrived`](super::Arrived) takes one.
 #[derive(Debug, Clone)]
@@ -110,12 +118,20 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        if path::is_inference(request.uri().path()) {
-            if self.places.cap.is_full() {
-                let error = too_many();
+        let is_inference = path::is_inference(request.uri().path());
+        let account = request.extensions().get::<Arc<Account>>();
+        let refused = if account.is_some_and(|account| account.has_too_many_calls()) {
+            Some(too_many_calls())
+        } else {
+            (is_inference && self.places.cap.is_full()).then(too_many)
+        };
+        if let Some(error) = refused {
+            if is_inference {
                 self.places.refusals.count(Door::Grpc, &error);
-                return Either::Right(ready(Ok(api::status(&error).into_http())));
             }
+            return Either::Right(ready(Ok(api::status(&error).into_http())));
+        }
+        if is_inference {
             request.extensions_mut().insert(self.places.clone());
         }
         Either::Left(self.inner.call(request))
@@ -125,7 +141,10 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layers::Arrived;
+    use crate::{
+        admission::{Caller, CallerLimits, Callers},
+        layers::Arrived,
+    };
 
     #[tokio::test]
     async fn over_the_cap_is_refused_and_leaving_makes_room() {
@@ -151,5 +170,30 @@ mod tests {
         let _sent_later = arrived.answered(10);
         assert!(cap.is_idle(), "an answer on its way holds no place");
         assert!(Arrived::new(second.extensions()).is_ok());
+    }
+    #[tokio::test]
+    async fn open_calls_are_capped_for_each_caller() {
+        let limits = CallerLimits { bytes: 1, calls: 40, grpc: 1, http: 1, heavy: 1, share: 0.5 };
+        let callers = Callers::new(limits);
+        let [flood, other] =
+            ["10.0.0.1", "10.0.0.2"].map(|at| callers.account(Caller::at(at.parse().unwrap())));
+        let inside = tower::service_fn(async |_: Request<()>| Ok::<_, ()>(Response::new(Body::empty())));
+        let refusals = Refusals::default();
+        let mut shed = Shed::new(inside, RequestCap::new(1), refusals.clone());
+        let mut refused = async |account: &Arc<Account>, path: &str| {
+            let mut request = Request::builder().uri(path).body(()).unwrap();
+            request.extensions_mut().insert(account.clone());
+            shed.call(request).await.unwrap().headers().contains_key("grpc-status")
+        };
+        let mut open: Vec<_> = (0..19).map(|_| flood.open_call()).collect();
+        assert!(!refused(&flood, path::INFER[0]).await);
+        open.push(flood.open_call());
+        assert!(
+            refused(&flood, path::INFER[0]).await && refused(&flood, "/grpc.health.v1.Health/Watch").await
+        );
+        assert!(!refused(&other, path::INFER[0]).await);
+        assert_eq!(refusals.get(Door::Grpc, Reason::Overloaded), 1, "of inference");
+        open.pop();
+        assert!(!refused(&flood, path::INFER[0]).await);
     }
 }

@@ -8,14 +8,14 @@ use tonic::{Code, Status, body::Body};
 
 use crate::{
     api,
-    error::{Error, Reason, shown},
+    error::{Error, Reason},
     telemetry::{Door, Refusals},
 };
 
 /// Encodings of messages that a server reads.
 const ACCEPT_ENCODING: &str = "grpc-accept-encoding";
 
-/// The answer, with what tonic alone says in it replaced: a message too long, cut off, not one, or that does not inflate; no such method. Messages that
+/// The answer, with what tonic alone says in it replaced: a message too long, cut off, or not one; no such method. Messages that
 /// it could not read are counted in `refusals`.
 pub(super) fn translate(response: Response<Body>, refusals: Option<Refusals>) -> Response<Body> {
     let ours = move |said: &HeaderMap| {
@@ -54,9 +54,6 @@ enum Of {
     Answer,
 }
 
-/// How tonic begins what it says of a compressed message.
-const INFLATING: &str = "Error decompressing";
-
 fn in_our_words(said: &HeaderMap) -> Option<(Error, Of)> {
     let status = Status::from_header_map(said)?;
     if !status.details().is_empty() {
@@ -78,13 +75,6 @@ fn in_our_words(said: &HeaderMap) -> Option<(Error, Of)> {
             );
             Some((Error::new(Reason::MessageTooLarge, message), of))
         }
-        Code::ResourceExhausted if said.starts_with(INFLATING) => {
-            let limit = said.split(|c: char| !c.is_ascii_digit()).find(|digits| !digits.is_empty())?;
-            let message = format!(
-                "the message inflates to more than {limit} bytes: send less at once, or raise server.max_message_bytes"
-            );
-            Some((Error::new(Reason::MessageTooLarge, message), Of::Request))
-        }
         Code::Unimplemented if said.is_empty() => {
             let message = "no such method here: `grpcurl -plaintext ADDR list` shows those that are";
             Some((Error::new(Reason::Unimplemented, message), Of::Request))
@@ -93,12 +83,6 @@ fn in_our_words(said: &HeaderMap) -> Option<(Error, Of)> {
             let message =
                 format!("{}: use one that grpc-accept-encoding names, or none", said.trim_end_matches('.'));
             Some((Error::new(Reason::Unimplemented, message), Of::Request))
-        }
-        Code::Internal if said.starts_with(INFLATING) => {
-            let why = said.trim_start_matches(INFLATING).trim_start_matches(':').trim();
-            let why = why.strip_suffix(", while sending request").unwrap_or(why);
-            let message = format!("the message cannot be read: it does not inflate: {}", shown(why, 128));
-            Some((Error::new(Reason::BadRequest, message), Of::Request))
         }
         Code::Internal if said.starts_with("Missing request message") => {
             let message = "the call takes exactly one message, and none came";
@@ -142,17 +126,7 @@ mod tests {
             (cut.reason(), cut.message()),
             (Reason::BadRequest, "the message cannot be read: Unexpected EOF decoding stream")
         );
-        let bomb = "Error decompressing: size limit, of 4096 bytes, exceeded while decompressing message";
-        let error = said(&Status::resource_exhausted(bomb)).unwrap();
-        assert_eq!(error.reason(), Reason::MessageTooLarge);
-        assert!(error.message().starts_with("the message inflates to more than 4096 bytes"), "{error}");
         assert_eq!(said(&Status::resource_exhausted("the queue is full")), None);
-        let garbage = said(&Status::internal("Error decompressing: invalid header, while sending request"));
-        let garbage = garbage.unwrap();
-        assert_eq!(
-            (garbage.reason(), garbage.message()),
-            (Reason::BadRequest, "the message cannot be read: it does not inflate: invalid header")
-        );
         let mut encoding = Status::unimplemented("Content is compressed with `br` which isn't supported");
         encoding.metadata_mut().insert(ACCEPT_ENCODING, "gzip,identity".parse().unwrap());
         let translated = translate(encoding.into_http(), None);

@@ -125,6 +125,58 @@ fn known(signature: &Signature) -> String {
     format!("the model takes {list}")
 }
 
+/// That a model of that signature may have inputs of these names, before their contents are read.
+///
+/// # Errors
+/// There are too many, one is there twice, or one is of no argument.
+pub fn check_names(signature: &Signature, names: &[&str]) -> Result<()> {
+    no_more_than(names.len())?;
+    let single = names.len() == 1 && signature.arguments().len() == 1;
+    for (at, name) in names.iter().enumerate() {
+        if names.iter().take(at).any(|other| other == name) {
+            return Err(twice(name, at));
+        }
+        let mut arguments = signature.arguments().iter().zip(signature.inputs());
+        let of_one = arguments.any(|(argument, spec)| {
+            let part = name.strip_prefix(&*argument.name);
+            let any_key = spec.keys.is_empty() && signature.arguments().len() == 1;
+            part.is_some_and(|part| part.is_empty() || part.starts_with('.'))
+                || spec.keys.iter().any(|key| *key.tensor.name == **name)
+                || any_key && is_dict(&argument.kind)
+        });
+        if !(of_one || single && name.is_empty()) {
+            return Err(unknown(name, at, signature));
+        }
+    }
+    Ok(())
+}
+
+fn is_dict(kind: &ArgKind) -> bool {
+    match kind {
+        ArgKind::Dict => true,
+        ArgKind::Optional(inner) => is_dict(inner),
+        _ => false,
+    }
+}
+
+fn no_more_than(inputs: usize) -> Result<()> {
+    if inputs <= MAX_INPUTS {
+        return Ok(());
+    }
+    let message = format!("the request has {inputs} inputs, at most {MAX_INPUTS} are read");
+    Err(Error::new(Reason::BadRequest, message).with_field("inputs"))
+}
+
+fn twice(name: &str, at: usize) -> Error {
+    let message = format!("input '{}' is given twice", shown(name, 64));
+    Error::new(Reason::DuplicateInput, message).with_field(format!("inputs[{at}]"))
+}
+
+fn unknown(name: &str, at: usize, signature: &Signature) -> Error {
+    let message = format!("the model has no input '{}': {}", shown(name, 64), known(signature));
+    Error::new(Reason::UnknownInput, message).with_field(format!("inputs[{at}].name"))
+}
+
 /// Binding looks inputs up by name one by one, on a thread that others wait for.
 const MAX_INPUTS: usize = 1024;
 
@@ -138,14 +190,10 @@ struct Binder<'a> {
 
 impl<'a> Binder<'a> {
     fn new(signature: &'a Signature, inputs: &'a [NamedTensor]) -> Result<Self> {
-        if inputs.len() > MAX_INPUTS {
-            let message = format!("the request has {} inputs, at most {MAX_INPUTS} are read", inputs.len());
-            return Err(Error::new(Reason::BadRequest, message).with_field("inputs"));
-        }
+        no_more_than(inputs.len())?;
         for (i, input) in inputs.iter().enumerate() {
             if inputs.iter().take(i).any(|other| other.name == input.name) {
-                let message = format!("input '{}' is given twice", shown(&input.name, 64));
-                return Err(Error::new(Reason::DuplicateInput, message).with_field(format!("inputs[{i}]")));
+                return Err(twice(&input.name, i));
             }
         }
         Ok(Self {
@@ -309,9 +357,7 @@ impl<'a> Binder<'a> {
     fn finish(&self) -> Result<()> {
         let stray = self.used.iter().position(|used| !used).and_then(|at| Some((at, self.inputs.get(at)?)));
         let Some((at, input)) = stray else { return Ok(()) };
-        let message =
-            format!("the model has no input '{}': {}", shown(&input.name, 64), known(self.signature));
-        Err(Error::new(Reason::UnknownInput, message).with_field(format!("inputs[{at}].name")))
+        Err(unknown(&input.name, at, self.signature))
     }
 }
 

@@ -13,7 +13,7 @@ mod samples;
 mod signature;
 mod versions;
 
-pub use bind::{Arg, BatchKey, Binding};
+pub use bind::{Arg, BatchKey, Binding, check_names};
 pub use decision::{Decision, Decisions};
 pub use id::{
     Generation, InvalidLabel, InvalidName, InvalidVersion, Label, ModelName, TenantId, Version,

@@ -89,6 +89,8 @@ impl Mirror {
             deadline: None,
             span: tracing::Span::none(),
             trace: None,
+            // It is not for what its caller holds that it runs or not.
+            account: None,
             ..call
         };
         let metrics = self.metrics.clone();

@@ -1,17 +1,20 @@
 //! Where log lines go and how they look, and which are written: the last may change while the process runs.
 
 use std::{
+    collections::HashMap,
     io::IsTerminal as _,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tracing::level_filters::LevelFilter;
+use tokio::time::Instant;
+use tracing::{Event, Level, Metadata, callsite::Identifier, level_filters::LevelFilter};
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
-    layer::{Layered, SubscriberExt as _},
+    layer::{self, Layered, SubscriberExt as _},
     reload,
     util::SubscriberInitExt as _,
 };
@@ -146,6 +149,35 @@ fn raised(base: &str, own: LevelFilter, wanted: LevelFilter) -> String {
     text
 }
 
+/// Libraries' lines are written once a second for each place in their code: what callers send makes some, as often as callers like.
+/// Whoever asks for more than INFO gets all of those.
+#[derive(Debug, Default)]
+struct Sparse(Mutex<HashMap<Identifier, Instant>>);
+
+impl Sparse {
+    fn writes(&self, of: &Metadata<'_>, now: Instant) -> bool {
+        if *of.level() > Level::INFO || of.target().starts_with("torchlane") {
+            return true;
+        }
+        let mut written = self.0.lock();
+        let recent = written.get(&of.callsite()).is_some_and(|last| now - *last < Duration::from_secs(1));
+        if !recent {
+            written.insert(of.callsite(), now);
+        }
+        !recent
+    }
+}
+
+impl<S> layer::Filter<S> for Sparse {
+    fn enabled(&self, _: &Metadata<'_>, _: &layer::Context<'_, S>) -> bool {
+        true
+    }
+
+    fn event_enabled(&self, event: &Event<'_>, _: &layer::Context<'_, S>) -> bool {
+        self.writes(event.metadata(), Instant::now())
+    }
+}
+
 /// Lines that may wait for standard error to take them. Beyond, lines are lost: nobody waits for a reader of logs.
 const BACKLOG: usize = 16 * 1024;
 
@@ -168,8 +200,10 @@ pub fn init_logging(format: LogFormat, level: &str) -> Result<WorkerGuard, Strin
         .with_ansi(std::io::stderr().is_terminal());
     let filtered = tracing_subscriber::registry().with(layer);
     match format {
-        LogFormat::Json => filtered.with(lines.json().flatten_event(true)).try_init(),
-        LogFormat::Pretty => filtered.with(lines.compact()).try_init(),
+        LogFormat::Json => {
+            filtered.with(lines.json().flatten_event(true).with_filter(Sparse::default())).try_init()
+        }
+        LogFormat::Pretty => filtered.with(lines.compact().with_filter(Sparse::default())).try_init(),
     }
     .map_err(|error| error.to_string())?;
     let _first = INSTALLED.set(filter);
@@ -285,5 +319,31 @@ mod tests {
         let (_, reached) = build("warn,h2=info", Some(LevelFilter::ERROR)).unwrap();
         assert_eq!(reached, LevelFilter::ERROR);
         assert_eq!(build("torchlane=debug", None).unwrap().1, LevelFilter::DEBUG);
+    }
+
+    #[test]
+    fn a_library_says_the_same_once_a_second() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let plain = tracing_subscriber::fmt::layer()
+            .with_writer(move || writer.clone())
+            .without_time()
+            .with_level(false)
+            .with_target(false)
+            .with_ansi(false)
+            .with_filter(Sparse::default());
+        let _here = tracing::subscriber::set_default(tracing_subscriber::registry().with(plain));
+        for _ in 0..100 {
+            tracing::warn!(target: "h2::proto", "a");
+            tracing::warn!(target: "h2::proto", "b");
+            tracing::debug!(target: "h2::proto", "d");
+            tracing::warn!(target: "torchlane::x", "w");
+        }
+        let count = |letter: char| {
+            String::from_utf8(lines.0.lock().clone()).unwrap().chars().filter(|c| *c == letter).count()
+        };
+        // One second may begin while they are written.
+        assert!((1..=2).contains(&count('a')) && (1..=2).contains(&count('b')));
+        assert_eq!((count('d'), count('w')), (100, 100));
     }
 }

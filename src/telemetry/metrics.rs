@@ -16,8 +16,8 @@ use prometheus_client::{
 };
 
 use super::{
-    CacheMetrics, Recent, Refusals, RepositoryMetrics, ResidencyMetrics, RolloutMetrics, SpanMetrics,
-    StoreMetrics, TaskMetrics, Untaken,
+    CacheMetrics, ConnectionMetrics, Recent, Refusals, RepositoryMetrics, ResidencyMetrics, RolloutMetrics,
+    SpanMetrics, StoreMetrics, TaskMetrics, Untaken,
     requests::{ModelLabel, RequestMetrics, Sample},
     triton,
 };
@@ -35,6 +35,9 @@ pub const CATALOGUE: &[(&str, &str, &str)] = &[
     ("torchlane_requests_total", "counter", "model, version, lane, outcome"),
     ("torchlane_refusals_total", "counter", "door, reason"),
     ("torchlane_untaken_answers_total", "counter", "door"),
+    ("torchlane_connections", "gauge", "door"),
+    ("torchlane_connections_closed_total", "counter", "door, reason"),
+    ("torchlane_open_calls", "gauge", ""),
     ("torchlane_request_duration_seconds", "histogram", "model, version, lane, outcome"),
     ("torchlane_queue_duration_seconds", "histogram", "model, version, lane, outcome"),
     ("torchlane_batch_wait_duration_seconds", "histogram", "model, version, lane, outcome"),
@@ -156,6 +159,8 @@ pub struct Metrics {
     pub refusals: Refusals,
     /// Answers that were not taken.
     pub untaken: Untaken,
+    /// Connections.
+    pub connections: ConnectionMetrics,
     /// Of background tasks.
     pub tasks: TaskMetrics,
     registry: Registry,
@@ -224,6 +229,7 @@ impl Default for Metrics {
             spans: SpanMetrics::default(),
             refusals: Refusals::default(),
             untaken: Untaken::default(),
+            connections: ConnectionMetrics::default(),
             tasks: TaskMetrics::default(),
             registry: Registry::with_prefix("torchlane"),
             requests: RequestMetrics::default(),
@@ -255,6 +261,7 @@ impl Default for Metrics {
         metrics.requests.register(r);
         metrics.refusals.register(r);
         metrics.untaken.register(r);
+        metrics.connections.register(r);
         metrics.tasks.register(r);
         r.register(
             "queue_depth",
@@ -513,6 +520,7 @@ impl Metrics {
         for (resource, ratio) in pressure.ratios() {
             self.pressure.get_or_create(&ResourceLabel { resource: resource.as_str() }).set(ratio);
         }
+        self.connections.read(pressure.callers());
         self.in_flight_bytes.set(i64::try_from(pressure.in_flight_bytes()).unwrap_or(i64::MAX));
         self.stuck_loads.set(count(Some(&stuck_loads.load(std::sync::atomic::Ordering::Relaxed))));
         self.healthy.set(i64::try_from(scheduler.healthy()).unwrap_or(i64::MAX));

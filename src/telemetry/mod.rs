@@ -1,6 +1,7 @@
 //! What can be seen from outside: metrics, the access log, traces.
 
 mod access;
+mod connections;
 mod logging;
 mod metrics;
 mod recent;
@@ -19,6 +20,7 @@ mod triton;
 mod untaken;
 
 pub use access::{AccessLog, AccessPolicy};
+pub use connections::{Closed, ConnectionMetrics};
 pub(crate) use logging::filter;
 pub use logging::{LogFilter, LogFormat, init_logging};
 pub use metrics::{CATALOGUE, Metrics, Sources};

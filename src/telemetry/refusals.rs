@@ -21,7 +21,8 @@ pub enum Door {
 }
 
 impl Door {
-    pub(super) const fn as_str(self) -> &'static str {
+    /// As in metrics and logs.
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Grpc => "grpc",
             Self::Http => "http",

@@ -262,10 +262,9 @@ async fn a_connection_goes_on_after_an_early_refusal_or_says_that_it_ends() {
     let dir = repository(&[("m", "")]);
     let server = Server::fake(dir.path(), |_| {});
     server.ready().await;
-    for (head, body) in [
-        ("POST /nothing", 30_000),
-        ("POST /v2/models/m/infer HTTP/1.1\r\nx-timeout-ms: soon", 30_000),
-    ] {
+    for (head, body) in
+        [("POST /nothing", 30_000), ("POST /v2/models/m/infer HTTP/1.1\r\nx-timeout-ms: soon", 30_000)]
+    {
         let (head, more) = head
             .split_once(" HTTP/1.1\r\n")
             .map_or((head, String::new()), |(head, more)| (head, format!("{more}\r\n")));
@@ -281,7 +280,9 @@ async fn a_connection_goes_on_after_an_early_refusal_or_says_that_it_ends() {
         assert!(said.starts_with("HTTP/1.1 4") && said.contains("HTTP/1.1 200"), "{head}: {said}");
     }
     // A connection of a probe carries one request.
-    for head in ["POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000", "PUT /livez HTTP/1.1\r\nHost: x"] {
+    for head in
+        ["POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000", "PUT /livez HTTP/1.1\r\nHost: x"]
+    {
         let mut stream = tokio::net::TcpStream::connect(server.http).await.unwrap();
         stream.write_all(format!("{head}\r\n\r\n").as_bytes()).await.unwrap();
         let mut said = String::new();

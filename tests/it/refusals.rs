@@ -222,6 +222,7 @@ async fn answers_that_nobody_reads_count_until_they_are_gone() {
     let dir = repository(&[("m", "")]);
     let server = Server::fake(dir.path(), |settings| {
         settings.server.max_in_flight_bytes = bytesize::ByteSize::mib(64);
+        settings.server.caller_share = 1.0;
         settings.pressure.in_flight_bytes = 0.0;
     });
     let mut client = server.ready().await;

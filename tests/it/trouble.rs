@@ -238,6 +238,7 @@ fn large(model: &str) -> proto::InferRequest {
 /// May hold three of those, and refuses LOW from two.
 fn small(settings: &mut Settings) {
     settings.server.max_in_flight_bytes = ByteSize::kib(1100);
+    settings.server.caller_share = 1.0;
     settings.server.max_message_bytes = ByteSize::kib(400);
     settings.pressure.memory = 0.0;
 }

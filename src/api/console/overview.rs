@@ -303,7 +303,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::admission::{InFlightBytes, PressureSettings, Resource, TenantSettings};
+    use crate::admission::{Account, PressureSettings, Resource, TenantSettings};
 
     #[test]
     fn a_lane_has_its_own_numbers() {
@@ -357,7 +357,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_short_and_who_used_what() {
-        let bytes = InFlightBytes::new(1000);
+        let bytes = Account::alone(1000).all().clone();
         let pressure = Pressure::new(PressureSettings::default(), bytes);
         pressure.read(Resource::Memory, 0.97, tokio::time::Instant::now());
         let told = serde_json::to_value(PressureView::new(&pressure)).unwrap();

@@ -50,6 +50,7 @@ pub(in crate::api) fn infer_call(
         lane,
         decided: DecidedLane::default(),
         tenant,
+        account: arrival.account.clone(),
         headers: Headers::new(arrival.headers.clone()),
         purpose: Purpose::Answer,
         deadline: arrival.deadline,

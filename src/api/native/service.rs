@@ -95,14 +95,12 @@ where
         (infer, refusals): (S, Refusals),
         arrived: Result<Arrived>,
         request: proto::InferRequest,
-        metadata: Arc<tonic::metadata::MetadataMap>,
-        deadline: Option<Instant>,
+        arrival: &Arrival,
     ) -> Result<(proto::InferResponse, AnswerBytes)> {
         // Counted where it was refused.
         let arrived = arrived?;
-        let arrival = Arrival::new(Door::Grpc, metadata, deadline);
-        let read = arrived.inflated(&arrival.headers, &request).and_then(|()| infer_call(request, &arrival));
-        let (call, form) = read.inspect_err(|error| refusals.count(Door::Grpc, error))?;
+        let (call, form) =
+            infer_call(request, arrival).inspect_err(|error| refusals.count(Door::Grpc, error))?;
         let (request_id, model, received) = (call.request_id.clone(), call.model.clone(), call.received);
         let reply = infer.oneshot(call).await?;
         let answer = infer_response(request_id, model, reply, form, received.elapsed());
@@ -179,7 +177,8 @@ where
         let deadline = deadline(&request);
         let (metadata, extensions, message) = request.into_parts();
         let (to, arrived) = ((self.infer.clone(), self.refusals.clone()), Arrived::new(&extensions));
-        let answered = Self::answer(to, arrived, message, Arc::new(metadata), deadline).await;
+        let arrival = Arrival::new(Door::Grpc, Arc::new(metadata), deadline).of(&extensions);
+        let answered = Self::answer(to, arrived, message, &arrival).await;
         let (answer, bytes) = answered.map_err(|error| status(&error))?;
         Ok(bytes.on(answer))
     }
@@ -196,11 +195,12 @@ where
         let longest = self.longest;
         let bytes = AnswerBytes::of_stream(&extensions);
         let answer = move |message: proto::InferRequest| {
-            let (to, metadata) = (to.clone(), metadata.clone());
+            let to = to.clone();
+            let arrival = Arrival::new(Door::Grpc, metadata.clone(), deadline).of(&extensions);
             let arrived = Arrived::new(&extensions);
             async move {
                 let request_id = message.request_id.clone();
-                let answered = Self::answer(to, arrived, message, metadata, deadline).await;
+                let answered = Self::answer(to, arrived, message, &arrival).await;
                 let (answer, bytes) = stream::parted(answered);
                 (Ok(item(request_id, answer, longest)), bytes)
             }

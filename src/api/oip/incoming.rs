@@ -5,9 +5,10 @@ use bytes::Bytes;
 
 use super::{
     parameters::{Parameters, RegionPart, RequestParameters, TensorParameters},
-    regions::{Place, Regions},
+    regions::{Place, Reader, Regions},
 };
 use crate::{
+    admission::MessageBytes,
     api::arrival::{Arrival, fresh_id, span, version},
     call::{DecidedLane, Headers, InferCall, Purpose},
     error::{Error, Reason, Result, shown},
@@ -77,7 +78,12 @@ impl Incoming {
     ///
     /// # Errors
     /// Whatever does not agree with itself, or names shared memory that is not there.
-    pub(in crate::api) fn into_call(self, arrival: &Arrival, regions: &Regions) -> Result<(InferCall, Form)> {
+    pub(in crate::api) fn into_call(
+        self,
+        arrival: &Arrival,
+        regions: &Regions,
+        counted: Option<&MessageBytes>,
+    ) -> Result<(InferCall, Form)> {
         let parameters = RequestParameters::read(&self.parameters)?;
         let lane = match parameters.lane {
             Some(lane) => Some(lane),
@@ -90,9 +96,10 @@ impl Incoming {
             Ok(Wanted { name, parameters, place })
         });
         let outputs = outputs.collect::<Result<Vec<_>>>()?;
+        let mut regions = regions.reader(counted);
         let inputs = self.inputs.into_iter().enumerate();
         let inputs =
-            inputs.map(|(index, input)| tensor(index, input, regions)).collect::<Result<Vec<_>>>()?;
+            inputs.map(|(index, input)| tensor(index, input, &mut regions)).collect::<Result<Vec<_>>>()?;
         let own_id = !self.id.is_empty();
         let request_id = if own_id { self.id.clone() } else { fresh_id() };
         let span = span(&request_id, &self.model);
@@ -111,6 +118,7 @@ impl Incoming {
             lane,
             decided: DecidedLane::default(),
             tenant: arrival.tenant()?,
+            account: arrival.account.clone(),
             headers: Headers::new(arrival.headers.clone()),
             purpose: Purpose::Answer,
             deadline: arrival.deadline_within(parameters.timeout),
@@ -129,7 +137,7 @@ fn of_output(name: &str, error: &Error) -> Error {
     Error::new(error.reason(), message).with_field("outputs")
 }
 
-fn tensor(index: usize, input: Input, regions: &Regions) -> Result<NamedTensor> {
+fn tensor(index: usize, input: Input, regions: &mut Reader<'_>) -> Result<NamedTensor> {
     let Input { name, datatype, shape, data } = input;
     let at = |field: &str| format!("inputs[{index}].{field}");
     let wrong = |error: TensorError, field: &str| {
@@ -152,7 +160,7 @@ fn tensor(index: usize, input: Input, regions: &Regions) -> Result<NamedTensor> 
         Data::Typed(typed) => {
             encode_typed(&typed, dtype, &shape).map_err(|error| wrong(error, "contents"))?
         }
-        Data::Region(part) => regions.read(&part).map_err(|error| {
+        Data::Region(part) => regions.read(part).map_err(|error| {
             let message = format!("input '{}': {}", shown(&name, 64), error.message());
             Error::new(error.reason(), message).with_field(at("parameters"))
         })?,

@@ -22,17 +22,18 @@ use tower::{Service, ServiceExt as _};
 
 use super::{arrival::Arrival, health::Health};
 use crate::{
-    admission::{ControlLane, ControlPlace, Errand, Residents, Wanted},
+    admission::{ControlLane, ControlPlace, Errand, MessageBytes, Residents, Wanted},
     call::{InferCall, InferReply},
     error::{Error, Result},
     lifecycle::Manager,
-    model::{Lane, VersionWish},
+    model::{Lane, VersionWish, check_names},
     registry::Registry,
     telemetry::{Door, LogFilter, Refusals, Traces},
 };
 
-use incoming::Incoming;
+use incoming::{Data, Incoming};
 use outgoing::Outgoing;
+pub(crate) use regions::MOST as MOST_REGIONS;
 pub use regions::Regions;
 pub(super) use regions::{no_cuda, no_cuda_region};
 pub(super) use settings::LogValue;
@@ -124,10 +125,32 @@ impl<S> OpenInference<S>
 where
     S: Service<InferCall, Response = InferReply, Error = Error> + Clone,
 {
-    /// Answers one request.
-    pub(super) async fn infer(&self, incoming: Incoming, arrival: &Arrival) -> Result<Outgoing> {
+    /// What is in shared memory is read only where the model has such an input. A model that is not in memory yet says so later.
+    fn before_reading(&self, incoming: &Incoming) -> Result<()> {
+        if !incoming.inputs.iter().any(|input| matches!(input.data, Data::Region(_))) {
+            return Ok(());
+        }
+        match self.lease(&incoming.model, &incoming.version) {
+            // An ensemble's own inputs are looked at by itself.
+            Ok(lease) if lease.ensemble.is_none() => {
+                let names: Vec<_> = incoming.inputs.iter().map(|input| input.name.as_str()).collect();
+                check_names(&lease.signature, &names)
+            }
+            // Whatever else is wrong with it is said where all requests are looked at.
+            _ => Ok(()),
+        }
+    }
+
+    /// Answers one request, whose bytes are counted in `counted`.
+    pub(super) async fn infer(
+        &self,
+        incoming: Incoming,
+        arrival: &Arrival,
+        counted: Option<&MessageBytes>,
+    ) -> Result<Outgoing> {
         let refused = |error: &Error| self.refused(arrival.door, error);
-        let (call, form) = incoming.into_call(arrival, &self.with.regions).inspect_err(refused)?;
+        self.before_reading(&incoming).inspect_err(refused)?;
+        let (call, form) = incoming.into_call(arrival, &self.with.regions, counted).inspect_err(refused)?;
         let model = call.model.clone();
         let reply = self.infer.clone().oneshot(call).await?;
         // Names of classes are those of the version that has answered. One that was replaced meanwhile has none any more.

@@ -82,7 +82,7 @@ impl RequestParameters {
 }
 
 /// A place in a region of shared memory.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::api) struct RegionPart {
     pub(in crate::api) region: String,
     /// In bytes, from the beginning of the region.

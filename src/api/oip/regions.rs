@@ -6,7 +6,8 @@
 use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
-    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    net::SocketAddr,
+    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -15,12 +16,17 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 
 use super::parameters::RegionPart;
-use crate::error::{Error, Reason, Result, shown};
+use crate::{
+    admission::{Caller, MessageBytes},
+    error::{Error, Reason, Result, shown},
+    layers::too_many_bytes,
+};
 
 /// Where POSIX shared memory lies on Linux.
 const ROOT: &str = "/dev/shm";
-/// More regions than this are refused.
-const MOST: usize = 1024;
+/// More regions than this are refused, fewer where the process may have few descriptors open. One caller may have its share of what
+/// others leave.
+pub(crate) const MOST: usize = 1024;
 /// Longest name of a region.
 const NAME: usize = 256;
 
@@ -34,6 +40,10 @@ pub(in crate::api) struct Region {
     /// In bytes.
     pub(in crate::api) size: u64,
     file: Arc<File>,
+    /// Which object it is: regions of one share a descriptor.
+    object: (u64, u64),
+    /// Who has registered it.
+    caller: Caller,
 }
 
 /// All of them, by the names that callers gave them. Shared by the doors.
@@ -42,14 +52,17 @@ pub struct Regions {
     root: Option<PathBuf>,
     /// Most bytes that are read for one tensor.
     longest: u64,
+    most: usize,
+    share: f64,
     named: RwLock<BTreeMap<String, Region>>,
 }
 
 impl Regions {
-    /// None yet. With `enabled` false there never are any. A tensor may have at most `longest` bytes.
-    pub fn new(enabled: bool, longest: usize) -> Self {
+    /// None yet. With `enabled` false there never are any. A tensor may have at most `longest` bytes. There may be `most` regions, and
+    /// one caller may have `share` of what the others leave.
+    pub fn new(enabled: bool, longest: usize, most: usize, share: f64) -> Self {
         let root = enabled.then(|| PathBuf::from(ROOT));
-        Self { root, longest: longest as u64, named: RwLock::default() }
+        Self { root, longest: longest as u64, most, share, named: RwLock::default() }
     }
 
     /// Whether callers may register any.
@@ -68,7 +81,14 @@ impl Regions {
     ///
     /// # Errors
     /// Shared memory is off, the name is taken, or there are no such bytes.
-    pub(in crate::api) fn register(&self, name: &str, key: &str, offset: u64, size: u64) -> Result<()> {
+    pub(in crate::api) fn register(
+        &self,
+        name: &str,
+        key: &str,
+        offset: u64,
+        size: u64,
+        from: Option<SocketAddr>,
+    ) -> Result<()> {
         let root = self.root()?;
         let bad = |field: &str, why: &str| {
             let message = format!("shared memory region '{}': {why}", shown(name, 64));
@@ -102,17 +122,26 @@ impl Regions {
             let why = format!("{size} bytes from {offset} on are not within the object, which has {has}");
             return Err(bad("byte_size", &why));
         }
-        let region = Region { key: key.to_owned(), offset, size, file: Arc::new(opened) };
+        let caller = from.map_or(Caller::UNKNOWN, |from| Caller::at(from.ip()));
+        let object = (meta.dev(), meta.ino());
         let mut named = self.named.write();
         if named.contains_key(name) {
             let message = format!("shared memory region '{}' is registered already", shown(name, 64));
             return Err(Error::new(Reason::RegionExists, message).with_field("name"));
         }
-        if named.len() >= MOST {
-            let message = format!("there are {MOST} shared memory regions already: unregister some");
+        let own = named.values().filter(|region| region.caller == caller).count();
+        let left = self.most.saturating_sub(named.len() - own);
+        if own as f64 >= (left as f64 * self.share).ceil() {
+            let message = format!(
+                "this address has {own} shared memory regions registered, its share (server.caller_share) of what others leave of \
+                 {}: unregister some",
+                self.most
+            );
             return Err(Error::new(Reason::Overloaded, message));
         }
-        named.insert(name.to_owned(), region);
+        let same = named.values().find(|region| region.object == object).map(|region| region.file.clone());
+        let file = same.unwrap_or_else(|| Arc::new(opened));
+        named.insert(name.to_owned(), Region { key: key.to_owned(), offset, size, file, object, caller });
         Ok(())
     }
 
@@ -140,8 +169,13 @@ impl Regions {
         Ok(vec![(name.to_owned(), region)])
     }
 
+    /// Reads for one request, whose bytes are counted in `counted`.
+    pub(super) fn reader<'a>(&'a self, counted: Option<&'a MessageBytes>) -> Reader<'a> {
+        Reader { regions: self, counted, read: BTreeMap::new() }
+    }
+
     /// The bytes there.
-    pub(super) fn read(&self, part: &RegionPart) -> Result<Bytes> {
+    fn read(&self, part: &RegionPart, counted: Option<&MessageBytes>) -> Result<Bytes> {
         let Place { file, at, .. } = self.place(part)?;
         if part.size > self.longest {
             let message = format!(
@@ -149,6 +183,9 @@ impl Regions {
                 part.size, self.longest
             );
             return Err(Error::new(Reason::MessageTooLarge, message));
+        }
+        if counted.is_some_and(|counted| !counted.add(part.size)) {
+            return Err(too_many_bytes());
         }
         let mut data = vec![0; usize::try_from(part.size).unwrap_or(usize::MAX)];
         file.read_exact_at(&mut data, at).map_err(|error| gone(part, &error))?;
@@ -208,6 +245,29 @@ impl Place {
     }
 }
 
+/// Reads what one request names: each part once, however often it is named.
+#[derive(Debug)]
+pub(super) struct Reader<'a> {
+    regions: &'a Regions,
+    counted: Option<&'a MessageBytes>,
+    read: BTreeMap<RegionPart, Bytes>,
+}
+
+impl Reader<'_> {
+    /// The bytes there.
+    ///
+    /// # Errors
+    /// They are not there, too many, or there is no room for them.
+    pub(super) fn read(&mut self, part: RegionPart) -> Result<Bytes> {
+        if let Some(bytes) = self.read.get(&part) {
+            return Ok(bytes.clone());
+        }
+        let bytes = self.regions.read(&part, self.counted)?;
+        self.read.insert(part, bytes.clone());
+        Ok(bytes)
+    }
+}
+
 /// The refusal of regions in the memory of GPUs.
 pub(in crate::api) fn no_cuda() -> Error {
     let message = "this server has no CUDA shared memory: send the bytes, or use system shared memory";
@@ -232,9 +292,10 @@ fn gone(part: &RegionPart, error: &std::io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admission::Account;
 
     fn regions(root: &Path) -> Regions {
-        Regions { root: Some(root.to_owned()), ..Regions::new(true, 64) }
+        Regions { root: Some(root.to_owned()), ..Regions::new(true, 64, 4, 0.5) }
     }
 
     fn part(region: &str, offset: u64, size: u64) -> RegionPart {
@@ -246,15 +307,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("object"), [0; 32]).unwrap();
         let regions = regions(dir.path());
-        regions.register("whole", "/object", 0, 32).unwrap();
-        regions.register("end", "object", 24, 8).unwrap();
+        regions.register("whole", "/object", 0, 32, None).unwrap();
+        regions.register("end", "object", 24, 8, None).unwrap();
         regions.place(&part("end", 2, 4)).unwrap().write(b"data").unwrap();
-        assert_eq!(regions.read(&part("whole", 26, 4)).unwrap(), "data");
+        assert_eq!(regions.read(&part("whole", 26, 4), None).unwrap(), "data");
         assert_eq!(regions.status("").unwrap().len(), 2);
         let end = &regions.status("end").unwrap()[0].1;
         assert_eq!((end.key.as_str(), end.offset, end.size), ("object", 24, 8));
         regions.unregister("end");
-        assert_eq!(regions.read(&part("end", 0, 1)).unwrap_err().reason(), Reason::UnknownRegion);
+        assert_eq!(regions.read(&part("end", 0, 1), None).unwrap_err().reason(), Reason::UnknownRegion);
         regions.unregister("");
         assert!(regions.status("").unwrap().is_empty());
     }
@@ -269,20 +330,20 @@ mod tests {
         std::os::unix::fs::symlink(dir.path().join("secret"), root.join("link")).unwrap();
         let regions = regions(&root);
         for key in ["", "/", "..", "/..", "/../secret", "sub/x", "link", "sub", "none", "//object"] {
-            assert!(regions.register("r", key, 0, 1).is_err(), "{key}");
+            assert!(regions.register("r", key, 0, 1, None).is_err(), "{key}");
         }
         for (offset, size) in [(0, 33), (32, 1), (u64::MAX, 1), (1, u64::MAX), (0, 0)] {
-            assert!(regions.register("r", "/object", offset, size).is_err(), "{offset} {size}");
+            assert!(regions.register("r", "/object", offset, size, None).is_err(), "{offset} {size}");
         }
-        regions.register("r", "/object", 8, 16).unwrap();
-        assert_eq!(regions.register("r", "/object", 0, 1).unwrap_err().reason(), Reason::RegionExists);
+        regions.register("r", "/object", 8, 16, None).unwrap();
+        assert_eq!(regions.register("r", "/object", 0, 1, None).unwrap_err().reason(), Reason::RegionExists);
         for (offset, size) in [(0, 17), (16, 1), (u64::MAX, 2)] {
-            assert!(regions.read(&part("r", offset, size)).is_err(), "{offset} {size}");
+            assert!(regions.read(&part("r", offset, size), None).is_err(), "{offset} {size}");
         }
         assert!(regions.place(&part("r", 0, 2)).unwrap().write(b"longer").is_err());
         // Truncated behind the server's back: an error, not a signal.
         std::fs::write(root.join("object"), [0; 4]).unwrap();
-        assert!(regions.read(&part("r", 0, 16)).is_err());
+        assert!(regions.read(&part("r", 0, 16), None).is_err());
         assert!(regions.place(&part("r", 0, 16)).unwrap().write(b"longer").is_err());
         assert_eq!(std::fs::read(root.join("object")).unwrap().len(), 4);
     }
@@ -294,11 +355,11 @@ mod tests {
             std::fs::write(dir.path().join(object), [0; 8]).unwrap();
         }
         let regions = regions(dir.path());
-        regions.register("r", "/first", 0, 8).unwrap();
+        regions.register("r", "/first", 0, 8, None).unwrap();
         let place = regions.place(&part("r", 4, 4)).unwrap();
         regions.unregister("r");
         place.write(b"gone").unwrap();
-        regions.register("r", "/second", 0, 8).unwrap();
+        regions.register("r", "/second", 0, 8, None).unwrap();
         place.write(b"data").unwrap();
         assert_eq!(std::fs::read(dir.path().join("first")).unwrap(), b"\0\0\0\0data");
         assert_eq!(std::fs::read(dir.path().join("second")).unwrap(), [0; 8]);
@@ -309,16 +370,54 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("object"), [0; 128]).unwrap();
         let regions = regions(dir.path());
-        regions.register("r", "/object", 0, 128).unwrap();
-        assert_eq!(regions.read(&part("r", 0, 65)).unwrap_err().reason(), Reason::MessageTooLarge);
+        regions.register("r", "/object", 0, 128, None).unwrap();
+        assert_eq!(regions.read(&part("r", 0, 65), None).unwrap_err().reason(), Reason::MessageTooLarge);
     }
 
     #[test]
     fn it_is_off_unless_it_is_turned_on() {
-        let regions = Regions::new(false, 64);
-        assert_eq!(regions.register("r", "/object", 0, 1).unwrap_err().reason(), Reason::Unimplemented);
-        assert_eq!(regions.read(&part("r", 0, 1)).unwrap_err().reason(), Reason::Unimplemented);
+        let regions = Regions::new(false, 64, 4, 0.5);
+        assert_eq!(regions.register("r", "/object", 0, 1, None).unwrap_err().reason(), Reason::Unimplemented);
+        assert_eq!(regions.read(&part("r", 0, 1), None).unwrap_err().reason(), Reason::Unimplemented);
         assert!(regions.status("").unwrap().is_empty());
         regions.unregister("");
+    }
+
+    #[test]
+    fn what_is_read_counts_and_is_read_once() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("object"), [7; 64]).unwrap();
+        let regions = regions(dir.path());
+        regions.register("r", "/object", 0, 64, None).unwrap();
+        let account = Account::alone(100);
+        let counted = MessageBytes::new(account.clone());
+        let mut reader = regions.reader(Some(&counted));
+        let first = reader.read(part("r", 0, 64)).unwrap();
+        for _ in 0..200 {
+            assert_eq!(reader.read(part("r", 0, 64)).unwrap().as_ptr(), first.as_ptr());
+        }
+        assert_eq!(account.now(), 64);
+        assert_eq!(reader.read(part("r", 1, 63)).unwrap_err().reason(), Reason::Overloaded);
+        assert_eq!(account.now(), 64, "what is refused is not read");
+        drop(counted);
+        assert_eq!(account.now(), 0);
+    }
+
+    #[test]
+    fn a_caller_has_its_share_and_an_object_one_descriptor() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("object"), [7; 64]).unwrap();
+        let regions = regions(dir.path());
+        let at = |last: u8| Some(SocketAddr::from(([10, 0, 0, last], 1)));
+        let register = |name: &str, last| regions.register(name, "/object", 0, 64, at(last));
+        register("a", 1).unwrap();
+        register("b", 1).unwrap();
+        assert_eq!(register("c", 1).unwrap_err().reason(), Reason::Overloaded, "half of four");
+        register("c", 2).unwrap();
+        assert_eq!(register("d", 2).unwrap_err().reason(), Reason::Overloaded, "half of what is left");
+        let files: Vec<_> = regions.status("").unwrap().into_iter().map(|(_, region)| region.file).collect();
+        assert!(files.iter().all(|file| Arc::ptr_eq(file, &files[0])));
+        regions.unregister("a");
+        register("d", 1).unwrap();
     }
 }

@@ -22,16 +22,7 @@ pub(in crate::api) async fn read(
     counted: Option<&MessageBytes>,
     until: Instant,
 ) -> Result<Bytes> {
-    let too_long = || {
-        let message = if counted.is_some() {
-            format!(
-                "the body has more than {longest} bytes: send less at once, or raise server.max_message_bytes"
-            )
-        } else {
-            format!("the body has more than the {longest} bytes that a request of this kind may have")
-        };
-        Error::new(Reason::MessageTooLarge, message)
-    };
+    let too_long = || too_long(longest, counted.is_some());
     // Where its length is told it need not come.
     if body.size_hint().lower() > longest as u64 {
         return Err(too_long());
@@ -72,6 +63,18 @@ pub(in crate::api) async fn read(
     Ok(first.unwrap_or_else(|| whole.freeze()))
 }
 
+/// The refusal of a body of more than `longest` bytes; with `raisable` that is a setting.
+pub(super) fn too_long(longest: usize, raisable: bool) -> Error {
+    let message = if raisable {
+        format!(
+            "the body has more than {longest} bytes: send less at once, or raise server.max_message_bytes"
+        )
+    } else {
+        format!("the body has more than the {longest} bytes that a request of this kind may have")
+    };
+    Error::new(Reason::MessageTooLarge, message)
+}
+
 /// What is at the bottom of an error.
 fn cause(error: &axum::Error) -> String {
     let mut error: &dyn std::error::Error = error;
@@ -88,7 +91,7 @@ mod tests {
     use futures::StreamExt as _;
 
     use super::*;
-    use crate::admission::InFlightBytes;
+    use crate::admission::Account;
 
     fn pieces<const N: usize>(pieces: [&'static str; N]) -> Body {
         let pieces = pieces.map(|piece| Ok::<_, std::io::Error>(Bytes::from_static(piece.as_bytes())));
@@ -110,7 +113,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn only_a_limit_that_can_be_raised_is_said_to_be() {
-        let counted = MessageBytes::new(InFlightBytes::new(100));
+        let counted = MessageBytes::new(Account::alone(100));
         for (counted, says) in [
             (Some(&counted), "raise server.max_message_bytes"),
             (None, "the 4 bytes that a request of this kind"),
@@ -122,7 +125,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn there_must_be_room_and_time_for_it() {
-        let all = InFlightBytes::new(4);
+        let all = Account::alone(4);
         let counted = MessageBytes::new(all.clone());
         let error = read(pieces(["abcd", "e"]), 100, Some(&counted), soon()).await.unwrap_err();
         assert_eq!((error.reason(), all.now()), (Reason::Overloaded, 4));

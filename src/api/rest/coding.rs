@@ -1,59 +1,69 @@
 //! Bodies that come compressed. tower-http's layer looks at one header only, by its exact name, and reads one member only: what it
 //! leaves out would be lost without a word.
 
-use std::io;
+use std::sync::Arc;
 
-use async_compression::tokio::bufread::{GzipDecoder, ZlibDecoder, ZstdDecoder};
 use axum::{
     body::Body,
     http::{HeaderMap, header},
 };
-use futures::TryStreamExt as _;
-use tokio::io::AsyncRead;
-use tokio_util::io::{ReaderStream, StreamReader};
+use bytes::Bytes;
+use tokio::time::{Instant, timeout_at};
 
-use crate::error::{Error, Reason, Result, shown};
+use super::body;
+use crate::{
+    admission::MessageBytes,
+    error::{Error, Reason, Result, shown},
+    layers::{Coding, heavy, inflate, late, too_many_bytes},
+};
 
-/// Bytes of what was inflated that come at once.
-const PIECE: usize = 32 << 10;
-
-/// The body as it was before it was compressed, where `headers` say that it is. It is inflated as it is read: who reads bounds it.
-/// All members are read one after the other, and anything else behind the first is an error, as an end that is missing is.
+/// The whole body as it was before it was compressed, where `headers` say that it is: at most `longest` bytes, counted in `counted`, by
+/// `until`. What counts is inflated away from this thread.
 ///
 /// # Errors
-/// More than one coding, or an unknown one.
-pub(super) fn inflated(headers: &HeaderMap, body: Body) -> Result<Body> {
-    let Some(coding) = coding(headers)? else { return Ok(body) };
-    let compressed = StreamReader::new(body.into_data_stream().map_err(io::Error::other));
-    Ok(match coding {
-        Coding::Gzip => {
-            let mut inflated = GzipDecoder::new(compressed);
-            inflated.multiple_members(true);
-            in_pieces(inflated)
-        }
-        Coding::Deflate => {
-            let mut inflated = ZlibDecoder::new(compressed);
-            inflated.multiple_members(true);
-            in_pieces(inflated)
-        }
-        Coding::Zstd => {
-            let mut inflated = ZstdDecoder::new(compressed);
-            inflated.multiple_members(true);
-            in_pieces(inflated)
-        }
-    })
+/// As [`body::read`], more than one coding, an unknown one, or it does not inflate.
+pub(super) async fn read(
+    headers: &HeaderMap,
+    body: Body,
+    longest: usize,
+    counted: Option<&Arc<MessageBytes>>,
+    until: Instant,
+) -> Result<Bytes> {
+    let coding = coding(headers)?;
+    let sent = body::read(body, longest, counted.map(|counted| &**counted), until).await?;
+    let Some(coding) = coding else { return Ok(sent) };
+    let Some(counted) = counted.cloned() else {
+        return whole(coding, sent, (longest, false), |_| Ok(()));
+    };
+    let (account, came) = (counted.account().clone(), sent.len() as u64);
+    let work = heavy(&account, move |wanted| {
+        let body = whole(coding, sent, (longest, true), |more| {
+            wanted.check()?;
+            if counted.add(more as u64) { Ok(()) } else { Err(too_many_bytes()) }
+        })?;
+        counted.free(came);
+        Ok(body)
+    });
+    timeout_at(until, work).await.unwrap_or_else(|_| Err(late()))
 }
 
-fn in_pieces(inflated: impl AsyncRead + Send + 'static) -> Body {
-    Body::from_stream(ReaderStream::with_capacity(inflated, PIECE))
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Coding {
-    Gzip,
-    /// With zlib's frame (RFC 9110, section 8.4.1.2).
-    Deflate,
-    Zstd,
+/// What `sent` inflates to. `more` is asked before each piece.
+fn whole(
+    coding: Coding,
+    sent: Bytes,
+    (longest, raisable): (usize, bool),
+    mut more: impl FnMut(usize) -> Result<()>,
+) -> Result<Bytes> {
+    let mut body = Vec::new();
+    inflate(coding, sent.into(), longest, |piece| {
+        if body.len() + piece.len() > longest {
+            return Err(body::too_long(longest, raisable));
+        }
+        more(piece.len())?;
+        body.extend_from_slice(&piece);
+        Ok(())
+    })?;
+    Ok(body.into())
 }
 
 /// `None`: the body is as it is. Names are read as RFC 9110, section 8.4.1 has them.
@@ -77,11 +87,11 @@ fn coding(headers: &HeaderMap) -> Result<Option<Coding>> {
             ));
         }
     };
-    match name.to_ascii_lowercase().as_str() {
-        "gzip" | "x-gzip" => Ok(Some(Coding::Gzip)),
-        "deflate" => Ok(Some(Coding::Deflate)),
-        "zstd" => Ok(Some(Coding::Zstd)),
-        _ => refused(format!("content-encoding '{}' is not one of gzip, deflate, zstd", shown(name, 32))),
+    let plain = name.to_ascii_lowercase();
+    match Coding::named(plain.strip_prefix("x-").filter(|rest| *rest == "gzip").unwrap_or(&plain).as_bytes())
+    {
+        Some(coding) => Ok(Some(coding)),
+        None => refused(format!("content-encoding '{}' is not one of gzip, deflate, zstd", shown(name, 32))),
     }
 }
 
@@ -89,40 +99,11 @@ fn coding(headers: &HeaderMap) -> Result<Option<Coding>> {
 mod tests {
     use std::time::Duration;
 
-    use async_compression::tokio::write::{GzipEncoder, ZlibEncoder, ZstdEncoder};
-    use bytes::Bytes;
-    use tokio::{io::AsyncWriteExt as _, time::Instant};
-
     use super::*;
-    use crate::api::rest::body;
+    use crate::{admission::Account, layers::deflated};
 
     fn named(lines: &[&str]) -> HeaderMap {
         lines.iter().map(|line| (header::CONTENT_ENCODING, line.parse().unwrap())).collect()
-    }
-
-    /// `text` as that coding has it.
-    async fn compressed(coding: &str, text: &[u8]) -> Vec<u8> {
-        macro_rules! by {
-            ($encoder:ident) => {{
-                let mut encoder = $encoder::new(Vec::new());
-                encoder.write_all(text).await.unwrap();
-                encoder.shutdown().await.unwrap();
-                encoder.into_inner()
-            }};
-        }
-        match coding {
-            "gzip" => by!(GzipEncoder),
-            "deflate" => by!(ZlibEncoder),
-            _ => by!(ZstdEncoder),
-        }
-    }
-
-    /// What is read of `sent`, which comes in pieces of `piece` bytes.
-    async fn read(coding: &str, sent: &[u8], piece: usize, longest: usize) -> Result<Bytes> {
-        let pieces: Vec<_> =
-            sent.chunks(piece).map(|piece| Ok::<_, io::Error>(Bytes::copy_from_slice(piece))).collect();
-        let body = inflated(&named(&[coding]), Body::from_stream(futures::stream::iter(pieces)))?;
-        body::read(body, longest, None, Instant::now() + Duration::from_secs(5)).await
     }
 
     #[test]
@@ -153,30 +134,28 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn all_members_are_read_and_nothing_else_may_come() {
-        let text = b"what is sent ".repeat(50);
-        for coding in ["gzip", "deflate", "zstd"] {
-            let one = compressed(coding, &text).await;
-            let two = [one.clone(), compressed(coding, b"and more").await].concat();
-            // Wherever the pieces end.
-            for piece in [1, 7, one.len(), usize::MAX] {
-                assert_eq!(read(coding, &one, piece, 10_000).await.unwrap(), text, "{coding} {piece}");
-                let both = read(coding, &two, piece, 10_000).await.unwrap();
-                assert_eq!(both, [&text[..], b"and more"].concat(), "{coding} {piece}");
-                for bad in [
-                    [&one[..], b"x"].concat(),
-                    [&one[..], b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"].concat(),
-                    [&one[..], b"{\"model\": \"something else\"}"].concat(),
-                    one[..one.len() - 1].to_vec(),
-                    two[..two.len() - 1].to_vec(),
-                    text.clone(),
-                ] {
-                    let error = read(coding, &bad, piece, 10_000).await.unwrap_err();
-                    assert_eq!(error.reason(), Reason::BadRequest, "{coding} {piece} {error}");
-                }
+    async fn it_is_bounded_and_counted_by_what_it_inflates_to() {
+        let text = b"what is sent ".repeat(1000);
+        for (coding, name) in [(Coding::Gzip, "gzip"), (Coding::Deflate, "deflate"), (Coding::Zstd, "zstd")] {
+            let sent = deflated(coding, &text);
+            let until = Instant::now() + Duration::from_secs(60);
+            let account = Account::alone(20_000);
+            let counted = Arc::new(MessageBytes::new(account.clone()));
+            let get = async |longest, counted| {
+                read(&named(&[name]), Body::from(sent.clone()), longest, counted, until).await
+            };
+            for counted in [Some(&counted), None] {
+                assert_eq!(get(13_000, counted).await.unwrap(), text, "{name}");
             }
-            let error = read(coding, &two, usize::MAX, text.len()).await.unwrap_err();
-            assert_eq!(error.reason(), Reason::MessageTooLarge, "it is bounded as it was before");
+            assert_eq!(account.now(), 13_000);
+            for counted in [Some(&counted), None] {
+                let error = get(12_999, counted).await.unwrap_err();
+                assert_eq!(error.reason(), Reason::MessageTooLarge, "{name}");
+            }
+            let held = MessageBytes::new(account.clone());
+            assert!(held.add(6000));
+            let error = get(13_000, Some(&counted)).await.unwrap_err();
+            assert_eq!(error.reason(), Reason::Overloaded, "{name}");
         }
     }
 }

@@ -16,8 +16,7 @@ use tower::Service;
 use super::{
     Rest,
     answer::{self, JSON_LENGTH},
-    body,
-    coding::inflated,
+    coding,
     path::Path,
     refusal::refusal,
     request,
@@ -35,10 +34,13 @@ use crate::{
     },
     call::{InferCall, InferReply},
     error::{Error, Reason, Result, shown},
-    layers::{AnswerBytes, too_many},
+    layers::{AnswerBytes, heavy, too_many},
     telemetry::Door,
     tensor::{DType, byte_len},
 };
+
+/// A longer body is not parsed on the thread that others wait for.
+const LONG: usize = 256 << 10;
 
 /// Which model a path means.
 #[derive(Debug, Deserialize)]
@@ -73,7 +75,7 @@ where
         };
         let read = read.await.inspect_err(|error| rest.door.refused(Door::Http, error));
         let ((incoming, arrival, bytes), _counted) = read?;
-        let mut response = answer::write(rest.door.infer(incoming, &arrival).await?)?;
+        let mut response = answer::write(rest.door.infer(incoming, &arrival, Some(&*bytes)).await?)?;
         let length = usize::try_from(answer::length(&response)).unwrap_or(usize::MAX);
         if let Some(error) = too_long(length, rest.limits.longest) {
             return Err(error);
@@ -89,19 +91,23 @@ async fn read<S>(
     rest: &Rest<S>,
     which: Which,
     request: Request,
-) -> Result<(Incoming, Arrival, MessageBytes)> {
+) -> Result<(Incoming, Arrival, Arc<MessageBytes>)> {
     let limits = &rest.limits;
     let (parts, body) = request.into_parts();
     let deadline = deadline(&parts.headers, limits.max_deadline)?;
-    let body = inflated(&parts.headers, body)?;
     let json = json_length(&parts.headers)?;
-    let bytes = MessageBytes::new(limits.bytes.clone());
+    let account = limits.account(&parts.extensions);
+    let bytes = Arc::new(MessageBytes::new(account.clone()));
     let until = deadline.unwrap_or_else(|| Instant::now() + limits.max_deadline);
-    let body = body::read(body, limits.longest, Some(&bytes), until).await?;
-    let arrival = Arrival::new(Door::Http, Arc::new(MetadataMap::from_headers(parts.headers)), deadline);
+    let body = coding::read(&parts.headers, body, limits.longest, Some(&bytes), until).await?;
+    let headers = Arc::new(MetadataMap::from_headers(parts.headers));
+    let arrival = Arrival::new(Door::Http, headers, deadline).of(&parts.extensions);
     let Which { model, version } = which;
     let incoming = match json {
         Some(0) => raw(&rest.door, model, version, body, deadline).await?,
+        json if body.len() > LONG => {
+            heavy(&account, move |_| request::read(model, version, &body, json)).await?
+        }
         json => request::read(model, version, &body, json)?,
     };
     Ok((incoming, arrival, bytes))

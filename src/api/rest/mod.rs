@@ -34,7 +34,7 @@ use tower_http::{
 
 use super::oip::OpenInference;
 use crate::{
-    admission::InFlightBytes,
+    admission::{Account, Caller, Callers},
     call::{InferCall, InferReply},
     error::Error,
     layers::RequestCap,
@@ -54,14 +54,21 @@ pub(super) fn decode(
 pub struct Limits {
     /// Requests in the process, those by gRPC included.
     pub requests: Arc<RequestCap>,
-    /// Their bytes.
-    pub bytes: Arc<InFlightBytes>,
+    /// What callers hold, bytes of requests among it.
+    pub callers: Arc<Callers>,
     /// Most bytes of one body, after it was inflated.
     pub longest: usize,
     /// Deadlines further away are brought forward to this.
     pub max_deadline: Duration,
     /// From here on requests are refused: the server is about to stop.
     pub closing: CancellationToken,
+}
+
+impl Limits {
+    /// Where bytes of a request with these extensions count.
+    fn account(&self, extensions: &Extensions) -> Arc<Account> {
+        extensions.get().cloned().unwrap_or_else(|| self.callers.account(Caller::UNKNOWN))
+    }
 }
 
 /// The door.

@@ -227,7 +227,8 @@ mod tests {
         let incoming = read("m".into(), String::new(), &body, json)?;
         incoming.into_call(
             &Arrival::new(crate::telemetry::Door::Http, Arc::default(), None),
-            &Regions::new(false, 1 << 20),
+            &Regions::new(false, 1 << 20, 8, 1.0),
+            None,
         )
     }
 

@@ -16,8 +16,7 @@ use tonic::{metadata::MetadataMap, transport::server::TcpConnectInfo};
 use super::{
     Rest,
     answer::with_type,
-    body,
-    coding::inflated,
+    coding,
     infer::{Which, deadline},
     json::{self, Object},
     path::Path,
@@ -67,16 +66,15 @@ async fn long_admin<S, T: for<'de> Deserialize<'de>>(
     rest: &Rest<S>,
     request: Request,
     longest: usize,
-    counted: Option<&MessageBytes>,
+    counted: Option<&Arc<MessageBytes>>,
 ) -> Result<(T, Arrival, Option<SocketAddr>)> {
     let from = request.extensions().get::<TcpConnectInfo>().and_then(|info| info.remote_addr);
     let (parts, body) = request.into_parts();
     origin::own(&parts)?;
-    let body = inflated(&parts.headers, body)?;
     let latest = rest.limits.max_deadline;
     let deadline = deadline(&parts.headers, latest)?;
     let until = deadline.unwrap_or_else(|| Instant::now() + latest);
-    let body = body::read(body, longest, counted, until).await?;
+    let body = coding::read(&parts.headers, body, longest, counted, until).await?;
     let text = if body.trim_ascii().is_empty() { b"{}" } else { body.as_ref() };
     let message = json::read(text)?;
     let headers = Arc::new(MetadataMap::from_headers(parts.headers));
@@ -194,7 +192,8 @@ pub(super) async fn load<S>(
 ) -> Response {
     let loaded = async {
         // Files come in the same message: it is as long, and counts, as one with tensors.
-        let counted = rest.door.takes_uploads().then(|| MessageBytes::new(rest.limits.bytes.clone()));
+        let account = rest.limits.account(request.extensions());
+        let counted = rest.door.takes_uploads().then(|| Arc::new(MessageBytes::new(account)));
         let longest = if counted.is_some() { rest.limits.longest } else { LONGEST };
         let (ChangeRequest { parameters }, arrival, from) =
             long_admin(&rest, request, longest, counted.as_ref()).await?;
@@ -204,6 +203,7 @@ pub(super) async fn load<S>(
             Ok((key, value))
         });
         let parameters = parameters.collect::<Result<_>>()?;
+        let counted = counted.map(|counted| counted.take());
         rest.door.load(&of.repository, of.model, parameters, counted, (&arrival, from)).await
     };
     done(loaded.await)
@@ -339,8 +339,8 @@ pub(super) async fn register<S>(
     request: Request,
 ) -> Response {
     let registered = async {
-        let (RegisterRequest { key, offset, byte_size }, _, _) = admin(&rest, request).await?;
-        rest.door.regions().register(&of.region, &key, offset, byte_size)
+        let (RegisterRequest { key, offset, byte_size }, _, from) = admin(&rest, request).await?;
+        rest.door.regions().register(&of.region, &key, offset, byte_size, from)
     };
     done(registered.await)
 }

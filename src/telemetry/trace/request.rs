@@ -201,6 +201,7 @@ mod tests {
             lane: None,
             decided: DecidedLane::default(),
             tenant: "".into(),
+            account: None,
             headers,
             purpose: Purpose::Answer,
             deadline: None,

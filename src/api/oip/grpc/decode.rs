@@ -186,9 +186,9 @@ mod tests {
     }
 
     fn decode(request: ModelInferRequest) -> Result<InferCall> {
-        let regions = Regions::new(false, 1 << 20);
+        let regions = Regions::new(false, 1 << 20, 8, 1.0);
         incoming(request)?
-            .into_call(&Arrival::new(crate::telemetry::Door::Grpc, Arc::default(), None), &regions)
+            .into_call(&Arrival::new(crate::telemetry::Door::Grpc, Arc::default(), None), &regions, None)
             .map(|(call, _)| call)
     }
 

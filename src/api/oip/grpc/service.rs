@@ -22,7 +22,7 @@ use crate::{
     },
     call::{InferCall, InferReply},
     error::{Error, Result},
-    layers::{AnswerBytes, Arrived, Deadline, inflated, message_bytes, too_many_bytes},
+    layers::{AnswerBytes, Arrived, Deadline, message_bytes},
     proto::inference::{
         self as oip,
         grpc_inference_service_server::GrpcInferenceService,
@@ -54,8 +54,8 @@ impl<S> GrpcInference<S> {
 fn call<T>(request: Request<T>) -> (Arrival, T, Option<SocketAddr>) {
     let from = request.remote_addr();
     let deadline = deadline(request.extensions());
-    let (metadata, _, message) = request.into_parts();
-    (Arrival::new(Door::Grpc, Arc::new(metadata), deadline), message, from)
+    let (metadata, extensions, message) = request.into_parts();
+    (Arrival::new(Door::Grpc, Arc::new(metadata), deadline).of(&extensions), message, from)
 }
 
 fn deadline(extensions: &http::Extensions) -> Option<Instant> {
@@ -74,9 +74,8 @@ where
 {
     // Counted where it was refused.
     let arrived = arrived?;
-    let read = arrived.inflated(&arrival.headers, &message).and_then(|()| decode::incoming(message));
-    let incoming = read.inspect_err(|error| door.refused(arrival.door, error))?;
-    let response = encode::response(door.infer(incoming, arrival).await?);
+    let incoming = decode::incoming(message).inspect_err(|error| door.refused(arrival.door, error))?;
+    let response = encode::response(door.infer(incoming, arrival, arrived.bytes()).await?);
     let bytes = arrived.answered(response.encoded_len())?;
     Ok((response, bytes))
 }
@@ -153,7 +152,8 @@ where
         let (door, longest) = (self.door.clone(), self.longest);
         let bytes = AnswerBytes::of_stream(&extensions);
         let answer = move |message: oip::ModelInferRequest| {
-            let (door, arrival) = (door.clone(), Arrival::new(Door::Grpc, metadata.clone(), deadline));
+            let arrival = Arrival::new(Door::Grpc, metadata.clone(), deadline).of(&extensions);
+            let door = door.clone();
             let arrived = Arrived::new(&extensions);
             async move {
                 let of = (message.id.clone(), message.model_name.clone());
@@ -197,10 +197,6 @@ where
         let counted = message_bytes(request.extensions());
         let (arrival, message, from) = call(request);
         let loaded = async {
-            let more = inflated(&arrival.headers, &message) as u64;
-            if counted.as_ref().is_some_and(|counted| !counted.add(more)) {
-                return Err(too_many_bytes());
-            }
             let oip::RepositoryModelLoadRequest { repository_name, model_name, parameters } = message;
             let parameters = parameters.into_iter().map(|(key, value)| (key, decode::load(value))).collect();
             self.door.load(&repository_name, model_name, parameters, counted, (&arrival, from)).await
@@ -236,8 +232,9 @@ where
         &self,
         request: Request<oip::SystemSharedMemoryRegisterRequest>,
     ) -> Result<Response<oip::SystemSharedMemoryRegisterResponse>, Status> {
-        let oip::SystemSharedMemoryRegisterRequest { name, key, offset, byte_size } = request.into_inner();
-        let registered = self.door.regions().register(&name, &key, offset, byte_size);
+        let (_, message, from) = call(request);
+        let oip::SystemSharedMemoryRegisterRequest { name, key, offset, byte_size } = message;
+        let registered = self.door.regions().register(&name, &key, offset, byte_size, from);
         answer(registered.map(|()| oip::SystemSharedMemoryRegisterResponse {}))
     }
 
