@@ -12,7 +12,7 @@ export CARGO_TARGET_DIR := $(CURDIR)/target
 
 ARGS ?=
 
-.PHONY: help setup libtorch build run test lint fuzz fuzz-operators models bench bench-isolation bench-reload bench-models clean
+.PHONY: help setup libtorch build run test lint fuzz fuzz-operators zoo models bench bench-isolation bench-reload bench-models clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -61,6 +61,9 @@ fuzz-operators: ## call the operators that models may call with odd arguments, t
 
 bench-models: ## the benchmark's models, in bench-models/ (fetches PyTorch, 5 GB, into the user's cache)
 	@scripts/bench_models.sh
+
+zoo: build ## serve forty-two models under load, each answer held against PyTorch's own, ten minutes (fetches PyTorch, 5 GB, into the user's cache)
+	@scripts/zoo.sh $(ARGS)
 
 models: ## make the sample and test models again (fetches PyTorch, 5 GB, into the user's cache)
 	@scripts/models.sh
