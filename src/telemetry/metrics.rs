@@ -1,4 +1,4 @@
-//! The catalogue of metrics. `docs/metrics.md` lists the same, and a test holds the two together.
+//! The metrics, and what a scrape reads of the server. `catalogue.rs` lists them.
 
 use std::{
     collections::HashMap,
@@ -29,61 +29,6 @@ use crate::{
     response_cache::ResponseCache,
     sched::Scheduler,
 };
-
-/// Every metric: name as scraped, type, labels.
-pub const CATALOGUE: &[(&str, &str, &str)] = &[
-    ("torchlane_requests_total", "counter", "model, version, lane, outcome"),
-    ("torchlane_refusals_total", "counter", "door, reason"),
-    ("torchlane_untaken_answers_total", "counter", "door"),
-    ("torchlane_connections", "gauge", "door"),
-    ("torchlane_connections_closed_total", "counter", "door, reason"),
-    ("torchlane_open_calls", "gauge", ""),
-    ("torchlane_request_duration_seconds", "histogram", "model, version, lane, outcome"),
-    ("torchlane_queue_duration_seconds", "histogram", "model, version, lane, outcome"),
-    ("torchlane_batch_wait_duration_seconds", "histogram", "model, version, lane, outcome"),
-    ("torchlane_compute_duration_seconds", "histogram", "model, version, lane, outcome"),
-    ("torchlane_batch_size", "histogram", "model"),
-    ("torchlane_queue_depth", "gauge", "stage, lane"),
-    ("torchlane_in_flight", "gauge", "lane"),
-    ("torchlane_reloads_total", "counter", "model, result"),
-    ("torchlane_reload_phase_duration_seconds", "gauge", "model, phase"),
-    ("torchlane_model_info", "gauge", "model, version, sha256"),
-    ("torchlane_executor_busy_seconds_total", "counter", "executor"),
-    ("torchlane_breaker_open", "gauge", "model"),
-    ("torchlane_executors_healthy", "gauge", ""),
-    ("torchlane_loader_threads_stuck", "gauge", ""),
-    ("torchlane_deadlines_total", "counter", "lane, result"),
-    ("torchlane_tenant_compute_seconds_total", "counter", "tenant"),
-    ("torchlane_pressure_level", "gauge", ""),
-    ("torchlane_pressure_ratio", "gauge", "resource"),
-    ("torchlane_in_flight_bytes", "gauge", ""),
-    ("torchlane_profile_pass_seconds", "gauge", "model, row_bytes, rows"),
-    ("torchlane_store_downloaded_bytes_total", "counter", "store"),
-    ("torchlane_store_fetches_total", "counter", "store, result"),
-    ("torchlane_store_fetch_duration_seconds", "histogram", "store"),
-    ("torchlane_store_cache_bytes", "gauge", ""),
-    ("torchlane_repository_readable", "gauge", "repository"),
-    ("torchlane_rollout_requests_total", "counter", "model, side, outcome"),
-    ("torchlane_rollout_fallbacks_total", "counter", "model"),
-    ("torchlane_rollout_copies_total", "counter", "model, result"),
-    ("torchlane_rollout_state", "gauge", "model, version, state"),
-    ("torchlane_memory_budget_bytes", "gauge", ""),
-    ("torchlane_memory_resident_bytes", "gauge", ""),
-    ("torchlane_models_resident", "gauge", ""),
-    ("torchlane_residency_loads_total", "counter", "cause"),
-    ("torchlane_residency_evictions_total", "counter", ""),
-    ("torchlane_residency_misses_total", "counter", "result"),
-    ("torchlane_residency_wait_seconds", "histogram", ""),
-    ("torchlane_residency_thrash", "gauge", ""),
-    ("torchlane_response_cache_lookups_total", "counter", "model, result"),
-    ("torchlane_response_cache_insertions_total", "counter", "model, result"),
-    ("torchlane_response_cache_evictions_total", "counter", "model, cause"),
-    ("torchlane_response_cache_bytes", "gauge", ""),
-    ("torchlane_response_cache_entries", "gauge", ""),
-    ("torchlane_spans_total", "counter", "result"),
-    ("torchlane_task_restarts_total", "counter", "task"),
-    ("torchlane_build_info", "gauge", "version"),
-];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StageLabels {
@@ -550,7 +495,7 @@ impl Metrics {
 mod tests {
     use std::time::Duration;
 
-    use super::*;
+    use super::{super::CATALOGUE, *};
     use crate::model::Version;
 
     #[test]

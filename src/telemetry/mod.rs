@@ -1,6 +1,7 @@
 //! What can be seen from outside: metrics, the access log, traces.
 
 mod access;
+mod catalogue;
 mod connections;
 mod logging;
 mod metrics;
@@ -20,10 +21,11 @@ mod triton;
 mod untaken;
 
 pub use access::{AccessLog, AccessPolicy};
+pub use catalogue::CATALOGUE;
 pub use connections::{Closed, ConnectionMetrics};
 pub(crate) use logging::filter;
 pub use logging::{LogFilter, LogFormat, init_logging};
-pub use metrics::{CATALOGUE, Metrics, Sources};
+pub use metrics::{Metrics, Sources};
 pub use recent::{Curve, Moment, Recent};
 pub use record::{Record, RecordLayer};
 pub use refusals::{Door, Refusals};

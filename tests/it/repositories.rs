@@ -93,7 +93,8 @@ async fn one_that_turns_empty_or_goes_away_keeps_its_models_and_others_go_on() {
         client.reload_model(reload("n", 1)).await.unwrap();
         let status = client.reload_model(reload("nowhere", 1)).await.unwrap_err();
         if turn == "missing" {
-            assert!(status.message().contains(&about), "{status}");
+            // A caller is shown no directory of the server's machine.
+            assert!(status.message().starts_with("cannot read a:"), "{status}");
         }
         client.rollback_model(proto::RollbackModelRequest { model: "n".into() }).await.unwrap();
         if turn == "empty" {
