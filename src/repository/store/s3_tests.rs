@@ -118,7 +118,7 @@ fn mirror(address: &str, prefix: &str, cache: &Path) -> Mirror {
     let config = MirrorConfig {
         cache: cache.to_owned(),
         max_bytes: 1 << 20,
-        patience: Duration::from_secs(5),
+        patience: Duration::from_secs(60),
         list_every: Duration::ZERO,
         options: StoreOptions::from([("s3".to_owned(), options.into())]),
     };
