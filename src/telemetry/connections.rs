@@ -55,7 +55,7 @@ impl Default for ConnectionMetrics {
             metrics.of(door, why).inc_by(0);
         }
         for door in [Door::Grpc, Door::Http] {
-            drop(metrics.open.get_or_create(&DoorLabel { door: door.as_str() }));
+            metrics.open.get_or_create(&DoorLabel { door: door.as_str() }).set(0);
         }
         metrics
     }

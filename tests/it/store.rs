@@ -96,7 +96,7 @@ impl Web {
     fn serve_with(&self, cache: &Path, change: impl FnOnce(&mut torchlane::config::Settings)) -> Server {
         Server::fake(Path::new(&self.url()), |settings| {
             settings.cache.directory = cache.to_owned();
-            settings.store.patience = Duration::from_secs(1);
+            settings.store.patience = Duration::from_secs(3);
             settings.store.list_every = Duration::ZERO;
             change(settings);
         })

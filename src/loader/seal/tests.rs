@@ -425,3 +425,29 @@ fn a_directory_that_cannot_be_sealed_says_why() {
     fs::write(dir.path().join(FILE), "not ours").unwrap();
     assert!(problem(dir.path()).contains("remove it"), "{}", problem(dir.path()));
 }
+
+#[test]
+fn a_link_to_a_file_is_no_change_of_it_and_a_write_is_one_whatever_its_time_says() {
+    let repository = Repository::new();
+    for version in [1, 2] {
+        for file in ["1/manifest.json", "2/manifest.json"] {
+            let _gone = fs::remove_file(repository.path(file));
+        }
+        let files = repository.files(version);
+        let checked = || check(&Repository::place(version), &files, &Integrity::default(), None).unwrap();
+        let before = checked();
+        assert_eq!(before.changed(), None);
+        // As backups do.
+        let link = repository.path("link");
+        fs::hard_link(&files.archive, &link).unwrap();
+        fs::remove_file(&link).unwrap();
+        fs::set_permissions(&files.archive, fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(before.changed(), None);
+        // The same size, and the old time of writing.
+        let written = fs::metadata(&files.archive).unwrap().modified().unwrap();
+        fs::write(&files.archive, "edoc").unwrap();
+        fs::File::options().write(true).open(&files.archive).unwrap().set_modified(written).unwrap();
+        assert_eq!(before.changed(), Some(files.archive.as_path()));
+        fs::write(&files.archive, "code").unwrap();
+    }
+}
