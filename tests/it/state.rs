@@ -11,7 +11,7 @@ use torchlane::{
 use super::{
     fake::repository,
     oip::call,
-    server::{Client, Server, f32s, floats, request},
+    server::{Client, Server},
 };
 
 async fn decided(client: &mut Client, model: &str) -> Vec<(String, String)> {
@@ -70,7 +70,10 @@ async fn a_decision_has_the_same_words_everywhere() {
 
 #[cfg(feature = "torch")]
 mod with_libtorch {
-    use super::*;
+    use super::{
+        super::server::{f32s, floats, request},
+        *,
+    };
 
     fn archives(models: &[(&str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();

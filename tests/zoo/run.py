@@ -114,7 +114,7 @@ async def reloads(stub, pb2, zoo, sums, until):
     names = [name for name in zoo if name != "counter"]
     while time.monotonic() < until:
         model = pick.choice(names)
-        await stub.ReloadModel(pb2.ReloadModelRequest(model=model), timeout=120)
+        await stub.ReloadModel(pb2.ReloadModelRequest(model=model), timeout=600)
         sums.reloads += 1
         await asyncio.sleep(1)
 

@@ -106,7 +106,7 @@ def test_no_request_is_the_servers_fault(api):
             asked += 1
             response = case.call(timeout=PATIENCE)
             where = f"{case.method} {case.formatted_path}"
-            is_offered = not (response.status_code == 501 and response.headers["torchlane-reason"] == "UNIMPLEMENTED")
+            is_offered = not (response.status_code == 501 and "UNIMPLEMENTED" in response.headers["torchlane-reason"])
             assert response.status_code < 500 or not is_offered, f"{where}: {response.status_code} {response.text[:500]}"
 
         ask()

@@ -37,6 +37,26 @@ const PARTS: &[&str] = &[
     "popitem",
     "setdefault",
 ];
+/// Of a tensor, these make one tensor. `add` and `mul` must know: of lists they would make one that holds what both hold.
+const TENSOR_OF_TENSOR: &[&str] = &[
+    "select",
+    "slice",
+    "narrow",
+    "view",
+    "reshape",
+    "flatten",
+    "squeeze",
+    "unsqueeze",
+    "transpose",
+    "permute",
+    "t",
+    "expand",
+    "detach",
+    "contiguous",
+    "to",
+    "index",
+    "embedding",
+];
 /// Not in `pure_operators.txt`: they compute with numbers, or are known elsewhere than in libtorch. Results are new.
 const ALSO_FRESH: &[&str] = &[
     "__range_length",
@@ -133,7 +153,7 @@ impl<'a> Run<'_, 'a> {
             return Err(self.unknown(&format!("it calls {spoken}, which torchlane does not know")));
         }
         let of_tensors = matches!(name, "add" | "mul") && all.iter().any(|value| value.kind == Kind::Tensor);
-        Ok(if COPIES.contains(&name) && !of_tensors {
+        let result = if COPIES.contains(&name) && !of_tensors {
             let parts: Vec<_> = all.iter().map(|value| self.heap.part(value, None)).collect();
             let made = self.heap.make(site, &[]);
             parts.iter().for_each(|part| self.heap.put(&made, part));
@@ -155,7 +175,9 @@ impl<'a> Run<'_, 'a> {
             let shared = if ALIASES.first.contains(key) { all.get(..1).unwrap_or_default() } else { &all };
             let made = self.heap.make(site, &[]);
             self.around(made, shared)
-        })
+        };
+        let is_tensor = of_tensors || first.kind == Kind::Tensor && TENSOR_OF_TENSOR.contains(&name);
+        Ok(if is_tensor { Value { kind: Kind::Tensor, ..result } } else { result })
     }
 
     /// Remembers an operator that is in a mode for training for certain.

@@ -111,6 +111,7 @@ fn what_the_call_makes_for_itself_is_no_state() {
         "out = {\"a\": x}\ntorch._set_item(out, \"b\", x)\ntorch.Delete(out, \"a\")",
         "b = self.b\nz = torch.zeros([1])\n_0 = torch.copy_(z, b)\nreturn z",
         "b = self.b\nz = torch.add(b, x)\n_0 = torch.mul_(z, 2)\nreturn z",
+        "b = self.b\nz = torch.add(torch.select(b, 0, 0), torch.select(b, 0, 0))\n_0 = torch.copy_(torch.select(z, 0, 0), x)",
         "b = self.b\nz = torch.clone(b)\n_0 = torch.mul_(z, 2)",
         "b = self.b\nl = [b]\n_0 = torch.append(l, x)\nreturn torch.cat(l)",
         "b = self.b\nl = [x, b]\n_0 = torch.add_(l[0], 1)",
