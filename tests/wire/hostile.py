@@ -1,6 +1,6 @@
 """Hostile clients against the real binary, with a good client during each attack.
 
-Usage: hostile.py [SECONDS [ATTACK...]]     SECONDS: how long each attack lasts (2 by default).
+Usage: hostile.py [SECONDS [ATTACK...]]     SECONDS: how long each attack lasts (1 by default).
 
 The attacks come from 127.0.0.2, the good client and the probes from 127.0.0.1. During each attack:
 - no request of the good client fails,
@@ -34,7 +34,7 @@ import urllib.request
 import running
 from running import BINARY, Server, work
 
-SECONDS = float(sys.argv[1]) if len(sys.argv) > 1 else 2.0
+SECONDS = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
 FLOOR = 20.0  # ms
 KEPT = 96 << 20  # bytes of the ends of arenas
 HOSTILE = "127.0.0.2"
@@ -415,7 +415,8 @@ def memory_of_others(server):
         assert post("systemsharedmemory/region/r/register", key="/" + region.name, byte_size=32 * MIB) == 200
         part = {"shared_memory_region": "r", "shared_memory_byte_size": 32 * MIB}
         tensor = {"shape": [8 * MIB], "datatype": "FP32", "parameters": part}
-        before, peak, done = rss(server), 0, threading.Event()
+        before, done = rss(server), threading.Event()
+        peak = before
 
         def watch():
             nonlocal peak
