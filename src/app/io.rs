@@ -126,29 +126,17 @@ impl IoThreads {
 
     /// Accepts connections and deals them out until `stop`.
     pub(super) async fn accept(self: Arc<Self>, listener: Arc<TcpListener>, stop: CancellationToken) {
-        let (mut turn, mut accepting) = (0_usize, Accepting::new("grpc"));
-        loop {
-            let accepted = tokio::select! {
-                () = stop.cancelled() => break,
-                accepted = listener.accept() => accepted,
+        let (mut turn, mut accepting) = (0_usize, Accepting::new(Door::Grpc));
+        while let Some((stream, connected)) = accepting.next(&listener, &self.peers, &stop).await {
+            let Ok(stream) = stream.into_std() else { continue };
+            turn = turn.wrapping_add(1);
+            let next = {
+                let deal = self.deal.lock();
+                deal.get(turn % deal.len().max(1)).cloned()
             };
-            match accepted {
-                Ok((stream, from)) => {
-                    accepting.well();
-                    let Some(connected) = self.peers.connect(Door::Grpc, from) else { continue };
-                    let _best_effort = stream.set_nodelay(true);
-                    let Ok(stream) = stream.into_std() else { continue };
-                    turn = turn.wrapping_add(1);
-                    let next = {
-                        let deal = self.deal.lock();
-                        deal.get(turn % deal.len().max(1)).cloned()
-                    };
-                    let Some(deal) = next else { break };
-                    if deal.send((stream, connected)).await.is_err() {
-                        break;
-                    }
-                }
-                Err(error) => accepting.failed(&error).await,
+            let Some(deal) = next else { break };
+            if deal.send((stream, connected)).await.is_err() {
+                break;
             }
         }
     }

@@ -166,28 +166,15 @@ impl Door {
             Ok(listener) => listener,
             Err(error) => return tracing::error!(%error, "cannot listen for HTTP"),
         };
-        let (connections, mut accepting) = (TaskTracker::new(), Accepting::new("http"));
-        loop {
-            let accepted = tokio::select! {
-                () = stop.cancelled() => break,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, from)) => {
-                    accepting.well();
-                    let Some(connected) = wire.peers.connect(telemetry::Door::Http, from) else { continue };
-                    let _best_effort = stream.set_nodelay(true);
-                    let (here, to, stop, wire) = (here.clone(), to.clone(), stop.clone(), wire.clone());
-                    connections.spawn(async move {
-                        let begun =
-                            stop.run_until_cancelled(timeout(HELLO, Begun::read(stream, connected))).await;
-                        if let Some(Ok(Some((begun, of)))) = begun {
-                            to.hand(begun, of, here, stop, wire).await;
-                        }
-                    });
+        let (connections, mut accepting) = (TaskTracker::new(), Accepting::new(telemetry::Door::Http));
+        while let Some((stream, connected)) = accepting.next(&listener, &wire.peers, &stop).await {
+            let (here, to, stop, wire) = (here.clone(), to.clone(), stop.clone(), wire.clone());
+            connections.spawn(async move {
+                let begun = stop.run_until_cancelled(timeout(HELLO, Begun::read(stream, connected))).await;
+                if let Some(Ok(Some((begun, of)))) = begun {
+                    to.hand(begun, of, here, stop, wire).await;
                 }
-                Err(error) => accepting.failed(&error).await,
-            }
+            });
         }
         // Threads that are handed connections end when nothing can be handed to them any more.
         drop(to);
