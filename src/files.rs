@@ -87,9 +87,12 @@ async fn run_in<T: Send + 'static>(
 ) -> Result<T, Stalled> {
     let (done, result) = oneshot::channel();
     let fate = Arc::new(Mutex::new(Fate::Waits));
-    let job =
-        Job { place: place.to_owned(), fate: fate.clone(), work: Box::new(move || drop(done.send(work()))) };
-    pool.submit(job)?;
+    let work = move || -> Answer {
+        // A panic ends this piece of work alone.
+        let result = catch_unwind(AssertUnwindSafe(work));
+        Box::new(move || drop(result.map(|result| drop(done.send(result)))))
+    };
+    pool.submit(Job { place: place.to_owned(), fate: fate.clone(), work: Box::new(work) })?;
     let _waits = Waits { pool, place, fate };
     match tokio::time::timeout(limit, result).await {
         Ok(result) => result.map_err(|_| Stalled::Panicked),
@@ -110,10 +113,14 @@ enum Fate {
     Left,
 }
 
+/// Gives the result to the caller.
+type Answer = Box<dyn FnOnce() + Send>;
+
 struct Job {
     place: PathBuf,
     fate: Arc<Mutex<Fate>>,
-    work: Box<dyn FnOnce() + Send>,
+    /// Must not panic.
+    work: Box<dyn FnOnce() -> Answer + Send>,
 }
 
 /// A caller that waits. Also one whose future is dropped leaves its thread behind.
@@ -197,8 +204,7 @@ impl Pool {
                 continue;
             }
             drop(state);
-            // A panic ends this piece of work alone.
-            let _panicked = catch_unwind(AssertUnwindSafe(work));
+            let answer = work();
             state = self.state.lock();
             if std::mem::replace(&mut *fate.lock(), Fate::Ended) == Fate::Left
                 && let Some(held) = state.stuck.get_mut(&place)
@@ -208,6 +214,11 @@ impl Pool {
                     state.stuck.remove(&place);
                 }
             }
+            // Only now: a caller with an answer must not find its thread still at work, which would count as stuck.
+            drop(state);
+            // What nothing waits for is dropped here, and may panic in that.
+            let _panicked = catch_unwind(AssertUnwindSafe(answer));
+            state = self.state.lock();
         }
     }
 }
@@ -245,6 +256,17 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         assert_eq!(run_in(&pool, stalls, LOOK, || 8).await.unwrap(), 8, "it answers again");
+    }
+
+    #[tokio::test]
+    async fn a_call_that_was_answered_holds_no_thread() {
+        let (pool, place) = (Arc::<Pool>::default(), Path::new("/"));
+        for round in 1..=5_000 {
+            let is_well = round % 1_000 > 0;
+            let answered = run_in(&pool, place, LOOK, move || assert!(is_well)).await;
+            assert_eq!(answered.is_ok(), is_well);
+            assert!(pool.state.lock().stuck.is_empty(), "round {round}");
+        }
     }
 
     #[tokio::test]
