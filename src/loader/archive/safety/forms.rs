@@ -98,6 +98,8 @@ pub(super) struct Forms {
     /// Indentation of the open definition, and the name of its first argument, which is the object in a method.
     definition: Option<usize>,
     receiver: String,
+    /// Arguments of the open definition that may be anything, while nothing reads them.
+    unread: Vec<String>,
     /// Names that were given the value of an attribute, and that attribute's name.
     origins: HashMap<String, String>,
     tokens_left: usize,
@@ -110,6 +112,7 @@ impl Default for Forms {
             names: HashMap::new(),
             definition: None,
             receiver: String::new(),
+            unread: Vec::new(),
             origins: HashMap::new(),
             tokens_left: MAX_TOKENS,
         }
@@ -125,12 +128,14 @@ impl Forms {
         if self.definition.is_some_and(|at| indent <= at) {
             self.definition = None;
             self.names.clear();
+            self.unread.clear();
             self.origins.clear();
         }
         match tokens {
             [Token::Name("def"), Token::Name(_), rest @ ..] => {
                 self.definition = Some(indent);
                 self.names.clear();
+                self.unread.clear();
                 self.origins.clear();
                 let (arguments, _) = bracketed(rest).unwrap_or_default();
                 let first = arguments.first().and_then(|token| token.name()).filter(|_| indent > 0);
@@ -153,6 +158,7 @@ impl Forms {
             _ => self.assignment(tokens),
         }
         self.targets(tokens);
+        self.anything(tokens, find);
         for at in 0..tokens.len() {
             let rest = tokens.get(at..).unwrap_or_default();
             match rest {
@@ -182,12 +188,6 @@ impl Forms {
                     find(Danger::Form, &format!("torch.layout={number}"));
                 }
                 [Token::Name("unchecked_cast"), call @ ..] => self.cast(call, find),
-                // Of any type, a value could be cast to whatever it is not, and nest without an end.
-                [Token::Name("Any"), ..]
-                    if at.checked_sub(1).and_then(|b| tokens.get(b)).is_none_or(|b| !b.is(".")) =>
-                {
-                    find(Danger::Cast, "typing.Any");
-                }
                 _ => {}
             }
         }
@@ -282,6 +282,34 @@ impl Forms {
             |known: &TypeExpr| is_safe(known) || members(known).is_some_and(|m| m.iter().all(is_safe));
         if known.is_empty() || !known.iter().all(all_safe) {
             find(Danger::Cast, &format!("prim::unchecked_cast to {ty}"));
+        }
+    }
+
+    /// Of the type `Any`, a value could be cast to whatever it is not, and nest without an end. Not so an argument that
+    /// nothing reads, like those of the `__exit__` that a `with` calls.
+    fn anything(&mut self, tokens: &[Token<'_>], find: &mut dyn FnMut(Danger, &str)) {
+        let is_definition = matches!(tokens, [Token::Name("def"), ..]);
+        let mut left = tokens;
+        while let [first, rest @ ..] = left {
+            left = match (first, rest) {
+                (dot, [_, rest @ ..]) if dot.is(".") => rest,
+                // libtorch wants the statements of a definition on lines of their own: this is no slice.
+                (Token::Name(argument), [colon, Token::Name("Any"), rest @ ..])
+                    if is_definition
+                        && colon.is(":")
+                        && rest.first().is_some_and(|end| end.is(",") || end.is(")")) =>
+                {
+                    self.unread.push((*argument).to_owned());
+                    rest
+                }
+                (Token::Name(name), rest) => {
+                    if *name == "Any" || self.unread.iter().any(|argument| argument == name) {
+                        find(Danger::Cast, "typing.Any");
+                    }
+                    rest
+                }
+                (_, rest) => rest,
+            };
         }
     }
 

@@ -274,6 +274,36 @@ fn a_cast_is_of_what_may_be_none() {
 }
 
 #[test]
+fn an_argument_of_any_type_is_ordinary_while_nothing_reads_it() {
+    // As `torch.autocast` is exported, and `torch.no_grad` by other names.
+    let context = |arguments: &str, body: &str| {
+        let code = format!(
+            "class Context:\n  exc_type : int\n  def __exit__(self: __torch__.Context,\n    {arguments}) -> NoneType:\n    \
+             {body}\n    return None\nclass M(Module):\n  def forward(self: __torch__.M, x: Tensor) -> Tensor:\n    return x\n"
+        );
+        let found = findings(&entries(&code, module_pickle(&[])));
+        found.iter().any(|finding| finding.danger == Danger::Cast)
+    };
+    for (arguments, body) in
+        [("exc_type: Any, exc_val: Any,\n    exc_tb: Any", "pass"), ("exc_type: Any", "b = self.exc_type")]
+    {
+        assert!(!context(arguments, body), "{arguments} {body}");
+    }
+    for (arguments, body) in [
+        ("exc_type: Any", "b = exc_type"),
+        ("exc_type: Any", "b = [exc_type, exc_type]"),
+        ("exc_type: Any", "if True:\n      self.f(exc_type, )"),
+        ("exc_type: Any", "b = (exc_type).c"),
+        ("exc_type: Any=None", "pass"),
+        ("exc_type: List[Any]", "pass"),
+        ("exc_type: Optional[Any]", "pass"),
+        ("a: int) -> Tuple[Any, int]:\n    return (1, 2)\n  def f(self: __torch__.Context", "pass"),
+    ] {
+        assert!(context(arguments, body), "{arguments} {body}");
+    }
+}
+
+#[test]
 fn values_are_of_the_types_that_the_code_declares() {
     let classes = "class Small:\n  a : int\nclass Big:\n  a : int\n  b : Tensor\n  c : Tensor\n\
                    class M(Module):\n  v : TYPE\n  def forward(self: __torch__.M, x: Tensor) -> Tensor:\n    return x\n";
