@@ -151,6 +151,16 @@ impl Task {
     }
 }
 
+/// What this thread runs.
+#[cfg(feature = "torch")]
+pub(super) fn current() -> Option<String> {
+    let slot = TASKS.get(MINE.get())?;
+    let length = slot.length.load(Ordering::Acquire).min(WORDS * 8);
+    let bytes = slot.words.iter().flat_map(|word| word.load(Ordering::Relaxed).to_ne_bytes());
+    let text = String::from_utf8_lossy(&bytes.take(length).collect::<Vec<_>>()).into_owned();
+    (length > 0).then_some(text)
+}
+
 /// While it lives, its task is what the thread runs.
 #[must_use]
 pub struct Running(Option<&'static Slot>);

@@ -6,6 +6,8 @@ mod crash;
 mod fake;
 mod named;
 #[cfg(feature = "torch")]
+mod spoken;
+#[cfg(feature = "torch")]
 mod torch;
 
 use std::{

@@ -1,12 +1,14 @@
-//! What a server says when native code ends it. It runs in a process of its own, since it dies.
+//! What native code does to a whole process: what a server says when it ends it, and where the lines go that models write.
 
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _},
     os::unix::process::ExitStatusExt as _,
-    process::{Child, Command, Stdio},
+    path::Path,
+    process::{Child, ChildStderr, Command, Stdio},
 };
 
+use tonic::transport::Channel;
 use torchlane::proto::model_server_client::ModelServerClient;
 
 use super::server::{f32s, request};
@@ -23,6 +25,39 @@ impl Drop for Process {
     }
 }
 
+struct Server {
+    process: Process,
+    log: BufReader<ChildStderr>,
+    client: ModelServerClient<Channel>,
+}
+
+impl Server {
+    /// Starts one over `dir`, and reads its log until it is ready.
+    async fn start(dir: &Path, options: &[&str]) -> Self {
+        let process = Command::new(env!("CARGO_BIN_EXE_torchlane"))
+            .args(["serve", "--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--repository"])
+            .arg(dir)
+            .args(options)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut process = Process(process);
+        let mut log = BufReader::new(process.0.stderr.take().unwrap());
+        let (mut address, mut line) = (None, String::new());
+        while !line.contains("ready") {
+            line.clear();
+            assert!(log.read_line(&mut line).unwrap() > 0, "the server ended before it was ready");
+            let words = &mut line.split(['=', '"', ' ', '\u{1b}']);
+            if let Some(found) = words.find(|word| word.starts_with("127.0.0.1:")) {
+                address.get_or_insert(found.trim_end_matches(',').to_owned());
+            }
+        }
+        let client = ModelServerClient::connect(format!("http://{}", address.unwrap())).await.unwrap();
+        Self { process, log, client }
+    }
+}
+
 async fn crash(format: &str) -> String {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir_all(dir.path().join("left/3")).unwrap();
@@ -30,32 +65,47 @@ async fn crash(format: &str) -> String {
     // Shapes for the warm-up: without them it would be the warm-up that ends the process.
     let shapes = "[[inputs]]\nname = \"x\"\ndtype = \"FP32\"\nshape = [2]\n[[inputs]]\nname = \"y\"\ndtype = \"FP32\"\nshape = [-1]\n";
     fs::write(dir.path().join("left/model.toml"), shapes).unwrap();
-    let server = Command::new(env!("CARGO_BIN_EXE_torchlane"))
-        .args(["serve", "--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--log-format", format])
-        .arg("--repository")
-        .arg(dir.path())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut server = Process(server);
-    let mut log = BufReader::new(server.0.stderr.take().unwrap());
-    let (mut address, mut line) = (None, String::new());
-    while !line.contains("ready") {
-        line.clear();
-        assert!(log.read_line(&mut line).unwrap() > 0, "the server ended before it was ready");
-        if let Some(found) = line.split(['=', '"', ' ', '\u{1b}']).find(|word| word.starts_with("127.0.0.1:"))
-        {
-            address.get_or_insert(found.trim_end_matches(',').to_owned());
-        }
-    }
-    let mut client = ModelServerClient::connect(format!("http://{}", address.unwrap())).await.unwrap();
+    let mut server = Server::start(dir.path(), &["--log-format", format]).await;
     let inputs = vec![f32s("x", &[2], &[1.0, 2.0]), f32s("y", &[0], &[])];
-    let _gone = client.infer(request("left", inputs)).await.unwrap_err();
-    let status = server.0.wait().unwrap();
+    let _gone = server.client.infer(request("left", inputs)).await.unwrap_err();
+    let status = server.process.0.wait().unwrap();
     assert_eq!(status.signal(), Some(SIGFPE), "the default action goes on: {status}");
     let mut rest = String::new();
-    log.read_to_string(&mut rest).unwrap();
+    server.log.read_to_string(&mut rest).unwrap();
     rest
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_a_model_prints_and_warns_of_are_lines_of_the_log_in_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::copy("tests/data/boundary/speaks.pt", dir.path().join("speaks.pt")).unwrap();
+    let options = ["--log-format", "json"];
+    let mut server = Server::start(dir.path(), &options).await;
+    server.client.infer(request("speaks", vec![f32s("x", &[1], &[1.0])])).await.unwrap();
+    let mut said = Vec::new();
+    while said.len() < 4 {
+        let mut line = String::new();
+        assert!(server.log.read_line(&mut line).unwrap() > 0, "{said:?}");
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("raw: {line}"));
+        if line["target"] == "torchlane::model" && line["during"] == "a pass of model 'speaks' version 1" {
+            said.push((
+                line["level"].as_str().unwrap().to_owned(),
+                line["message"].as_str().unwrap().to_owned(),
+            ));
+        }
+    }
+    let line = |level: &str, text: &str| (level.to_owned(), format!("the model {text}"));
+    let expected = [
+        line("INFO", "prints: first 1 "),
+        line("INFO", "prints: second \\u{1b}[31m"),
+        line("WARN", "warns: beware"),
+        line("WARN", "warns: 2030-01-01T00:00:00Z ERROR torchlane: all is lost"),
+    ];
+    assert_eq!(said, expected);
+    server.process.0.kill().unwrap();
+    let mut printed = String::new();
+    server.process.0.stdout.take().unwrap().read_to_string(&mut printed).unwrap();
+    assert!(!printed.contains("first"), "{printed}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -4,6 +4,7 @@ Run from the repository root: python tools/models/boundary_models.py
 tests/data/boundary/README.md says what each one does; it is written from the docstrings here.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -192,6 +193,15 @@ class Tokens(nn.Module):
         return out
 
 
+class Speaks(nn.Module):
+    """`x` -> x. Prints two lines and warns, with a line that looks like one of a server's log, each pass."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        print("first", x.size(0), "\nsecond \x1b[31m")
+        warnings.warn("beware\n2030-01-01T00:00:00Z ERROR torchlane: all is lost")
+        return x
+
+
 def made() -> Dict[str, nn.Module]:
     hooked = Hooked()
     hooked.register_forward_pre_hook(before)
@@ -211,6 +221,7 @@ def made() -> Dict[str, nn.Module]:
         "wide/4": Wide(4),
         "wide/6": Wide(6),
         "tokens": Tokens(),
+        "speaks": Speaks(),
     }
 
 

@@ -10,7 +10,13 @@ use std::{
 use smallvec::SmallVec;
 use tch::Tensor;
 
-use crate::{backend::BackendError, model::Arg};
+use crate::{
+    backend::{
+        BackendError,
+        spoken::{self, Spoken},
+    },
+    model::Arg,
+};
 
 /// What libtorch threw, or what the shim refuses.
 #[derive(Debug)]
@@ -62,7 +68,7 @@ struct RawResult {
 }
 
 unsafe extern "C" {
-    fn torchlane_begin();
+    fn torchlane_begin(ear: extern "C" fn(c_int, *const c_char, usize));
     fn torchlane_free_error(error: *mut c_char);
     fn torchlane_load(
         path: *const c_char,
@@ -83,10 +89,17 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// Remembers the state of a thread on which nothing has run: every pass begins with it.
+/// Remembers the state of a thread on which nothing has run: every pass begins with it. What models say goes to the log from now
+/// on.
 pub(super) fn begin() {
-    // SAFETY: it takes nothing and may be called from any thread.
-    unsafe { torchlane_begin() };
+    // SAFETY: it may be called from any thread, and `hear` is there as long as the process is.
+    unsafe { torchlane_begin(hear) };
+}
+
+extern "C" fn hear(kind: c_int, text: *const c_char, length: usize) {
+    // SAFETY: the shim hands over the memory of a string that is whole until this returns, and its length.
+    let text = String::from_utf8_lossy(unsafe { std::slice::from_raw_parts(text.cast(), length) });
+    spoken::log(if kind == 0 { Spoken::Printed } else { Spoken::Warned }, &text);
 }
 
 /// A module in evaluation mode.

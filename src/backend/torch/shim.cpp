@@ -14,11 +14,13 @@
 #include <ATen/autocast_mode.h>
 #include <c10/core/AutogradState.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/util/Exception.h>
 #include <torch/csrc/jit/api/function_impl.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/ir/constants.h>
 #include <torch/csrc/jit/ir/ir.h>
 #include <torch/csrc/jit/runtime/graph_iterator.h>
+#include <torch/csrc/jit/runtime/print_handler.h>
 #include <torch/csrc/jit/serialization/import.h>
 
 namespace {
@@ -81,6 +83,14 @@ struct ThreadState {
   }
 };
 
+// Takes what a model prints (0) or warns of (1); the text is whole until it returns.
+using Ear = void (*)(int, const char*, size_t);
+Ear ear = nullptr;
+
+struct Warnings : c10::WarningHandler {
+  void process(const c10::Warning& warning) override { ear(1, warning.msg().data(), warning.msg().size()); }
+};
+
 const ThreadState& clean_state() {
   static const ThreadState clean = [] {
     at::NoGradGuard no_grad;
@@ -91,6 +101,9 @@ const ThreadState& clean_state() {
 
 struct CleanThread {
   explicit CleanThread(bool seeds = false) : threads(at::get_num_threads()), seeds(seeds) {
+    static Warnings warnings;
+    // Per thread, and a thread that libtorch made has none yet.
+    c10::WarningUtils::set_warning_handler(&warnings);
     clean_state().set();
   }
   ~CleanThread() {
@@ -301,7 +314,12 @@ void visit_constants(const torch::jit::Module& module, Visit visit) {
 
 extern "C" {
 
-void torchlane_begin() { clean_state(); }
+// Once, before anything else.
+void torchlane_begin(Ear to) {
+  ear = to;
+  torch::jit::setPrintHandler([](const std::string& text) { ear(0, text.data(), text.size()); });
+  clean_state();
+}
 
 void torchlane_free_error(char* error) { std::free(error); }
 
