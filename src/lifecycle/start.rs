@@ -64,6 +64,8 @@ impl Manager {
                 () = &mut deadline => break,
             }
         }
+        // What is said first is of the first repository, whichever was the quickest to fail.
+        together.sort_by_key(|first| first.at);
         let begin = async |firsts: Vec<First>| {
             let started = self.load_first(&firsts).await;
             firsts.into_iter().for_each(|first| watch(first.at, first.found));
