@@ -110,6 +110,7 @@ impl Tasks {
     }
 
     fn pulse(&self, name: &'static str) -> Pulse {
+        self.metrics.started(name);
         Pulse { name, failures: Arc::default(), lost: self.lost.clone() }
     }
 

@@ -21,6 +21,11 @@ impl TaskMetrics {
         registry.register("task_restarts", help, self.0.clone());
     }
 
+    /// A task starts for the first time: it is at 0, or the first restart would be no increase.
+    pub(crate) fn started(&self, task: &'static str) {
+        let _at_zero = self.0.get_or_create(&TaskLabel { task });
+    }
+
     /// A task panicked and starts again.
     pub(crate) fn restarted(&self, task: &'static str) {
         self.0.get_or_create(&TaskLabel { task }).inc();
