@@ -54,12 +54,6 @@ impl MessageBytes {
         counted.then(|| HeldAnswer { of: self.of.clone(), bytes })
     }
 
-    /// Counts a part of an answer that is sent already, even where it is over the limit.
-    pub fn part_of_answer(&self, bytes: u64) -> HeldAnswer {
-        self.of.all.answers.force(&self.of.answers, bytes);
-        HeldAnswer { of: self.of.clone(), bytes }
-    }
-
     /// Hands over what has been counted: to a message that is there as a whole, while the next one of its stream is read.
     #[must_use]
     pub fn take(&self) -> Self {
@@ -117,9 +111,7 @@ mod tests {
         assert!(request.answer(SMALL).is_some(), "the last eighth is for small ones");
         assert!(request.add(SMALL), "requests are let in");
         assert_eq!(all.ratio(), 70.0 / 80.0);
-        let part = request.part_of_answer(100 * SMALL);
-        assert!(request.answer(1).is_none());
-        drop((part, large));
+        drop(large);
         assert!(!all.is_short() && all.now() == SMALL);
     }
 

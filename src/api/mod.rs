@@ -7,6 +7,7 @@ mod file;
 pub mod fuzz;
 pub mod health;
 pub mod http;
+pub mod inference;
 pub mod native;
 pub mod oip;
 mod origin;

@@ -5,13 +5,19 @@ use std::sync::Arc;
 use futures::{FutureExt as _, Stream, StreamExt as _, future::Either, stream, stream::BoxStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use crate::{
     api::status,
     error::{Error, Reason, Result},
     layers::AnswerBytes,
 };
+
+/// The messages of a stream.
+pub(super) type Messages<M> = BoxStream<'static, Result<M, Status>>;
+
+/// The items of a stream, each with what it holds until it is sent.
+pub(super) type Items<A> = BoxStream<'static, (Result<A, Status>, Option<Held>)>;
 
 /// Requests of one stream that run at once, answers that the client has not taken included; beyond, reading waits.
 const AT_ONCE: usize = 64;
@@ -25,8 +31,8 @@ pub(super) enum Order {
     OfRequests,
 }
 
-/// What an answer holds until it is taken.
-struct Held {
+/// What an answer holds until it is sent.
+pub(super) struct Held {
     _place: OwnedSemaphorePermit,
     _bytes: Option<AnswerBytes>,
 }
@@ -37,12 +43,12 @@ struct Held {
 /// Ends with a status where a message cannot be read or `shutdown` comes, after the answers to all messages before; and at
 /// once where `answer` gives one.
 pub(super) fn serve<M, A, F>(
-    requests: Streaming<M>,
+    requests: Messages<M>,
     answer: impl Fn(M) -> F + Send + 'static,
     order: Order,
     shutdown: CancellationToken,
     tasks: &TaskTracker,
-) -> BoxStream<'static, Result<A, Status>>
+) -> Items<A>
 where
     M: Send + 'static,
     A: Send + 'static,
@@ -87,17 +93,12 @@ where
             let _client_left = send.send((Err(status), None));
         }
     });
-    stream::unfold(answers, async |mut answers| {
-        let (answer, held) = answers.recv().await?;
-        drop(held);
-        Some((answer, answers))
-    })
-    .boxed()
+    stream::unfold(answers, async |mut answers| answers.recv().await.map(|answer| (answer, answers))).boxed()
 }
 
 /// The messages of a stream, each with a place, until it ends; last what ended it, if that is not its own end.
 fn messages<M: Send + 'static>(
-    requests: Streaming<M>,
+    requests: Messages<M>,
     shutdown: CancellationToken,
     places: Arc<Semaphore>,
 ) -> impl Stream<Item = Result<(M, OwnedSemaphorePermit), Status>> + Send {

@@ -28,6 +28,7 @@ use crate::{
         console,
         health::Health,
         http,
+        inference::Inference,
         native::ModelServerService,
         oip::{self, MOST_REGIONS, OpenInference, Regions, grpc::GrpcInference},
         rest,
@@ -316,14 +317,15 @@ async fn run(
         limit,
         closing.clone(),
     );
-    let native = inflating!(ModelServerServer::new(service.with_residents(residents)))
+    let service = service.with_residents(residents);
+    let native = inflating!(ModelServerServer::new(service.clone()))
         .max_decoding_message_size(limit)
         .max_encoding_message_size(limit);
     let open_inference = GrpcInference::new(door.clone(), limit, closing.clone());
-    let open_inference = inflating!(GrpcInferenceServiceServer::new(open_inference))
+    let loads = inflating!(GrpcInferenceServiceServer::new(open_inference.clone()))
         .max_decoding_message_size(limit)
         .max_encoding_message_size(limit);
-    let mut routes = Routes::new(native).add_service(open_inference).add_service(inflating!(health_service));
+    let mut routes = Routes::new(native).add_service(loads).add_service(inflating!(health_service));
     if settings.server.reflection {
         let reflection = || {
             tonic_reflection::server::Builder::configure()
@@ -342,7 +344,8 @@ async fn run(
     }
     let cap: io::SharedCap = RequestCap::new(settings.server.max_requests);
     let refusals = || metrics.refusals.clone();
-    let inflated = Inflate::new(routes.prepare(), limit, refusals());
+    let calls = Inference::new(service, open_inference, routes.prepare(), limit, refusals());
+    let inflated = Inflate::new(calls, limit, refusals());
     let read = ReadDeadline::new(inflated, settings.admission.max_deadline, refusals());
     let counted = CountBytes::new(End::new(read, closing.clone()), &callers, refusals())
         .with_uploads(manager.takes_uploads());

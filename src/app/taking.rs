@@ -149,7 +149,8 @@ pin_project! {
         inner: B,
         // Of the frame that was last read.
         rest: Bytes,
-        bytes: Option<AnswerBytes>,
+        // They count as long as this lives.
+        _bytes: Option<AnswerBytes>,
         taking: Option<Arc<Taking>>,
     }
 
@@ -170,7 +171,7 @@ impl<B> Pieces<B> {
         if let Some(taking) = &taking {
             taking.gave(0);
         }
-        response.map(|inner| Self { inner, rest: Bytes::new(), bytes, taking })
+        response.map(|inner| Self { inner, rest: Bytes::new(), _bytes: bytes, taking })
     }
 }
 
@@ -187,9 +188,6 @@ impl<B: Body<Data = Bytes>> Body for Pieces<B> {
             taking.took();
         }
         if this.rest.is_empty() {
-            if let Some(bytes) = this.bytes {
-                bytes.part(0);
-            }
             let frame = match ready!(this.inner.poll_frame(cx)) {
                 Some(Ok(frame)) => frame,
                 end => return Poll::Ready(end),
@@ -197,9 +195,6 @@ impl<B: Body<Data = Bytes>> Body for Pieces<B> {
             match frame.into_data() {
                 Ok(data) => *this.rest = data,
                 Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
-            }
-            if let Some(bytes) = this.bytes {
-                bytes.part(this.rest.len());
             }
         }
         let piece = this.rest.copy_to_bytes(this.rest.len().min(PIECE));

@@ -42,9 +42,7 @@ impl Arrived {
     /// # Errors
     /// There is no room for it: too many are there that their callers do not take.
     pub fn answered(self, bytes: usize) -> Result<AnswerBytes> {
-        self.bytes
-            .as_ref()
-            .map_or(Ok(AnswerBytes::Uncounted), |request| AnswerBytes::of_whole(request, bytes))
+        self.bytes.as_ref().map_or(Ok(AnswerBytes(None)), |request| AnswerBytes::of_whole(request, bytes))
     }
 }
 
@@ -55,34 +53,16 @@ pub fn message_bytes(extensions: &Extensions) -> Option<MessageBytes> {
 
 /// The bytes of an answer; they count until the last clone is dropped. In a response's extensions they go with its body.
 #[derive(Debug, Clone)]
-pub enum AnswerBytes {
-    /// All of it is there.
-    Whole(#[doc(hidden)] Arc<HeldAnswer>),
-    /// It comes part by part, and only the part that is there counts.
-    InParts {
-        /// Says where to count.
-        call: Arc<MessageBytes>,
-        /// The part.
-        part: Option<Arc<HeldAnswer>>,
-    },
-    /// Nothing counts.
-    Uncounted,
-}
+pub struct AnswerBytes(#[expect(dead_code, reason = "it counts while it lives")] Option<Arc<HeldAnswer>>);
 
 impl AnswerBytes {
-    /// A stream of answers begins, of a call with these extensions.
-    pub fn of_stream(extensions: &Extensions) -> Self {
-        let call = extensions.get::<Arc<MessageBytes>>().cloned();
-        call.map_or(Self::Uncounted, |call| Self::InParts { call, part: None })
-    }
-
     /// Of a whole answer to `request`.
     ///
     /// # Errors
     /// There is no room for it.
     pub fn of_whole(request: &MessageBytes, bytes: usize) -> Result<Self> {
         let held = request.answer(bytes as u64).ok_or_else(too_many_answers)?;
-        Ok(Self::Whole(Arc::new(held)))
+        Ok(Self(Some(Arc::new(held))))
     }
 
     /// The answer of a call, with which they go.
@@ -90,13 +70,6 @@ impl AnswerBytes {
         let mut response = tonic::Response::new(answer);
         response.extensions_mut().insert(self);
         response
-    }
-
-    /// So many are there now, of what comes in parts.
-    pub fn part(&mut self, bytes: usize) {
-        if let Self::InParts { call, part } = self {
-            *part = (bytes > 0).then(|| Arc::new(call.part_of_answer(bytes as u64)));
-        }
     }
 }
 

@@ -3,6 +3,9 @@
 
 use std::sync::{Arc, Weak};
 
+use tokio::time::{Instant, timeout_at};
+
+use super::late;
 use crate::{
     admission::Account,
     error::{Error, Reason, Result},
@@ -26,12 +29,24 @@ impl Wanted {
     }
 }
 
-/// Runs `work` for that caller once there is a place for it. Its place is taken until it ends, also where the caller leaves: long work
-/// looks at [`Wanted`] now and then.
+/// Runs `work` for that caller once there is a place for it, and waits for it `until` then. Its place is taken until it ends, also
+/// where the caller leaves: long work looks at [`Wanted`] now and then.
 ///
 /// # Errors
-/// What `work` says; or it panicked.
+/// What `work` says; it took too long; or it panicked.
 pub(crate) async fn heavy<T: Send + 'static>(
+    account: &Account,
+    until: Option<Instant>,
+    work: impl FnOnce(&Wanted) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let result = placed(account, work);
+    match until {
+        Some(until) => timeout_at(until, result).await.unwrap_or_else(|_| Err(late())),
+        None => result.await,
+    }
+}
+
+async fn placed<T: Send + 'static>(
     account: &Account,
     work: impl FnOnce(&Wanted) -> Result<T> + Send + 'static,
 ) -> Result<T> {
@@ -62,7 +77,7 @@ mod tests {
         let account = Account::alone(1);
         let (seen, sees) = std::sync::mpsc::channel();
         let (begun, begins) = tokio::sync::oneshot::channel();
-        let work = heavy(&account, move |wanted| {
+        let work = heavy(&account, None, move |wanted| {
             begun.send(()).unwrap();
             while wanted.is() {
                 std::thread::sleep(Duration::from_millis(1));
@@ -76,8 +91,14 @@ mod tests {
         }
         assert!(sees.recv_timeout(Duration::from_secs(10)).unwrap());
         // Its place is free again.
-        assert_eq!(heavy(&account, |_| Ok(7)).await.unwrap(), 7);
-        let failed: Result<()> = heavy(&account, |_| panic!("bug")).await;
+        assert_eq!(heavy(&account, None, |_| Ok(7)).await.unwrap(), 7);
+        let failed: Result<()> = heavy(&account, None, |_| panic!("bug")).await;
         assert_eq!(failed.unwrap_err().reason(), Reason::Internal);
+        let (go_on, waits) = std::sync::mpsc::channel::<()>();
+        let until = Instant::now() + Duration::from_millis(10);
+        let work = move |_: &Wanted| Ok(waits.recv().is_err());
+        let late = heavy(&account, Some(until), work).await;
+        assert_eq!(late.unwrap_err().reason(), Reason::DeadlineExceeded);
+        drop(go_on);
     }
 }

@@ -12,7 +12,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use http::{Extensions, Request};
 use hyper::body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tower::Service;
 
 use super::{
@@ -21,7 +21,6 @@ use super::{
     heavy::heavy,
     inflate::{Coding, Parts, inflate},
     path,
-    timely::late,
 };
 use crate::{
     admission::MessageBytes,
@@ -33,6 +32,8 @@ use crate::{
 const ENCODING: &str = "grpc-encoding";
 /// Flag and length before each message.
 const PREFIX: usize = 5;
+/// tonic copies each message into one piece, on the thread of the wire. After so many bytes others have their turn.
+const TURN: usize = 128 << 10;
 /// What is so short, and inflates to no more than four times as much, is done at once.
 const SHORT: usize = 16 << 10;
 
@@ -82,6 +83,8 @@ where
             refusals,
             state: State::default(),
             rest: Bytes::new(),
+            turn: TURN,
+            others: None,
         }))
     }
 }
@@ -116,11 +119,7 @@ impl How {
             return self.inflate(parts, &|| Ok(()));
         };
         let until = self.until;
-        let work = heavy(&account, move |wanted| self.inflate(parts, &|| wanted.check()));
-        match until {
-            Some(until) => timeout_at(until, work).await.unwrap_or_else(|_| Err(late())),
-            None => work.await,
-        }
+        heavy(&account, until, move |wanted| self.inflate(parts, &|| wanted.check())).await
     }
 
     /// `None`: it is too long for that.
@@ -215,6 +214,10 @@ pin_project! {
         state: State,
         // What came and has not been looked at.
         rest: Bytes,
+        // Bytes that are left of this turn.
+        turn: usize,
+        // Ready once others have had theirs.
+        others: Option<BoxFuture<'static, ()>>,
     }
 }
 
@@ -312,9 +315,21 @@ where
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<std::result::Result<Frame<Bytes>, BoxError>>> {
+        if let Some(others) = self.as_mut().project().others {
+            ready!(others.as_mut().poll(cx));
+            *self.as_mut().project().others = None;
+        }
         loop {
             match ready!(self.as_mut().advance(cx)) {
-                Some(Ok(bytes)) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
+                Some(Ok(bytes)) => {
+                    let this = self.as_mut().project();
+                    *this.turn = this.turn.saturating_sub(bytes.len());
+                    if *this.turn == 0 {
+                        *this.turn = TURN;
+                        *this.others = Some(tokio::task::yield_now().boxed());
+                    }
+                    return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                }
                 Some(Err(error)) => {
                     // Once, however often it is asked for more.
                     if let Some(refusals) = self.project().refusals.take() {
@@ -354,9 +369,14 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
+    use std::{
+        convert::Infallible,
+        pin::pin,
+        sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    };
 
     use http_body_util::{BodyExt as _, StreamBody};
+    use tokio_util::task::TaskTracker;
 
     use super::*;
     use crate::{
@@ -371,14 +391,16 @@ mod tests {
         [&[flag][..], &(message.len() as u32).to_be_bytes(), message].concat()
     }
 
-    /// What tonic gets of `sent`, which comes in pieces and counts in `account`.
-    async fn gets(
+    type Pieces = futures::stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, Infallible>>>;
+
+    /// A body of `sent`, which comes in pieces and counts in `account`.
+    async fn inflating(
         account: &Arc<Account>,
         path: &str,
         encoding: &str,
         sent: &[u8],
         piece: usize,
-    ) -> Result<Vec<u8>, String> {
+    ) -> Inflating<StreamBody<Pieces>> {
         let pieces: Vec<_> = sent
             .chunks(piece)
             .map(|piece| Ok::<_, Infallible>(Frame::data(Bytes::copy_from_slice(piece))))
@@ -390,7 +412,18 @@ mod tests {
         let mut request = Request::builder().uri(path).header(ENCODING, encoding);
         request.extensions_mut().unwrap().insert(counted);
         let body = StreamBody::new(futures::stream::iter(pieces));
-        let inflated = service.call(request.body(body).unwrap()).await.unwrap().into_body();
+        service.call(request.body(body).unwrap()).await.unwrap().into_body()
+    }
+
+    /// What tonic gets of it.
+    async fn gets(
+        account: &Arc<Account>,
+        path: &str,
+        encoding: &str,
+        sent: &[u8],
+        piece: usize,
+    ) -> Result<Vec<u8>, String> {
+        let inflated = inflating(account, path, encoding, sent, piece).await;
         let told = |error: BoxError| tonic::Status::from_error(error).message().to_owned();
         Ok(inflated.collect().await.map_err(told)?.to_bytes().to_vec())
     }
@@ -439,6 +472,31 @@ mod tests {
             assert!(told.contains("the message cannot be read: it does not inflate"), "{told}");
             assert_eq!(account.now(), 0);
         }
+    }
+
+    #[tokio::test]
+    async fn others_have_their_turn_while_a_long_message_is_handed_on() {
+        let turns = Arc::new(AtomicUsize::new(0));
+        let others = TaskTracker::new().spawn({
+            let turns = turns.clone();
+            async move {
+                loop {
+                    turns.fetch_add(1, Relaxed);
+                    tokio::task::yield_now().await;
+                }
+            }
+        });
+        let sent = framed(1, &deflated(Coding::Zstd, &vec![0; LONGEST]));
+        let account = Account::alone(1 << 30);
+        let mut inflated = pin!(inflating(&account, INFER[1], "zstd", &sent, usize::MAX).await);
+        // All of it is there once the first frame is.
+        inflated.frame().await.unwrap().unwrap();
+        let before = turns.load(Relaxed);
+        let rest = inflated.collect().await.unwrap().to_bytes();
+        assert_eq!(rest.len(), LONGEST);
+        let turns = turns.load(Relaxed) - before;
+        assert!((LONGEST / TURN - 1..=LONGEST / TURN + 1).contains(&turns), "{turns}");
+        others.abort();
     }
 
     #[tokio::test]

@@ -40,6 +40,7 @@ pub(crate) use inflate::tests::deflated;
 pub(crate) use inflate::{Coding, inflate};
 pub use inflating::Inflate;
 pub(crate) use pace::{Alarm, Pace, given_up};
+pub(crate) use path::{INFER, INFER_STREAM};
 pub(crate) use shed::too_many;
 pub use shed::{Counted, RequestCap, Shed};
 pub(crate) use timely::{PATIENCE, late, too_slow};

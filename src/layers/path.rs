@@ -4,11 +4,11 @@
 const API: &str = "/torchlane.v1.ModelServer/";
 /// All calls of the Open Inference Protocol with this.
 const OPEN_INFERENCE: &str = "/inference.GRPCInferenceService/";
-/// Requests for one pass.
-pub(super) const INFER: [&str; 2] =
+/// Requests for one pass, in either API.
+pub(crate) const INFER: [&str; 2] =
     ["/torchlane.v1.ModelServer/Infer", "/inference.GRPCInferenceService/ModelInfer"];
 /// Requests for many: messages come for as long as the caller likes.
-pub(super) const INFER_STREAM: [&str; 2] =
+pub(crate) const INFER_STREAM: [&str; 2] =
     ["/torchlane.v1.ModelServer/InferStream", "/inference.GRPCInferenceService/ModelStreamInfer"];
 /// May bring a model's files, where the settings allow it.
 const LOAD: &str = "/inference.GRPCInferenceService/RepositoryModelLoad";

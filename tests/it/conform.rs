@@ -20,7 +20,7 @@ use tower::ServiceExt as _;
 use super::{
     fake::{reload, repository, version},
     oip::{call, oip},
-    server::{Server, f32s, reason, request, until},
+    server::{Server, f32s, floats, reason, request, until},
 };
 
 /// Status of a call as no gRPC library would make it, by HTTP and by gRPC.
@@ -354,5 +354,62 @@ async fn every_answer_of_a_stream_says_that_it_is_the_last_of_its_request() {
     for answer in answers {
         let response = answer.unwrap().infer_response.unwrap();
         assert!(response.parameters.contains_key("triton_final_response"), "{response:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_has_no_more_fields_than_a_model_could_use() {
+    let dir = repository(&[("m", "")]);
+    let server = Server::fake(dir.path(), |_| {});
+    let mut client = server.ready().await;
+    let good = || request("m", vec![f32s("x", &[1], &[1.0])]);
+    let many = || proto::InferRequest { outputs: vec![String::new(); 5000], ..good() };
+    let status = client.infer(many()).await.unwrap_err();
+    assert_eq!(reason(&status), "BAD_REQUEST");
+    assert_eq!(status.message(), "the message has more than 4096 inputs, outputs and parameters");
+    let asked = futures::stream::iter([good(), good(), many(), good()]);
+    let mut answers = client.infer_stream(asked).await.unwrap().into_inner();
+    for _ in 0..2 {
+        let answer = answers.message().await.unwrap().unwrap();
+        assert!(
+            matches!(answer.result, Some(proto::infer_stream_response::Result::Response(_))),
+            "{answer:?}"
+        );
+    }
+    assert_eq!(reason(&answers.message().await.unwrap_err()), "BAD_REQUEST");
+    let mut open = oip(&server).await;
+    let status = open.model_infer(infer_m(vec![Default::default(); 5000])).await.unwrap_err();
+    assert_eq!(reason(&status), "BAD_REQUEST");
+    let metrics = server.get("/metrics").await.1;
+    let counted = "torchlane_refusals_total{door=\"grpc\",reason=\"BAD_REQUEST\"} 3";
+    assert!(metrics.contains(counted), "{metrics}");
+}
+
+#[tokio::test]
+async fn long_lists_come_and_go_like_short_ones() {
+    let dir = repository(&[("m", "scale = 2.0")]);
+    let server = Server::fake(dir.path(), |_| {});
+    let mut client = server.ready().await;
+    for count in [3, 200_000] {
+        let values: Vec<f32> = (0..count).map(|value| value as f32).collect();
+        let doubled: Vec<f32> = values.iter().map(|value| 2.0 * value).collect();
+        let typed = proto::Tensor {
+            name: "x".into(),
+            datatype: "FP32".into(),
+            shape: vec![1, count],
+            float_data: values.clone(),
+            ..Default::default()
+        };
+        let wanted = |inputs, typed: &str| proto::InferRequest {
+            parameters: [("typed".to_owned(), typed.to_owned())].into(),
+            ..request("m", inputs)
+        };
+        let raw = || f32s("x", &[1, count], &values);
+        for (inputs, form) in [(typed.clone(), "true"), (typed, "false"), (raw(), "true"), (raw(), "false")] {
+            let answer = client.infer(wanted(vec![inputs], form)).await.unwrap().into_inner();
+            let output = &answer.outputs[0];
+            let got = if form == "true" { output.float_data.clone() } else { floats(output) };
+            assert!(got == doubled, "{count} {form}");
+        }
     }
 }

@@ -4,13 +4,12 @@ Usage: hostile.py [SECONDS [ATTACK...]]     SECONDS: how long each attack lasts 
 
 The attacks come from 127.0.0.2, the good client and the probes from 127.0.0.1. During each attack:
 - no request of the good client fails,
-- its p99 is at most twice the usual one, or three times where the attack needs the same CPUs. Below 20 ms the usual one counts as
-  20 ms: on a machine that does other work too, less is noise. For the same reason the best of three rounds counts: an attack shows
-  in each of them,
+- its p99 is at most twice the usual one, or three times where the attack needs the same CPUs. Below a floor the usual one counts as
+  that: less is noise. The floor is 5 ms in rounds of 5 s and more, and 20 ms in shorter ones, whose p99 is the second worst of 150
+  answers. For the same reason the best of three rounds counts: an attack shows in each of them,
 - each probe is answered within a second.
-After all of them, with a little load, the resident memory comes back within 30 seconds to 5 % above what it was and what the
-allocator keeps: glibc's malloc_trim leaves the free end of each thread's arena, at most some tens of MiB in all. While attacked, the
-server had several hundred MiB more.
+After all of them, with a little load, the resident memory comes back within 30 seconds to 5 % above what it was; in short rounds, which
+do not wait until all buffers have their size, 96 MiB more may stay. While attacked, the server had several hundred MiB more.
 """
 
 import contextlib
@@ -35,8 +34,9 @@ import running
 from running import BINARY, Server, work
 
 SECONDS = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
-FLOOR = 20.0  # ms
-KEPT = 96 << 20  # bytes of the ends of arenas
+IS_LONG = SECONDS >= 5
+FLOOR = 5.0 if IS_LONG else 20.0  # ms
+KEPT = 0 if IS_LONG else 96 << 20  # bytes
 HOSTILE = "127.0.0.2"
 MIB = 1 << 20
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, _, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
@@ -319,7 +319,13 @@ class Probes:
 def attackers(target, count, *arguments, settle=1):
     """So many of them, each a process of its own, which have had some seconds to begin."""
     fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=target, args=arguments, daemon=True) for _ in range(count)]
+
+    def run():
+        # They are to cost the server time, not the good client beside them: real ones have machines of their own.
+        os.nice(19)
+        target(*arguments)
+
+    processes = [fork.Process(target=run, daemon=True) for _ in range(count)]
     for process in processes:
         process.start()
     try:
@@ -477,9 +483,8 @@ def main():
     pb, _ = running.stubs()
     infer = pb.InferRequest(model="identity", inputs=[pb.Tensor(name="x", datatype="FP32", shape=[MIB // 4], raw=bytes(MIB))])
     infer = infer.SerializeToString()
-    # One inflates to a long message, whose answer is not taken; the other to more than a message may have. A message is decoded and
-    # its answer encoded on the thread of the wire, about a millisecond for each MiB: with 60 MiB others would notice that.
-    zeros = gzip.compress(tensor(bytes(8 * MIB)), 9)
+    # One inflates to a long message, whose answer is not taken; the other to more than a message may have.
+    zeros = gzip.compress(tensor(bytes(60 * MIB)), 9)
     noise = gzip.compress(tensor(os.urandom(2 * MIB) + bytes(70 * MIB)), 1)
     json_body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [MIB], "data": [0.5] * MIB}]}).encode()
 
@@ -493,7 +498,7 @@ def main():
     attacks = {
         "drip": lambda name: attack(server, name, usual, 2, drip, 8, grpc, None),
         "take_nothing": lambda name: attack(server, name, usual, 2, take_nothing, 8, grpc, infer),
-        "zeros": lambda name: attack(server, name, usual, 3, bombs, 2, grpc, zeros),
+        "zeros": lambda name: attack(server, name, usual, 3, bombs, 6, grpc, zeros),
         "bombs": lambda name: attack(server, name, usual, 3, bombs, 2, grpc, noise),
         "bodies": lambda name: attack(server, name, usual, 3, bodies, 4, http, json_body),
         "streams": lambda name: attack(server, name, usual, 3, open_streams, 4, grpc, None),

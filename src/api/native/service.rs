@@ -2,7 +2,7 @@
 
 use std::{pin::Pin, sync::Arc};
 
-use futures::{Stream, StreamExt as _, stream::BoxStream};
+use futures::{Stream, StreamExt, stream::BoxStream};
 use prost::Message as _;
 use tokio::{sync::broadcast, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -18,12 +18,13 @@ use crate::{
     admission::{ControlLane, ControlPlace, Errand, Residents, Wanted},
     api::{
         arrival::{Arrival, asker},
+        inference::{Infers, LONG, Raw},
         status,
-        stream::{self, Order},
+        stream::{self, Items, Messages, Order},
     },
     call::{InferCall, InferReply},
     error::{Error, Reason, Result, shown},
-    layers::{AnswerBytes, Arrived, Deadline},
+    layers::{AnswerBytes, Arrived, Deadline, INFER, INFER_STREAM, heavy},
     lifecycle::{Asker, Expected, History, Manager, ReloadRequest},
     model::{InvalidVersion, Lane, VersionWish},
     proto::{self, model_server_server::ModelServer},
@@ -103,7 +104,15 @@ where
             infer_call(request, arrival).inspect_err(|error| refusals.count(Door::Grpc, error))?;
         let (request_id, model, received) = (call.request_id.clone(), call.model.clone(), call.received);
         let reply = infer.oneshot(call).await?;
-        let answer = infer_response(request_id, model, reply, form, received.elapsed());
+        let length: usize = reply.outputs.iter().map(|output| output.tensor.data().len()).sum();
+        let write = move || infer_response(request_id, model, reply, form, received.elapsed());
+        let answer = match &arrival.account {
+            // Lists take a while.
+            Some(account) if form.typed && length > LONG => {
+                heavy(account, arrival.deadline, move |_| Ok(write())).await?
+            }
+            _ => write(),
+        };
         let bytes = arrived.answered(answer.encoded_len())?;
         Ok((answer, bytes))
     }
@@ -123,6 +132,44 @@ where
         let manager = self.manager.clone();
         let outcome = self.control.run(errand, deadline, late, |place| work(manager, place)).await;
         outcome.map_err(|error| status(&error))
+    }
+}
+
+impl<S> Infers for ModelServerService<S>
+where
+    S: Service<InferCall, Response = InferReply, Error = Error> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    const PATHS: [&'static str; 2] = [INFER[0], INFER_STREAM[0]];
+    const RAW: Raw = Raw::OfInputs(4);
+    type Request = proto::InferRequest;
+    type Answer = proto::InferResponse;
+    type Item = proto::InferStreamResponse;
+
+    fn one(
+        &self,
+        request: Request<proto::InferRequest>,
+    ) -> impl Future<Output = Result<Response<proto::InferResponse>, Status>> + Send {
+        self.infer(request)
+    }
+
+    fn many(&self, requests: Request<Messages<proto::InferRequest>>) -> Items<proto::InferStreamResponse> {
+        let deadline = deadline(&requests);
+        let (metadata, extensions, requests) = requests.into_parts();
+        let (to, metadata) = ((self.infer.clone(), self.refusals.clone()), Arc::new(metadata));
+        let longest = self.longest;
+        let answer = move |message: proto::InferRequest| {
+            let to = to.clone();
+            let arrival = Arrival::new(Door::Grpc, metadata.clone(), deadline).of(&extensions);
+            let arrived = Arrived::new(&extensions);
+            async move {
+                let request_id = message.request_id.clone();
+                let answered = Self::answer(to, arrived, message, &arrival).await;
+                let (answer, bytes) = stream::parted(answered);
+                (Ok(item(request_id, answer, longest)), bytes)
+            }
+        };
+        stream::serve(requests, answer, Order::AsTheyCome, self.shutdown.clone(), &self.streams)
     }
 }
 
@@ -189,24 +236,8 @@ where
         &self,
         request: Request<Streaming<proto::InferRequest>>,
     ) -> Result<Response<Answers>, Status> {
-        let deadline = deadline(&request);
-        let (metadata, extensions, requests) = request.into_parts();
-        let (to, metadata) = ((self.infer.clone(), self.refusals.clone()), Arc::new(metadata));
-        let longest = self.longest;
-        let bytes = AnswerBytes::of_stream(&extensions);
-        let answer = move |message: proto::InferRequest| {
-            let to = to.clone();
-            let arrival = Arrival::new(Door::Grpc, metadata.clone(), deadline).of(&extensions);
-            let arrived = Arrived::new(&extensions);
-            async move {
-                let request_id = message.request_id.clone();
-                let answered = Self::answer(to, arrived, message, &arrival).await;
-                let (answer, bytes) = stream::parted(answered);
-                (Ok(item(request_id, answer, longest)), bytes)
-            }
-        };
-        let shutdown = self.shutdown.clone();
-        Ok(bytes.on(stream::serve(requests, answer, Order::AsTheyCome, shutdown, &self.streams)))
+        let answers = self.many(request.map(StreamExt::boxed)).map(|(answer, _held)| answer);
+        Ok(Response::new(answers.boxed()))
     }
 
     async fn reload_model(

@@ -8,13 +8,13 @@ use axum::{
     http::{HeaderMap, header},
 };
 use bytes::Bytes;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::body;
 use crate::{
     admission::MessageBytes,
     error::{Error, Reason, Result, shown},
-    layers::{Coding, heavy, inflate, late, too_many_bytes},
+    layers::{Coding, heavy, inflate, too_many_bytes},
 };
 
 /// The whole body as it was before it was compressed, where `headers` say that it is: at most `longest` bytes, counted in `counted`, by
@@ -36,15 +36,15 @@ pub(super) async fn read(
         return whole(coding, sent, (longest, false), |_| Ok(()));
     };
     let (account, came) = (counted.account().clone(), sent.len() as u64);
-    let work = heavy(&account, move |wanted| {
+    heavy(&account, Some(until), move |wanted| {
         let body = whole(coding, sent, (longest, true), |more| {
             wanted.check()?;
             if counted.add(more as u64) { Ok(()) } else { Err(too_many_bytes()) }
         })?;
         counted.free(came);
         Ok(body)
-    });
-    timeout_at(until, work).await.unwrap_or_else(|_| Err(late()))
+    })
+    .await
 }
 
 /// What `sent` inflates to. `more` is asked before each piece.

@@ -106,7 +106,7 @@ async fn read<S>(
     let incoming = match json {
         Some(0) => raw(&rest.door, model, version, body, deadline).await?,
         json if body.len() > LONG => {
-            heavy(&account, move |_| request::read(model, version, &body, json)).await?
+            heavy(&account, Some(until), move |_| request::read(model, version, &body, json)).await?
         }
         json => request::read(model, version, &body, json)?,
     };

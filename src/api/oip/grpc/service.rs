@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use futures::stream::BoxStream;
+use futures::{StreamExt, stream::BoxStream};
 use prost::Message as _;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -16,13 +16,14 @@ use super::{
 use crate::{
     api::{
         arrival::Arrival,
+        inference::{Infers, Raw},
         oip::{OpenInference, no_cuda, no_cuda_region, settings::LogValue},
         status,
-        stream::{self, Order},
+        stream::{self, Items, Messages, Order},
     },
     call::{InferCall, InferReply},
     error::{Error, Result},
-    layers::{AnswerBytes, Arrived, Deadline, message_bytes},
+    layers::{AnswerBytes, Arrived, Deadline, INFER, INFER_STREAM, message_bytes},
     proto::inference::{
         self as oip,
         grpc_inference_service_server::GrpcInferenceService,
@@ -82,6 +83,46 @@ where
 
 fn answer<T>(result: Result<T>) -> Result<Response<T>, Status> {
     result.map(Response::new).map_err(|error| status(&error))
+}
+
+impl<S> Infers for GrpcInference<S>
+where
+    S: Service<InferCall, Response = InferReply, Error = Error> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    const PATHS: [&'static str; 2] = [INFER[1], INFER_STREAM[1]];
+    const RAW: Raw = Raw::OfRequest(7);
+    type Request = oip::ModelInferRequest;
+    type Answer = oip::ModelInferResponse;
+    type Item = oip::ModelStreamInferResponse;
+
+    fn one(
+        &self,
+        request: Request<oip::ModelInferRequest>,
+    ) -> impl Future<Output = Result<Response<oip::ModelInferResponse>, Status>> + Send {
+        self.model_infer(request)
+    }
+
+    fn many(
+        &self,
+        requests: Request<Messages<oip::ModelInferRequest>>,
+    ) -> Items<oip::ModelStreamInferResponse> {
+        let deadline = deadline(requests.extensions());
+        let (metadata, extensions, requests) = requests.into_parts();
+        let (errors, metadata) = (Errors::wanted(&metadata), Arc::new(metadata));
+        let (door, longest) = (self.door.clone(), self.longest);
+        let answer = move |message: oip::ModelInferRequest| {
+            let arrival = Arrival::new(Door::Grpc, metadata.clone(), deadline).of(&extensions);
+            let door = door.clone();
+            let arrived = Arrived::new(&extensions);
+            async move {
+                let of = (message.id.clone(), message.model_name.clone());
+                let (response, bytes) = stream::parted(infer(&door, arrived, message, &arrival).await);
+                (item(of, response, longest, errors), bytes)
+            }
+        };
+        stream::serve(requests, answer, Order::OfRequests, self.shutdown.clone(), &self.streams)
+    }
 }
 
 #[tonic::async_trait]
@@ -146,23 +187,8 @@ where
         &self,
         request: Request<Streaming<oip::ModelInferRequest>>,
     ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
-        let deadline = deadline(request.extensions());
-        let (metadata, extensions, requests) = request.into_parts();
-        let (errors, metadata) = (Errors::wanted(&metadata), Arc::new(metadata));
-        let (door, longest) = (self.door.clone(), self.longest);
-        let bytes = AnswerBytes::of_stream(&extensions);
-        let answer = move |message: oip::ModelInferRequest| {
-            let arrival = Arrival::new(Door::Grpc, metadata.clone(), deadline).of(&extensions);
-            let door = door.clone();
-            let arrived = Arrived::new(&extensions);
-            async move {
-                let of = (message.id.clone(), message.model_name.clone());
-                let (response, bytes) = stream::parted(infer(&door, arrived, message, &arrival).await);
-                (item(of, response, longest, errors), bytes)
-            }
-        };
-        let shutdown = self.shutdown.clone();
-        Ok(bytes.on(stream::serve(requests, answer, Order::OfRequests, shutdown, &self.streams)))
+        let answers = self.many(request.map(StreamExt::boxed)).map(|(answer, _held)| answer);
+        Ok(Response::new(answers.boxed()))
     }
 
     async fn model_config(

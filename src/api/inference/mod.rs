@@ -1,0 +1,285 @@
+//! The gRPC calls for inference, of both APIs, past tonic's codec: tonic frames their messages, and what is long in them is neither
+//! decoded nor copied on the thread of the wire. All other calls are tonic's.
+
+mod body;
+mod gather;
+mod survey;
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::{Buf as _, Bytes};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
+use hyper::body::Body as HttpBody;
+use prost::Message;
+use tokio::time::Instant;
+use tonic::{
+    Extensions, Request, Response, Status, Streaming,
+    body::Body,
+    codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    codegen::Service,
+    server::{Grpc, StreamingService, UnaryService},
+};
+
+pub(in crate::api) use gather::Gather;
+pub(in crate::api) use survey::{LONG, Raw};
+
+use self::{
+    body::Answers,
+    gather::framed,
+    survey::{Decodes, check, glance},
+};
+use super::{
+    status,
+    stream::{Items, Messages, too_long},
+};
+use crate::{
+    admission::Account,
+    error::{Error, Reason, Result},
+    layers::{Deadline, heavy},
+    telemetry::{Door, Refusals},
+};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Inference by one of the APIs.
+pub(in crate::api) trait Infers: Clone + Send + Sync + 'static {
+    /// Paths of the call for one request, and of the one for many.
+    const PATHS: [&'static str; 2];
+    /// Where requests have bytes that are not decoded.
+    const RAW: Raw;
+    type Request: Message + Default + 'static;
+    type Answer: Gather + 'static;
+    type Item: Gather + 'static;
+
+    fn one(
+        &self,
+        request: Request<Self::Request>,
+    ) -> impl Future<Output = Result<Response<Self::Answer>, Status>> + Send;
+
+    fn many(&self, requests: Request<Messages<Self::Request>>) -> Items<Self::Item>;
+}
+
+/// Takes the calls of `native` and `open`, and leaves all others to `rest`.
+#[derive(Debug, Clone)]
+pub struct Inference<N, O, R> {
+    native: N,
+    open: O,
+    rest: R,
+    how: How,
+}
+
+/// How messages are read and written.
+#[derive(Debug, Clone)]
+struct How {
+    longest: usize,
+    refusals: Refusals,
+}
+
+impl<N, O, R> Inference<N, O, R> {
+    /// Messages and answers have at most `longest` bytes. Messages that cannot be read are counted in `refusals`.
+    pub fn new(native: N, open: O, rest: R, longest: usize, refusals: Refusals) -> Self {
+        Self { native, open, rest, how: How { longest, refusals } }
+    }
+}
+
+impl<N, O, R, B> Service<http::Request<B>> for Inference<N, O, R>
+where
+    N: Infers,
+    O: Infers,
+    R: Service<http::Request<B>, Response = http::Response<Body>>,
+    R::Future: Send + 'static,
+    R::Error: 'static,
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError> + Send,
+{
+    type Response = http::Response<Body>;
+    type Error = R::Error;
+    type Future = BoxFuture<'static, Result<http::Response<Body>, R::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), R::Error>> {
+        self.rest.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let path = request.uri().path();
+        if let Some(at) = N::PATHS.iter().position(|known| *known == path) {
+            infer(&self.native, &self.how, request, at == 0).map(Ok).boxed()
+        } else if let Some(at) = O::PATHS.iter().position(|known| *known == path) {
+            infer(&self.open, &self.how, request, at == 0).map(Ok).boxed()
+        } else {
+            Box::pin(self.rest.call(request))
+        }
+    }
+}
+
+/// One call, for one request or for many.
+fn infer<S, B>(
+    service: &S,
+    how: &How,
+    request: http::Request<B>,
+    is_one: bool,
+) -> impl Future<Output = http::Response<Body>> + Send + use<S, B>
+where
+    S: Infers,
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError> + Send,
+{
+    let call = Call { service: service.clone(), how: how.clone() };
+    async move {
+        let mut grpc = Grpc::new(AsItIs)
+            .max_decoding_message_size(call.how.longest)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Deflate)
+            .accept_compressed(CompressionEncoding::Zstd);
+        let mut response =
+            if is_one { grpc.unary(call, request).await } else { grpc.streaming(call, request).await };
+        match response.extensions_mut().remove::<Answers>() {
+            Some(answers) => response.map(|_none| Body::new(answers)),
+            // It was refused.
+            None => response,
+        }
+    }
+}
+
+struct Call<S> {
+    service: S,
+    how: How,
+}
+
+impl<S: Infers> UnaryService<Bytes> for Call<S> {
+    type Response = Elsewhere;
+    type Future = BoxFuture<'static, Result<Response<Elsewhere>, Status>>;
+
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        let (service, how) = (self.service.clone(), self.how.clone());
+        Box::pin(async move {
+            let (metadata, extensions, message) = request.into_parts();
+            let call = Around::of(&extensions);
+            let message = call.decoded(message, S::RAW).await.map_err(|error| how.unread(&error))?;
+            let answered = service.one(Request::from_parts(metadata, extensions, message)).await?;
+            let (metadata, answer, mut extensions) = answered.into_parts();
+            if let Some(error) = too_long(answer.encoded_len(), how.longest) {
+                return Err(status(&error));
+            }
+            let pieces = if answer.listed() > LONG {
+                call.heavy(move || Ok(framed(answer))).await.map_err(|error| status(&error))?
+            } else {
+                framed(answer)
+            };
+            extensions.insert(Answers::one(pieces));
+            Ok(Response::from_parts(metadata, Elsewhere, extensions))
+        })
+    }
+}
+
+impl<S: Infers> StreamingService<Bytes> for Call<S> {
+    type Response = Elsewhere;
+    type ResponseStream = futures::stream::Empty<Result<Elsewhere, Status>>;
+    type Future = std::future::Ready<Result<Response<Self::ResponseStream>, Status>>;
+
+    fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
+        let (metadata, extensions, messages) = request.into_parts();
+        let (call, how) = (Around::of(&extensions), self.how.clone());
+        let messages = messages.then(move |message| {
+            let (call, how) = (call.clone(), how.clone());
+            async move { call.decoded(message?, S::RAW).await.map_err(|error| how.unread(&error)) }
+        });
+        let items = self.service.many(Request::from_parts(metadata, extensions, messages.boxed()));
+        let framed = |(item, held): (Result<S::Item, Status>, _)| (item.map(framed), held);
+        let mut response = Response::new(futures::stream::empty());
+        response.extensions_mut().insert(Answers::many(items.map(framed).boxed()));
+        std::future::ready(Ok(response))
+    }
+}
+
+impl How {
+    /// The status of a message that never became a request.
+    fn unread(&self, error: &Error) -> Status {
+        self.refusals.count(Door::Grpc, error);
+        status(error)
+    }
+}
+
+/// What a call brings beside its messages.
+#[derive(Clone)]
+struct Around {
+    account: Option<Arc<Account>>,
+    until: Option<Instant>,
+}
+
+impl Around {
+    fn of(extensions: &Extensions) -> Self {
+        let until = extensions.get::<Deadline>().and_then(|deadline| deadline.0);
+        Self { account: extensions.get().cloned(), until }
+    }
+
+    async fn decoded<M: Message + Default + 'static>(&self, message: Bytes, raw: Raw) -> Result<M> {
+        let read = |message| {
+            M::decode(message).map_err(|error| {
+                let error = error.to_string();
+                let message = format!("the message cannot be read: {}", error.trim_end_matches('.'));
+                Error::new(Reason::BadRequest, message)
+            })
+        };
+        match glance(&message, raw)? {
+            Decodes::AtOnce => read(message),
+            Decodes::Long => {
+                self.heavy(move || {
+                    check(&message, raw)?;
+                    read(message)
+                })
+                .await
+            }
+        }
+    }
+
+    /// Runs what takes a while, away from the wire where that costs its caller.
+    async fn heavy<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+        match &self.account {
+            Some(account) => heavy(account, self.until, |_| work()).await,
+            None => work(),
+        }
+    }
+}
+
+/// The messages as they come. Answers are in the response's extensions.
+struct AsItIs;
+
+/// The answer is not here.
+struct Elsewhere;
+
+impl Codec for AsItIs {
+    type Encode = Elsewhere;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for AsItIs {
+    type Item = Elsewhere;
+    type Error = Status;
+
+    fn encode(&mut self, _: Elsewhere, _: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        Ok(())
+    }
+}
+
+impl Decoder for AsItIs {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(message.copy_to_bytes(message.remaining())))
+    }
+}
