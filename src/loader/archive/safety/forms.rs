@@ -133,6 +133,10 @@ impl Forms {
         }
         match tokens {
             [Token::Name("def"), Token::Name(_), rest @ ..] => {
+                // Behind it nothing would be known any more of the function around it. Exports have none.
+                if self.definition.is_some() {
+                    find(Danger::Unreadable, "code with a function within a function");
+                }
                 self.definition = Some(indent);
                 self.names.clear();
                 self.unread.clear();

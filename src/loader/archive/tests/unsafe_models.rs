@@ -304,6 +304,15 @@ fn an_argument_of_any_type_is_ordinary_while_nothing_reads_it() {
 }
 
 #[test]
+fn a_function_within_a_function_is_refused() {
+    let inner = "def inner(b: Tensor) -> Tensor:\n      return b\n    ";
+    for statements in ["y = x", "l = [1, 2]\n    y = unchecked_cast(List[Tensor], l)"] {
+        let found = code(&format!("{inner}{statements}"));
+        assert!(found.iter().any(|finding| finding.danger == Danger::Unreadable), "{found:?}");
+    }
+}
+
+#[test]
 fn values_are_of_the_types_that_the_code_declares() {
     let classes = "class Small:\n  a : int\nclass Big:\n  a : int\n  b : Tensor\n  c : Tensor\n\
                    class M(Module):\n  v : TYPE\n  def forward(self: __torch__.M, x: Tensor) -> Tensor:\n    return x\n";
