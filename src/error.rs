@@ -296,45 +296,54 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// A text whose absolute paths have lost the directories above the model's, so that they read as in its repository:
+/// A text whose paths have lost the directories above the model's, so that they read as in its repository:
 /// `digits/2/model.pt`. `None`: it has none.
 fn without_directories(text: &str) -> Option<String> {
     let mut told = String::with_capacity(text.len());
     let mut rest = text;
     let mut is_changed = false;
-    while let Some(at) = rest.find('/') {
+    while let Some(slash) = rest.find('/') {
+        // A path begins a word. What has a scheme is none: `s3://bucket`.
+        let is_edge = |c: char| c.is_whitespace() || "'\"`([{=:,<".contains(c);
+        let (before, _) = rest.split_at(slash);
+        let at = before.char_indices().rfind(|(_, c)| is_edge(*c)).map_or(0, |(at, c)| at + c.len_utf8());
         let (before, path) = rest.split_at(at);
         told += before;
-        // A path begins a word; within one, a slash is part of something else: `1/2`, `s3://bucket`.
-        let begins = told.chars().next_back().is_none_or(|c| c.is_whitespace() || "'\"`([{=:,<".contains(c));
         let ends = path.find(|c: char| c.is_whitespace() || "'\"`)]},;>".contains(c)).unwrap_or(path.len());
         let (path, behind) = path.split_at(ends);
         let (path, colon) = path.strip_suffix(':').map_or((path, ""), |path| (path, ":"));
-        let is_path = begins && path.len() > 1 && !path.starts_with("//");
-        told += if is_path { below_repository(path) } else { path };
+        let is_path = path.len() > 1 && !path.starts_with("//");
+        let below = if is_path { below_repository(path) } else { path };
+        told += below;
         told += colon;
-        is_changed |= is_path;
+        is_changed |= below != path;
         rest = behind;
     }
     told += rest;
     is_changed.then_some(told)
 }
 
-/// The last parts of an absolute path: with the model's name where the last directory is a version's.
+/// The last parts of a path: with the model's name where the last directory is a version's. Of one that begins with
+/// neither `/` nor `.` only those of versions and descriptions are known to be paths.
 fn below_repository(path: &str) -> &str {
     let mut slashes = path.trim_end_matches('/').rmatch_indices('/').map(|(at, _)| at + 1);
     let (file, version, model) = (slashes.next(), slashes.next(), slashes.next());
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let directory = version.zip(file).and_then(|(begin, end)| path.get(begin..end.saturating_sub(1)));
-    let of_version = directory.is_some_and(is_number);
+    let is_absolute = path.starts_with(['/', '.']);
+    let whole = (!is_absolute).then_some(0);
+    let directory =
+        version.or(whole).zip(file).and_then(|(begin, end)| path.get(begin..end.saturating_sub(1)));
+    let of_version = directory.is_some_and(is_number) && version.is_some();
     let described =
         file.and_then(|at| path.get(at..)).is_some_and(|file| ["model.toml", "config.pbtxt"].contains(&file));
     let begin = if of_version {
-        model.or(version)
+        model.or(whole).or(version)
     } else if described {
-        version.or(file)
-    } else {
+        version.or(whole).or(file)
+    } else if is_absolute {
         file
+    } else {
+        whole
     };
     begin.and_then(|at| path.get(at..)).unwrap_or(path)
 }
@@ -461,6 +470,9 @@ mod tests {
                 "verify failed: m/3/model.pt: not an archive",
             ),
             ("'/srv/models/vad.pt' is no archive", "'vad.pt' is no archive"),
+            ("../../srv/m/1/model.pt: truncated", "m/1/model.pt: truncated"),
+            ("sha256 of models/m/3/model.pt is 12", "sha256 of m/3/model.pt is 12"),
+            ("(models/m/model.toml) './x/vad.pt'", "(m/model.toml) 'vad.pt'"),
             ("/srv/models/m/model.toml: line 3", "m/model.toml: line 3"),
             ("cannot read /srv/models/: gone", "cannot read models/: gone"),
             (
