@@ -5,7 +5,6 @@ use std::sync::{Arc, Weak};
 
 use tokio::time::{Instant, timeout_at};
 
-use super::late;
 use crate::{
     admission::Account,
     error::{Error, Reason, Result},
@@ -41,7 +40,10 @@ pub(crate) async fn heavy<T: Send + 'static>(
 ) -> Result<T> {
     let result = placed(account, work);
     match until {
-        Some(until) => timeout_at(until, result).await.unwrap_or_else(|_| Err(late())),
+        Some(until) => timeout_at(until, result).await.unwrap_or_else(|_| {
+            let message = "the deadline passed while the message was read or its answer written";
+            Err(Error::new(Reason::DeadlineExceeded, message))
+        }),
         None => result.await,
     }
 }

@@ -405,11 +405,23 @@ async fn long_lists_come_and_go_like_short_ones() {
             ..request("m", inputs)
         };
         let raw = || f32s("x", &[1, count], &values);
-        for (inputs, form) in [(typed.clone(), "true"), (typed, "false"), (raw(), "true"), (raw(), "false")] {
+        for (inputs, form) in
+            [(typed.clone(), "true"), (typed.clone(), "false"), (raw(), "true"), (raw(), "false")]
+        {
             let answer = client.infer(wanted(vec![inputs], form)).await.unwrap().into_inner();
             let output = &answer.outputs[0];
             let got = if form == "true" { output.float_data.clone() } else { floats(output) };
             assert!(got == doubled, "{count} {form}");
+        }
+        let asked = futures::stream::iter([wanted(vec![typed.clone()], "true"), wanted(vec![raw()], "true")]);
+        let mut answers = client.infer_stream(asked).await.unwrap().into_inner();
+        for _ in 0..2 {
+            match answers.message().await.unwrap().unwrap().result {
+                Some(proto::infer_stream_response::Result::Response(answer)) => {
+                    assert!(answer.outputs[0].float_data == doubled, "{count}");
+                }
+                other => panic!("{other:?}"),
+            }
         }
     }
 }

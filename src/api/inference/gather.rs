@@ -23,10 +23,17 @@ pub(in crate::api) trait Gather: Message {
     /// Writes all of its fields.
     fn gather(self, into: &mut Pieces);
 
-    /// About how many of its bytes are in lists, which take a while to write.
+    /// Bytes of memory of its lists, which take a while to write.
     fn listed(&self) -> usize {
         0
     }
+}
+
+/// Bytes of memory of a tensor's lists.
+pub(in crate::api) fn listed(tensor: &proto::Tensor) -> usize {
+    tensor.bool_data.len()
+        + 4 * (tensor.int_data.len() + tensor.uint_data.len() + tensor.float_data.len())
+        + 8 * (tensor.int64_data.len() + tensor.double_data.len())
 }
 
 /// A message, with its prefix.
@@ -93,7 +100,7 @@ impl Gather for proto::InferResponse {
     }
 
     fn listed(&self) -> usize {
-        self.outputs.iter().map(|output| output.encoded_len() - output.raw.len()).sum()
+        self.outputs.iter().map(listed).sum()
     }
 }
 
@@ -106,6 +113,13 @@ impl Gather for proto::InferStreamResponse {
                 response.gather(into);
             }
             error => into.fields(&Self { result: error, ..self }),
+        }
+    }
+
+    fn listed(&self) -> usize {
+        match &self.result {
+            Some(Answer::Response(response)) => response.listed(),
+            _ => 0,
         }
     }
 }

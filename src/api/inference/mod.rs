@@ -23,7 +23,7 @@ use tonic::{
     server::{Grpc, StreamingService, UnaryService},
 };
 
-pub(in crate::api) use gather::Gather;
+pub(in crate::api) use gather::{Gather, listed};
 pub(in crate::api) use survey::{LONG, Raw};
 
 use self::{
@@ -36,9 +36,9 @@ use super::{
     stream::{Items, Messages, too_long},
 };
 use crate::{
-    admission::Account,
+    admission::{Account, MessageBytes},
     error::{Error, Reason, Result},
-    layers::{Deadline, heavy},
+    layers::{Deadline, heavy, too_many_bytes},
     telemetry::{Door, Refusals},
 };
 
@@ -53,6 +53,9 @@ pub(in crate::api) trait Infers: Clone + Send + Sync + 'static {
     type Request: Message + Default + 'static;
     type Answer: Gather + 'static;
     type Item: Gather + 'static;
+
+    /// Bytes of memory of a request's lists.
+    fn listed(request: &Self::Request) -> usize;
 
     fn one(
         &self,
@@ -158,17 +161,10 @@ impl<S: Infers> UnaryService<Bytes> for Call<S> {
         Box::pin(async move {
             let (metadata, extensions, message) = request.into_parts();
             let call = Around::of(&extensions);
-            let message = call.decoded(message, S::RAW).await.map_err(|error| how.unread(&error))?;
+            let message = call.decoded::<S>(message).await.map_err(|error| how.unread(&error))?;
             let answered = service.one(Request::from_parts(metadata, extensions, message)).await?;
             let (metadata, answer, mut extensions) = answered.into_parts();
-            if let Some(error) = too_long(answer.encoded_len(), how.longest) {
-                return Err(status(&error));
-            }
-            let pieces = if answer.listed() > LONG {
-                call.heavy(move || Ok(framed(answer))).await.map_err(|error| status(&error))?
-            } else {
-                framed(answer)
-            };
+            let pieces = call.framed(answer, how.longest).await.map_err(|error| status(&error))?;
             extensions.insert(Answers::one(pieces));
             Ok(Response::from_parts(metadata, Elsewhere, extensions))
         })
@@ -183,14 +179,21 @@ impl<S: Infers> StreamingService<Bytes> for Call<S> {
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
         let (metadata, extensions, messages) = request.into_parts();
         let (call, how) = (Around::of(&extensions), self.how.clone());
+        let (answering, longest) = (call.clone(), how.longest);
         let messages = messages.then(move |message| {
             let (call, how) = (call.clone(), how.clone());
-            async move { call.decoded(message?, S::RAW).await.map_err(|error| how.unread(&error)) }
+            async move { call.decoded::<S>(message?).await.map_err(|error| how.unread(&error)) }
         });
         let items = self.service.many(Request::from_parts(metadata, extensions, messages.boxed()));
-        let framed = |(item, held): (Result<S::Item, Status>, _)| (item.map(framed), held);
+        let items = items.then(move |(item, held)| {
+            let call = answering.clone();
+            async move {
+                let pieces = async { call.framed(item?, longest).await.map_err(|error| status(&error)) };
+                (pieces.await, held)
+            }
+        });
         let mut response = Response::new(futures::stream::empty());
-        response.extensions_mut().insert(Answers::many(items.map(framed).boxed()));
+        response.extensions_mut().insert(Answers::many(items.boxed()));
         std::future::ready(Ok(response))
     }
 }
@@ -207,33 +210,50 @@ impl How {
 #[derive(Clone)]
 struct Around {
     account: Option<Arc<Account>>,
+    counted: Option<Arc<MessageBytes>>,
     until: Option<Instant>,
 }
 
 impl Around {
     fn of(extensions: &Extensions) -> Self {
         let until = extensions.get::<Deadline>().and_then(|deadline| deadline.0);
-        Self { account: extensions.get().cloned(), until }
+        Self { account: extensions.get().cloned(), counted: extensions.get().cloned(), until }
     }
 
-    async fn decoded<M: Message + Default + 'static>(&self, message: Bytes, raw: Raw) -> Result<M> {
+    async fn decoded<S: Infers>(&self, message: Bytes) -> Result<S::Request> {
+        let length = message.len();
         let read = |message| {
-            M::decode(message).map_err(|error| {
+            S::Request::decode(message).map_err(|error| {
                 let error = error.to_string();
                 let message = format!("the message cannot be read: {}", error.trim_end_matches('.'));
                 Error::new(Reason::BadRequest, message)
             })
         };
-        match glance(&message, raw)? {
-            Decodes::AtOnce => read(message),
+        let request = match glance(&message, S::RAW)? {
+            Decodes::AtOnce => read(message)?,
             Decodes::Long => {
                 self.heavy(move || {
-                    check(&message, raw)?;
+                    check(&message, S::RAW)?;
                     read(message)
                 })
-                .await
+                .await?
             }
+        };
+        // On the wire a number may have a byte, and in a list it has up to eight.
+        let more = S::listed(&request).saturating_sub(length);
+        match &self.counted {
+            Some(counted) if more > 0 && !counted.add(more as u64) => Err(too_many_bytes()),
+            _ => Ok(request),
         }
+    }
+
+    async fn framed(&self, answer: impl Gather + 'static, longest: usize) -> Result<Vec<Bytes>> {
+        let is_long = answer.listed() > LONG;
+        let write = move || match too_long(answer.encoded_len(), longest) {
+            Some(error) => Err(error),
+            None => Ok(framed(answer)),
+        };
+        if is_long { self.heavy(write).await } else { write() }
     }
 
     /// Runs what takes a while, away from the wire where that costs its caller.

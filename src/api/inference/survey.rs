@@ -115,6 +115,10 @@ impl Seen {
         }
         self.steps = self.steps.checked_sub(1)?;
         let (tag, wire_type) = decode_key(left).ok()?;
+        // What a group holds counts like what stands beside it.
+        if matches!(wire_type, WireType::StartGroup | WireType::EndGroup) {
+            return Some((tag, None));
+        }
         if wire_type != WireType::LengthDelimited {
             skip_field(wire_type, tag, left, DecodeContext::default()).ok()?;
             return Some((tag, None));
@@ -175,6 +179,11 @@ mod tests {
     #[test]
     fn what_would_take_much_more_memory_than_it_has_bytes_is_refused() {
         for raw in [NATIVE, OPEN] {
+            let group = [&b"\x63"[..], &b"\x08\0".repeat(5000), b"\x64"].concat();
+            assert!(glance(&group, raw).is_err());
+            let within = native(proto::Tensor::default());
+            let within = [&within[..], b"\x2a\xf8\xff\x7f", &b"\x63".repeat(0x1f_fff8)].concat();
+            assert_eq!(glance(&within, raw), Ok(Decodes::Long));
             for field in [b"\x2a\0", b"\x32\0", b"\x3a\0", b"\x7a\0", b"\x08\0"] {
                 let told = glance(&field.repeat(4097), raw).unwrap_err();
                 assert_eq!(told.message(), "the message has more than 4096 inputs, outputs and parameters");

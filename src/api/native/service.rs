@@ -18,7 +18,7 @@ use crate::{
     admission::{ControlLane, ControlPlace, Errand, Residents, Wanted},
     api::{
         arrival::{Arrival, asker},
-        inference::{Infers, LONG, Raw},
+        inference::{Gather as _, Infers, LONG, Raw, listed},
         status,
         stream::{self, Items, Messages, Order},
     },
@@ -91,13 +91,13 @@ where
     S: Service<InferCall, Response = InferReply, Error = Error> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
-    /// Runs a request, which counts until it is answered.
+    /// Runs a request, which counts until it is answered: the answer, and its length on the wire.
     async fn answer(
         (infer, refusals): (S, Refusals),
         arrived: Result<Arrived>,
         request: proto::InferRequest,
         arrival: &Arrival,
-    ) -> Result<(proto::InferResponse, AnswerBytes)> {
+    ) -> Result<((proto::InferResponse, usize), AnswerBytes)> {
         // Counted where it was refused.
         let arrived = arrived?;
         let (call, form) =
@@ -105,16 +105,20 @@ where
         let (request_id, model, received) = (call.request_id.clone(), call.model.clone(), call.received);
         let reply = infer.oneshot(call).await?;
         let length: usize = reply.outputs.iter().map(|output| output.tensor.data().len()).sum();
-        let write = move || infer_response(request_id, model, reply, form, received.elapsed());
-        let answer = match &arrival.account {
+        let write = move || {
+            let answer = infer_response(request_id, model, reply, form, received.elapsed());
+            let length = answer.encoded_len();
+            (answer, length)
+        };
+        let (answer, length) = match &arrival.account {
             // Lists take a while.
             Some(account) if form.typed && length > LONG => {
                 heavy(account, arrival.deadline, move |_| Ok(write())).await?
             }
             _ => write(),
         };
-        let bytes = arrived.answered(answer.encoded_len())?;
-        Ok((answer, bytes))
+        let bytes = arrived.answered(length.max(answer.listed()))?;
+        Ok(((answer, length), bytes))
     }
 
     /// Runs an admin call in its own lane and within its deadline.
@@ -145,6 +149,10 @@ where
     type Request = proto::InferRequest;
     type Answer = proto::InferResponse;
     type Item = proto::InferStreamResponse;
+
+    fn listed(request: &proto::InferRequest) -> usize {
+        request.inputs.iter().map(listed).sum()
+    }
 
     fn one(
         &self,
@@ -226,7 +234,7 @@ where
         let (to, arrived) = ((self.infer.clone(), self.refusals.clone()), Arrived::new(&extensions));
         let arrival = Arrival::new(Door::Grpc, Arc::new(metadata), deadline).of(&extensions);
         let answered = Self::answer(to, arrived, message, &arrival).await;
-        let (answer, bytes) = answered.map_err(|error| status(&error))?;
+        let ((answer, _), bytes) = answered.map_err(|error| status(&error))?;
         Ok(bytes.on(answer))
     }
 

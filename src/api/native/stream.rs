@@ -1,6 +1,5 @@
 //! `InferStream`: answers come as they are there, and each says which request it is of.
 
-use prost::Message as _;
 use tonic::Status;
 
 use crate::{
@@ -9,18 +8,18 @@ use crate::{
     proto::{self, infer_stream_response::Result as Answer},
 };
 
-/// The item for an answer. One that is too long is an error of its own.
+/// The item for an answer, which comes with its length. One that is too long is an error of its own.
 pub(super) fn item(
     request_id: String,
-    answer: Result<proto::InferResponse>,
+    answer: Result<(proto::InferResponse, usize)>,
     longest: usize,
 ) -> proto::InferStreamResponse {
     // The item is the answer, the id again, and a few bytes of framing.
-    let bytes = |response: &proto::InferResponse| response.encoded_len() + request_id.len() + 32;
-    let answer = answer.and_then(|response| match too_long(bytes(&response), longest) {
-        None => Ok(response),
-        Some(error) => Err(error),
-    });
+    let answer =
+        answer.and_then(|(response, length)| match too_long(length + request_id.len() + 32, longest) {
+            None => Ok(response),
+            Some(error) => Err(error),
+        });
     let result = answer.map_or_else(
         |error| {
             let status = status(&error);

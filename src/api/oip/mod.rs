@@ -20,11 +20,12 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use tower::{Service, ServiceExt as _};
 
-use super::{arrival::Arrival, health::Health};
+use super::{arrival::Arrival, health::Health, inference::LONG};
 use crate::{
     admission::{ControlLane, ControlPlace, Errand, MessageBytes, Residents, Wanted},
     call::{InferCall, InferReply},
     error::{Error, Result},
+    layers::heavy,
     lifecycle::Manager,
     model::{Lane, VersionWish, check_names},
     registry::Registry,
@@ -163,7 +164,17 @@ where
                 .filter(|lease| lease.version == reply.version)
         });
         let lease = lease.flatten();
-        let specs = lease.as_ref().map_or(&[][..], |lease| lease.signature.outputs());
-        Outgoing::new(reply, form, specs)
+        let length: usize = reply.outputs.iter().map(|output| output.tensor.data().len()).sum();
+        let write = move || {
+            let specs = lease.as_ref().map_or(&[][..], |lease| lease.signature.outputs());
+            Outgoing::new(reply, form, specs)
+        };
+        match &arrival.account {
+            // All scores are looked at.
+            Some(account) if has_classes && length > LONG => {
+                heavy(account, arrival.deadline, move |_| write()).await
+            }
+            _ => write(),
+        }
     }
 }

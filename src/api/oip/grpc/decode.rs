@@ -117,6 +117,14 @@ fn read(parameters: HashMap<String, InferParameter>) -> Result<Parameters> {
     read.collect()
 }
 
+/// Bytes of memory of lists.
+pub(super) fn listed(contents: &InferTensorContents) -> usize {
+    contents.bool_contents.len()
+        + 4 * (contents.int_contents.len() + contents.uint_contents.len() + contents.fp32_contents.len())
+        + 8 * (contents.int64_contents.len() + contents.uint64_contents.len() + contents.fp64_contents.len())
+        + size_of::<bytes::Bytes>() * contents.bytes_contents.len()
+}
+
 fn is_empty(contents: &InferTensorContents) -> bool {
     *contents == InferTensorContents::default()
 }

@@ -96,6 +96,11 @@ where
     type Answer = oip::ModelInferResponse;
     type Item = oip::ModelStreamInferResponse;
 
+    fn listed(request: &oip::ModelInferRequest) -> usize {
+        let contents = request.inputs.iter().filter_map(|input| input.contents.as_ref());
+        contents.map(decode::listed).sum()
+    }
+
     fn one(
         &self,
         request: Request<oip::ModelInferRequest>,
