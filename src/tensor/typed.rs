@@ -88,7 +88,11 @@ pub fn encode_typed(data: &TypedData, dtype: DType, shape: &Shape) -> Result<Byt
 }
 
 fn flat<T: Copy, const N: usize>(values: &[T], to_bytes: impl Fn(T) -> [u8; N]) -> Bytes {
-    values.iter().flat_map(|&v| to_bytes(v)).collect::<Vec<u8>>().into()
+    let mut out = Vec::with_capacity(values.len() * N);
+    for &value in values {
+        out.extend_from_slice(&to_bytes(value));
+    }
+    out.into()
 }
 
 fn narrow<const N: usize, E>(

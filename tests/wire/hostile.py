@@ -30,6 +30,7 @@ import time
 import urllib.error
 import urllib.request
 
+import grpc
 import running
 from running import BINARY, Server, work
 
@@ -151,6 +152,13 @@ def tensor(raw):
     """A request of the Open Inference Protocol for the model that gives back what it gets."""
     described = field(1, b"x") + field(2, b"FP32") + field(3, varint(len(raw) // 4))
     return field(1, b"identity") + field(5, described) + field(7, raw)
+
+
+def listed(count):
+    """The same with its values in a list."""
+    contents = field(6, bytes(4 * count))
+    described = field(1, b"x") + field(2, b"FP32") + field(3, varint(count))
+    return field(1, b"identity") + field(5, described + field(5, contents))
 
 
 def forever(work):
@@ -388,6 +396,24 @@ def own_cancellations(server, body):
     print("ok a client that calls 600 calls off keeps its connection")
 
 
+def short_answers(server, pb, rpc):
+    """A good client streams short requests, and gets their answers, as fast as it can."""
+
+    def client():
+        request = pb.InferRequest(model="identity")
+        request.inputs.add(name="x", datatype="FP32", shape=[8], raw=bytes(32))
+        with grpc.insecure_channel(server.grpc) as channel:
+            answers = rpc.ModelServerStub(channel).InferStream(request for _ in range(4000))
+            assert sum(answer.HasField("response") for answer in answers) == 4000
+
+    # gRPC's threads must not be here when attackers are forked.
+    process = multiprocessing.get_context("fork").Process(target=client)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    print("ok 4,000 short answers on one stream")
+
+
 def budgets(server):
     """Each kind of frame without work ends its connection, and the client is told why."""
     for kind, sent in FLOODS.items():
@@ -480,12 +506,15 @@ def main():
     (repository / "identity/1").mkdir(parents=True)
     shutil.copy("tests/data/models/identity.pt", repository / "identity/1/model.pt")
     server = Server(repository, "oip.shared_memory=true", "log.access=off")
-    pb, _ = running.stubs()
+    pb, rpc = running.stubs()
     infer = pb.InferRequest(model="identity", inputs=[pb.Tensor(name="x", datatype="FP32", shape=[MIB // 4], raw=bytes(MIB))])
     infer = infer.SerializeToString()
     # One inflates to a long message, whose answer is not taken; the other to more than a message may have.
     zeros = gzip.compress(tensor(bytes(60 * MIB)), 9)
     noise = gzip.compress(tensor(os.urandom(2 * MIB) + bytes(70 * MIB)), 1)
+    # What decoding makes much more of: inputs without anything in them, a group that nobody asked for, and lists.
+    many = [b"\x2a\0" * (30 * MIB), b"\x63" + b"\x08\0" * (30 * MIB) + b"\x64", listed(14 * MIB)]
+    many = [gzip.compress(message, 1) for message in many]
     json_body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [MIB], "data": [0.5] * MIB}]}).encode()
 
     as_guests(server, infer, zeros, json_body)
@@ -500,6 +529,10 @@ def main():
         "take_nothing": lambda name: attack(server, name, usual, 2, take_nothing, 8, grpc, infer),
         "zeros": lambda name: attack(server, name, usual, 3, bombs, 6, grpc, zeros),
         "bombs": lambda name: attack(server, name, usual, 3, bombs, 2, grpc, noise),
+        **{
+            f"bombs of {kind}": lambda name, body=body: attack(server, name, usual, 3, bombs, 2, grpc, body)
+            for kind, body in zip(["inputs", "groups", "lists"], many, strict=True)
+        },
         "bodies": lambda name: attack(server, name, usual, 3, bodies, 4, http, json_body),
         "streams": lambda name: attack(server, name, usual, 3, open_streams, 4, grpc, None),
         "cancel": lambda name: own_cancellations(server, zeros),
@@ -508,6 +541,7 @@ def main():
             for kind in FLOODS
         },
         "flood of resets": lambda name: attack(server, name, usual, 3, resets, 2, grpc, None),
+        "short answers": lambda name: short_answers(server, pb, rpc),
         "budgets": lambda name: budgets(server),
         "regions": lambda name: memory_of_others(server),
     }

@@ -100,8 +100,14 @@ where
     ) -> Result<((proto::InferResponse, usize), AnswerBytes)> {
         // Counted where it was refused.
         let arrived = arrived?;
-        let (call, form) =
-            infer_call(request, arrival).inspect_err(|error| refusals.count(Door::Grpc, error))?;
+        let read = match &arrival.account {
+            Some(account) if <Self as Infers>::listed(&request) > LONG => {
+                let arrival = arrival.clone();
+                heavy(account, arrival.deadline, move |_| infer_call(request, &arrival)).await
+            }
+            _ => infer_call(request, arrival),
+        };
+        let (call, form) = read.inspect_err(|error| refusals.count(Door::Grpc, error))?;
         let (request_id, model, received) = (call.request_id.clone(), call.model.clone(), call.received);
         let reply = infer.oneshot(call).await?;
         let length: usize = reply.outputs.iter().map(|output| output.tensor.data().len()).sum();

@@ -74,6 +74,21 @@ pub(in crate::api) struct Form {
 }
 
 impl Incoming {
+    /// Makes bytes of lists, which takes a while if they are long. What cannot be made is left to be refused by [`Self::into_call`].
+    #[must_use]
+    pub(in crate::api) fn settled(mut self) -> Self {
+        for Input { datatype, shape, data, .. } in &mut self.inputs {
+            if let Data::Typed(typed) = data
+                && let Ok(dtype) = datatype.parse::<DType>()
+                && !matches!(dtype, DType::F16 | DType::BF16)
+                && let Ok(bytes) = encode_typed(typed, dtype, &Shape::from_vec(shape.clone()))
+            {
+                *data = Data::Raw(bytes);
+            }
+        }
+        self
+    }
+
     /// The call that the stack takes, and what its answer is to look like.
     ///
     /// # Errors

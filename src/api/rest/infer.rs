@@ -106,7 +106,10 @@ async fn read<S>(
     let incoming = match json {
         Some(0) => raw(&rest.door, model, version, body, deadline).await?,
         json if body.len() > LONG => {
-            heavy(&account, Some(until), move |_| request::read(model, version, &body, json)).await?
+            heavy(&account, Some(until), move |_| {
+                request::read(model, version, &body, json).map(Incoming::settled)
+            })
+            .await?
         }
         json => request::read(model, version, &body, json)?,
     };

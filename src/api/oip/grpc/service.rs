@@ -16,14 +16,14 @@ use super::{
 use crate::{
     api::{
         arrival::Arrival,
-        inference::{Infers, Raw},
-        oip::{OpenInference, no_cuda, no_cuda_region, settings::LogValue},
+        inference::{Infers, LONG, Raw},
+        oip::{OpenInference, incoming::Incoming, no_cuda, no_cuda_region, settings::LogValue},
         status,
         stream::{self, Items, Messages, Order},
     },
     call::{InferCall, InferReply},
     error::{Error, Result},
-    layers::{AnswerBytes, Arrived, Deadline, INFER, INFER_STREAM, message_bytes},
+    layers::{AnswerBytes, Arrived, Deadline, INFER, INFER_STREAM, heavy, message_bytes},
     proto::inference::{
         self as oip,
         grpc_inference_service_server::GrpcInferenceService,
@@ -75,10 +75,22 @@ where
 {
     // Counted where it was refused.
     let arrived = arrived?;
-    let incoming = decode::incoming(message).inspect_err(|error| door.refused(arrival.door, error))?;
+    let incoming = match &arrival.account {
+        Some(account) if lists_of(&message) > LONG => {
+            let read = move |_: &_| decode::incoming(message).map(Incoming::settled);
+            heavy(account, arrival.deadline, read).await
+        }
+        _ => decode::incoming(message),
+    };
+    let incoming = incoming.inspect_err(|error| door.refused(arrival.door, error))?;
     let response = encode::response(door.infer(incoming, arrival, arrived.bytes()).await?);
     let bytes = arrived.answered(response.encoded_len())?;
     Ok((response, bytes))
+}
+
+fn lists_of(request: &oip::ModelInferRequest) -> usize {
+    let contents = request.inputs.iter().filter_map(|input| input.contents.as_ref());
+    contents.map(decode::listed).sum()
 }
 
 fn answer<T>(result: Result<T>) -> Result<Response<T>, Status> {
@@ -97,8 +109,7 @@ where
     type Item = oip::ModelStreamInferResponse;
 
     fn listed(request: &oip::ModelInferRequest) -> usize {
-        let contents = request.inputs.iter().filter_map(|input| input.contents.as_ref());
-        contents.map(decode::listed).sum()
+        lists_of(request)
     }
 
     fn one(
