@@ -122,7 +122,7 @@ fn known(signature: &Signature) -> String {
         })
         .collect::<Vec<_>>()
         .join(", ");
-    format!("the model takes {list}")
+    format!("the model takes {}", if list.is_empty() { "no inputs" } else { &list })
 }
 
 /// That a model of that signature may have inputs of these names, before their contents are read.
@@ -322,7 +322,7 @@ impl<'a> Binder<'a> {
         let Some(NamedTensor { name, tensor }) = self.inputs.get(at) else { return Ok(Arg::None) };
         if tensor.elements() != 1 {
             let message = format!(
-                "input '{name}' is a {kind}: send a tensor of one element, not {}",
+                "input '{name}' is of type {kind}: send a tensor of one element, not {}",
                 tensor.elements()
             );
             return Err(wrong(Reason::WrongShape, message));
