@@ -33,16 +33,19 @@ step_test-no-torch() { cargo test --no-default-features --locked; }
 step_clippy() { cargo clippy --profile test --all-targets --locked -- -D warnings; }
 step_build() { cargo build --release --locked; }
 step_test() { cargo test --locked; }
-# Side by side: the release build ends in minutes on one core alone.
+# Beside everything else from the start: the release build takes the longest, and ends in minutes on one core alone.
 build=
-step_build-and-test() {
-    local log=$CARGO_TARGET_DIR/release-build.log status=0
+build_log=$CARGO_TARGET_DIR/release-build.log
+begin_build() {
     mkdir -p "$CARGO_TARGET_DIR"
-    cargo build --release --locked >"$log" 2>&1 &
+    cargo build --release --locked </dev/null >"$build_log" 2>&1 &
     build=$!
+}
+step_build-and-test() {
+    local status=0
     step_test || status=$?
     if ! wait "$build"; then
-        cat "$log"
+        cat "$build_log"
         status=1
     fi
     build=
@@ -128,6 +131,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
 began=$SECONDS
+case " ${steps[*]} " in *" build-and-test "*) begin_build ;; esac
 for step in "${steps[@]}"; do
     [ -n "${does[$step]:-}" ] || { echo "no such step: $step (there are: ${!does[*]})" >&2 && exit 2; }
     current=$step
