@@ -45,7 +45,7 @@ use crate::{
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Inference by one of the APIs.
-pub(in crate::api) trait Infers: Clone + Send + Sync + 'static {
+pub(in crate::api) trait Infers: Send + Sync + 'static {
     /// Paths of the call for one request, and of the one for many.
     const PATHS: [&'static str; 2];
     /// Where requests have bytes that are not decoded.
@@ -65,17 +65,28 @@ pub(in crate::api) trait Infers: Clone + Send + Sync + 'static {
     fn many(&self, requests: Request<Messages<Self::Request>>) -> Items<Self::Item>;
 }
 
-/// Takes the calls of `native` and `open`, and leaves all others to `rest`.
-#[derive(Debug, Clone)]
+/// Takes the calls of `native` and `open`, and leaves all others to `rest`. It is cloned for each call.
+#[derive(Debug)]
 pub struct Inference<N, O, R> {
-    native: N,
-    open: O,
+    native: Arc<N>,
+    open: Arc<O>,
     rest: R,
-    how: How,
+    how: Arc<How>,
+}
+
+impl<N, O, R: Clone> Clone for Inference<N, O, R> {
+    fn clone(&self) -> Self {
+        Self {
+            native: self.native.clone(),
+            open: self.open.clone(),
+            rest: self.rest.clone(),
+            how: self.how.clone(),
+        }
+    }
 }
 
 /// How messages are read and written.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct How {
     longest: usize,
     refusals: Refusals,
@@ -84,7 +95,8 @@ struct How {
 impl<N, O, R> Inference<N, O, R> {
     /// Messages and answers have at most `longest` bytes. Messages that cannot be read are counted in `refusals`.
     pub fn new(native: N, open: O, rest: R, longest: usize, refusals: Refusals) -> Self {
-        Self { native, open, rest, how: How { longest, refusals } }
+        let how = Arc::new(How { longest, refusals });
+        Self { native: Arc::new(native), open: Arc::new(open), rest, how }
     }
 }
 
@@ -120,8 +132,8 @@ where
 
 /// One call, for one request or for many.
 fn infer<S, B>(
-    service: &S,
-    how: &How,
+    service: &Arc<S>,
+    how: &Arc<How>,
     request: http::Request<B>,
     is_one: bool,
 ) -> impl Future<Output = http::Response<Body>> + Send + use<S, B>
@@ -148,8 +160,8 @@ where
 }
 
 struct Call<S> {
-    service: S,
-    how: How,
+    service: Arc<S>,
+    how: Arc<How>,
 }
 
 impl<S: Infers> UnaryService<Bytes> for Call<S> {
