@@ -74,6 +74,13 @@ pub struct HeldAnswer {
     bytes: u64,
 }
 
+impl HeldAnswer {
+    /// How many they are.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
 impl Drop for HeldAnswer {
     fn drop(&mut self) {
         self.of.all.answers.give(&self.of.answers, self.bytes);

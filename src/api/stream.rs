@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use futures::{FutureExt as _, Stream, StreamExt as _, future::Either, stream, stream::BoxStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Status;
 
@@ -21,6 +22,10 @@ pub(super) type Items<A> = BoxStream<'static, (Result<A, Status>, Option<Held>)>
 
 /// Requests of one stream that run at once, answers that the client has not taken included; beyond, reading waits.
 const AT_ONCE: usize = 64;
+/// So many at first, and one more for each answer: how long answers are is not known before.
+const AT_FIRST: usize = 16;
+/// An answer counts once more for each of these: the stream is not to fill its caller's part with what waits to be taken.
+const COUNTS_MORE: usize = 1 << 20;
 
 /// In which order answers are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,8 +38,62 @@ pub(super) enum Order {
 
 /// What an answer holds until it is sent.
 pub(super) struct Held {
-    _place: OwnedSemaphorePermit,
+    _place: Place,
     _bytes: Option<AnswerBytes>,
+}
+
+/// How many requests of a stream may run, and how many do.
+#[derive(Debug)]
+struct Window {
+    state: Mutex<(usize, usize)>,
+    freed: Notify,
+}
+
+impl Window {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { state: Mutex::new((AT_FIRST, 0)), freed: Notify::new() })
+    }
+
+    /// Waits for a place. There is one reader.
+    async fn enter(self: &Arc<Self>) -> Place {
+        loop {
+            {
+                let (most, now) = &mut *self.state.lock();
+                if *now < *most {
+                    *now += 1;
+                    return Place { of: self.clone(), counts: 1 };
+                }
+            }
+            // One that came since is not missed.
+            self.freed.notified().await;
+        }
+    }
+}
+
+/// A request in a window.
+#[derive(Debug)]
+struct Place {
+    of: Arc<Window>,
+    counts: usize,
+}
+
+impl Place {
+    /// It has an answer of so many bytes, which waits to be taken.
+    fn answered(&mut self, bytes: usize) {
+        let (most, now) = &mut *self.of.state.lock();
+        let more = bytes / COUNTS_MORE;
+        self.counts += more;
+        *now += more;
+        *most = (*most + 1).min(AT_ONCE);
+        self.of.freed.notify_one();
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.of.state.lock().1 -= self.counts;
+        self.of.freed.notify_one();
+    }
 }
 
 /// Answers `requests` in a task of its own in `tasks`. What runs goes on to its end whether the client takes answers or
@@ -54,13 +113,16 @@ where
     A: Send + 'static,
     F: Future<Output = (Result<A, Status>, Option<AnswerBytes>)> + Send + 'static,
 {
-    let places = Arc::new(Semaphore::new(AT_ONCE));
+    let window = Window::new();
     // Bounded by the places: each answer in it holds one.
     let (send, answers) = mpsc::unbounded_channel::<(Result<A, Status>, Option<Held>)>();
-    let answering = messages(requests, shutdown, places).map(move |message| match message {
+    let answering = messages(requests, shutdown, window).map(move |message| match message {
         Err(end) => Either::Left(std::future::ready((Err(end), None))),
-        Ok((message, place)) => {
-            let held = move |(answer, bytes)| (answer, Some(Held { _place: place, _bytes: bytes }));
+        Ok((message, mut place)) => {
+            let held = move |(answer, bytes): (_, Option<AnswerBytes>)| {
+                place.answered(bytes.as_ref().map_or(0, AnswerBytes::count));
+                (answer, Some(Held { _place: place, _bytes: bytes }))
+            };
             Either::Right(answer(message).map(held))
         }
     });
@@ -100,12 +162,12 @@ where
 fn messages<M: Send + 'static>(
     requests: Messages<M>,
     shutdown: CancellationToken,
-    places: Arc<Semaphore>,
-) -> impl Stream<Item = Result<(M, OwnedSemaphorePermit), Status>> + Send {
-    stream::unfold(Some((requests, shutdown, places)), async |reading| {
-        let (mut requests, shutdown, places) = reading?;
+    window: Arc<Window>,
+) -> impl Stream<Item = Result<(M, Place), Status>> + Send {
+    stream::unfold(Some((requests, shutdown, window)), async |reading| {
+        let (mut requests, shutdown, window) = reading?;
         let next = async {
-            let place = places.clone().acquire_owned().await.ok()?;
+            let place = window.enter().await;
             Some(requests.next().await?.map(|message| (message, place)))
         };
         let next = tokio::select! {
@@ -117,7 +179,7 @@ fn messages<M: Send + 'static>(
             next = next => next,
         };
         match next? {
-            Ok(message) => Some((Ok(message), Some((requests, shutdown, places)))),
+            Ok(message) => Some((Ok(message), Some((requests, shutdown, window)))),
             Err(end) => Some((Err(end), None)),
         }
     })
@@ -141,4 +203,41 @@ pub(super) fn too_long(bytes: usize, longest: usize) -> Option<Error> {
         );
         Error::new(Reason::MessageTooLarge, message)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_window_grows_with_answers_and_long_ones_fill_it() {
+        let window = Window::new();
+        let mut places = Vec::new();
+        let free = |window: &Arc<Window>| window.enter().now_or_never();
+        while let Some(place) = free(&window) {
+            places.push(place);
+        }
+        assert_eq!(places.len(), AT_FIRST);
+        // Short answers that are taken at once.
+        for _ in 0..100 {
+            places.pop().unwrap().answered(100);
+            places.push(free(&window).unwrap());
+        }
+        while let Some(place) = free(&window) {
+            places.push(place);
+        }
+        assert_eq!(places.len(), AT_ONCE);
+        // Each of these counts for eight.
+        let mut long = places.split_off(AT_ONCE - 8);
+        long.iter_mut().for_each(|place| place.answered(7 * COUNTS_MORE));
+        drop(places);
+        assert!(free(&window).is_none());
+        let waits = window.enter();
+        long.pop();
+        let mut more = vec![waits.await];
+        while let Some(place) = free(&window) {
+            more.push(place);
+        }
+        assert_eq!(more.len(), 8);
+    }
 }

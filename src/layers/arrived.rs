@@ -53,9 +53,14 @@ pub fn message_bytes(extensions: &Extensions) -> Option<MessageBytes> {
 
 /// The bytes of an answer; they count until the last clone is dropped. In a response's extensions they go with its body.
 #[derive(Debug, Clone)]
-pub struct AnswerBytes(#[expect(dead_code, reason = "it counts while it lives")] Option<Arc<HeldAnswer>>);
+pub struct AnswerBytes(Option<Arc<HeldAnswer>>);
 
 impl AnswerBytes {
+    /// How many they are.
+    pub fn count(&self) -> usize {
+        self.0.as_ref().map_or(0, |held| usize::try_from(held.bytes()).unwrap_or(usize::MAX))
+    }
+
     /// Of a whole answer to `request`.
     ///
     /// # Errors
