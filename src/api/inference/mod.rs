@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tonic::{
     Extensions, Request, Response, Status, Streaming,
     body::Body,
-    codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    codec::{BufferSettings, Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder},
     codegen::Service,
     server::{Grpc, StreamingService, UnaryService},
 };
@@ -277,6 +277,9 @@ impl Around {
     }
 }
 
+/// Bytes of a message that need no room beyond what there is at first.
+const SHORT: usize = 512;
+
 /// The messages as they come. Answers are in the response's extensions.
 struct AsItIs;
 
@@ -305,6 +308,11 @@ impl Encoder for AsItIs {
     fn encode(&mut self, _: Elsewhere, _: &mut EncodeBuf<'_>) -> Result<(), Status> {
         Ok(())
     }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        // tonic allocates one for each call, and nothing goes into it.
+        BufferSettings::new(0, 0)
+    }
 }
 
 impl Decoder for AsItIs {
@@ -313,5 +321,10 @@ impl Decoder for AsItIs {
 
     fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
         Ok(Some(message.copy_to_bytes(message.remaining())))
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        // A longer message makes room for itself once its length is known.
+        BufferSettings::new(SHORT, SHORT)
     }
 }
