@@ -137,6 +137,7 @@ pub(super) struct Trial {
 }
 
 /// How a trial is judged.
+#[derive(Clone, Copy)]
 pub(super) struct Rules<'a> {
     pub(super) near: &'a dyn Fn(DType) -> Tolerance,
     /// What is declared of the outputs of one request.
