@@ -118,7 +118,9 @@ mod tests {
         assert!(request.answer(SMALL).is_some(), "the last eighth is for small ones");
         assert!(request.add(SMALL), "requests are let in");
         assert_eq!(all.ratio(), 70.0 / 80.0);
-        drop(large);
+        let small: Vec<_> = (0..10).map_while(|_| request.answer(SMALL)).collect();
+        assert!(small.len() == 10 && request.answer(1).is_none());
+        drop((small, large));
         assert!(!all.is_short() && all.now() == SMALL);
     }
 
