@@ -186,6 +186,13 @@ pub struct InferReply {
     pub timing: Timing,
 }
 
+impl InferReply {
+    /// Bytes of its tensors.
+    pub fn output_bytes(&self) -> usize {
+        self.outputs.iter().map(|output| output.tensor.data().len()).sum()
+    }
+}
+
 /// Where the time of one request went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Timing {

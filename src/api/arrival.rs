@@ -17,6 +17,7 @@ use tonic::metadata::MetadataMap;
 use crate::{
     admission::Account,
     error::{Error, LOGGED, Reason, Result, shown},
+    layers::{LONG, heavy},
     lifecycle::Asker,
     model::{Lane, UnknownLane, VersionWish},
     telemetry::Door,
@@ -54,6 +55,21 @@ impl Arrival {
         match (self.deadline, own) {
             (Some(transport), Some(own)) => Some(transport.min(own)),
             (transport, own) => transport.or(own),
+        }
+    }
+
+    /// Does `work` on so many bytes of lists: here if they are few or nothing is known of the sender, else where it holds no others up.
+    pub(super) async fn long<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        match &self.account {
+            Some(account) if bytes > LONG => {
+                let own = self.clone();
+                heavy(account, self.deadline, move |_| work(&own)).await
+            }
+            _ => work(self),
         }
     }
 

@@ -1,5 +1,16 @@
 //! The front doors: wire to domain and back. No policy.
 
+/// A service that reads compressed messages. Every service does, so that a client can use one setting for all.
+macro_rules! inflating {
+    ($service:expr) => {
+        $service
+            .accept_compressed(::tonic::codec::CompressionEncoding::Gzip)
+            .accept_compressed(::tonic::codec::CompressionEncoding::Deflate)
+            .accept_compressed(::tonic::codec::CompressionEncoding::Zstd)
+    };
+}
+pub(crate) use inflating;
+
 mod arrival;
 pub mod console;
 mod file;

@@ -45,22 +45,28 @@ pub(super) struct Held {
 /// How many requests of a stream may run, and how many do.
 #[derive(Debug)]
 struct Window {
-    state: Mutex<(usize, usize)>,
+    size: Mutex<Size>,
     freed: Notify,
+}
+
+#[derive(Debug)]
+struct Size {
+    most: usize,
+    now: usize,
 }
 
 impl Window {
     fn new() -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new((AT_FIRST, 0)), freed: Notify::new() })
+        Arc::new(Self { size: Mutex::new(Size { most: AT_FIRST, now: 0 }), freed: Notify::new() })
     }
 
     /// Waits for a place. There is one reader.
     async fn enter(self: &Arc<Self>) -> Place {
         loop {
             {
-                let (most, now) = &mut *self.state.lock();
-                if *now < *most {
-                    *now += 1;
+                let mut size = self.size.lock();
+                if size.now < size.most {
+                    size.now += 1;
                     return Place { of: self.clone(), counts: 1 };
                 }
             }
@@ -80,18 +86,18 @@ struct Place {
 impl Place {
     /// It has an answer of so many bytes, which waits to be taken.
     fn answered(&mut self, bytes: usize) {
-        let (most, now) = &mut *self.of.state.lock();
         let more = bytes / COUNTS_MORE;
         self.counts += more;
-        *now += more;
-        *most = (*most + 1).min(AT_ONCE);
+        let mut size = self.of.size.lock();
+        size.now += more;
+        size.most = (size.most + 1).min(AT_ONCE);
         self.of.freed.notify_one();
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.of.state.lock().1 -= self.counts;
+        self.of.size.lock().now -= self.counts;
         self.of.freed.notify_one();
     }
 }

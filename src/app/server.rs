@@ -6,7 +6,7 @@ use axum::Router;
 use thiserror::Error;
 use tokio::{runtime::Handle, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{codec::CompressionEncoding, service::Routes};
+use tonic::service::Routes;
 
 use super::{
     activity::Activity,
@@ -29,6 +29,7 @@ use crate::{
         health::Health,
         http,
         inference::Inference,
+        inflating,
         native::ModelServerService,
         oip::{self, MOST_REGIONS, OpenInference, Regions, grpc::GrpcInference},
         rest,
@@ -54,16 +55,6 @@ use crate::{
     tasks::{Need, Tasks},
     telemetry::{AccessLog, LogFilter, Metrics, Sampler, Sources, TraceError, Traces},
 };
-
-/// A service that reads compressed messages. Every service does, so that a client can use one setting for all.
-macro_rules! inflating {
-    ($service:expr) => {
-        $service
-            .accept_compressed(CompressionEncoding::Gzip)
-            .accept_compressed(CompressionEncoding::Deflate)
-            .accept_compressed(CompressionEncoding::Zstd)
-    };
-}
 
 /// Why the server did not start. One line that says what to do.
 #[derive(Debug, Error)]
@@ -322,10 +313,10 @@ async fn run(
         .max_decoding_message_size(limit)
         .max_encoding_message_size(limit);
     let open_inference = GrpcInference::new(door.clone(), limit, closing.clone());
-    let loads = inflating!(GrpcInferenceServiceServer::new(open_inference.clone()))
+    let others = inflating!(GrpcInferenceServiceServer::new(open_inference.clone()))
         .max_decoding_message_size(limit)
         .max_encoding_message_size(limit);
-    let mut routes = Routes::new(native).add_service(loads).add_service(inflating!(health_service));
+    let mut routes = Routes::new(native).add_service(others).add_service(inflating!(health_service));
     if settings.server.reflection {
         let reflection = || {
             tonic_reflection::server::Builder::configure()

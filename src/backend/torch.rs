@@ -263,7 +263,7 @@ impl AsRef<[u8]> for Owned {
 /// From here on, giving memory back to the system takes long enough for others to notice: 3 ms for 60 MiB.
 const FREED_ELSEWHERE: usize = 1 << 20;
 
-/// Memory that is freed on a thread of its own if it is much: whoever sends an answer has others to serve.
+/// Memory that is freed on a thread of its own if it is much: the thread that sends an answer has others to serve.
 struct Lent(Option<Owned>);
 
 impl AsRef<[u8]> for Lent {

@@ -11,6 +11,9 @@ use crate::{
     threads,
 };
 
+/// Beyond so many bytes, reading or writing lists and JSON takes more than a millisecond or so.
+pub(crate) const LONG: usize = 256 << 10;
+
 /// Whether the result of some work is still wanted.
 #[derive(Debug)]
 pub(crate) struct Wanted(Weak<()>);

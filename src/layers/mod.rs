@@ -33,7 +33,7 @@ pub use conform::Conform;
 pub use deadline::{Deadline, ReadDeadline};
 pub use ending::End;
 pub use guard::Guard;
-pub(crate) use heavy::heavy;
+pub(crate) use heavy::{LONG, heavy};
 pub use hosts::{Hosts, problem as hosts_problem};
 #[cfg(test)]
 pub(crate) use inflate::tests::deflated;

@@ -154,7 +154,7 @@ impl Drop for Place {
 }
 
 async fn compare(live: InferReply, other: InferReply) -> f64 {
-    let bytes: usize = live.outputs.iter().map(|output| output.tensor.data().len()).sum();
+    let bytes = live.output_bytes();
     if bytes <= LARGE {
         return difference(&live.outputs, &other.outputs);
     }

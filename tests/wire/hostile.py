@@ -512,7 +512,7 @@ def main():
     # One inflates to a long message, whose answer is not taken; the other to more than a message may have.
     zeros = gzip.compress(tensor(bytes(60 * MIB)), 9)
     noise = gzip.compress(tensor(os.urandom(2 * MIB) + bytes(70 * MIB)), 1)
-    # What decoding makes much more of: inputs without anything in them, a group that nobody asked for, and lists.
+    # What decoding makes much more of: inputs without anything in them, a group of no known field, and lists.
     many = [b"\x2a\0" * (30 * MIB), b"\x63" + b"\x08\0" * (30 * MIB) + b"\x64", listed(14 * MIB)]
     many = [gzip.compress(message, 1) for message in many]
     json_body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [MIB], "data": [0.5] * MIB}]}).encode()

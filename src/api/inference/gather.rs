@@ -7,10 +7,14 @@ use prost::{
     encoding::{WireType, encode_key, encode_varint},
 };
 
-use crate::proto::{
-    self,
-    infer_stream_response::Result as Answer,
-    inference::{ModelInferResponse, ModelStreamInferResponse},
+use super::super::stream::too_long;
+use crate::{
+    error::Result,
+    proto::{
+        self,
+        infer_stream_response::Result as Answer,
+        inference::{ModelInferResponse, ModelStreamInferResponse},
+    },
 };
 
 /// Flag and length before each message.
@@ -36,15 +40,21 @@ pub(in crate::api) fn listed(tensor: &proto::Tensor) -> usize {
         + 8 * (tensor.int64_data.len() + tensor.double_data.len())
 }
 
-/// A message, with its prefix.
-pub(super) fn framed(message: impl Gather) -> Vec<Bytes> {
+/// A message of at most `longest` bytes, with its prefix.
+///
+/// # Errors
+/// It is longer.
+pub(super) fn framed(message: impl Gather, longest: usize) -> Result<Vec<Bytes>> {
     let length = message.encoded_len();
+    if let Some(error) = too_long(length, longest) {
+        return Err(error);
+    }
     let mut pieces = Pieces { closed: Vec::new(), open: BytesMut::with_capacity(PREFIX + length.min(SHORT)) };
     pieces.open.put_u8(0);
     pieces.open.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
     message.gather(&mut pieces);
     pieces.close();
-    pieces.closed
+    Ok(pieces.closed)
 }
 
 /// What is written so far.
@@ -150,7 +160,7 @@ mod tests {
 
     /// The message comes as it would from prost, and its long bytes where they lay.
     fn comes_whole<M: Gather + Default + Clone + PartialEq>(message: &M, long: &[&Bytes]) {
-        let pieces = framed(message.clone());
+        let pieces = framed(message.clone(), usize::MAX).unwrap();
         for long in long {
             assert!(
                 pieces.iter().any(|piece| piece.as_ptr() == long.as_ptr()),

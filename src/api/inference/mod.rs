@@ -18,13 +18,13 @@ use tokio::time::Instant;
 use tonic::{
     Extensions, Request, Response, Status, Streaming,
     body::Body,
-    codec::{BufferSettings, Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     codegen::Service,
     server::{Grpc, StreamingService, UnaryService},
 };
 
 pub(in crate::api) use gather::{Gather, listed};
-pub(in crate::api) use survey::{LONG, Raw};
+pub(in crate::api) use survey::Raw;
 
 use self::{
     body::Answers,
@@ -33,12 +33,12 @@ use self::{
 };
 use super::{
     status,
-    stream::{Items, Messages, too_long},
+    stream::{Items, Messages},
 };
 use crate::{
     admission::{Account, MessageBytes},
     error::{Error, Reason, Result},
-    layers::{Deadline, heavy, too_many_bytes},
+    layers::{Deadline, LONG, heavy, too_many_bytes},
     telemetry::{Door, Refusals},
 };
 
@@ -144,11 +144,7 @@ where
 {
     let call = Call { service: service.clone(), how: how.clone() };
     async move {
-        let mut grpc = Grpc::new(AsItIs)
-            .max_decoding_message_size(call.how.longest)
-            .accept_compressed(CompressionEncoding::Gzip)
-            .accept_compressed(CompressionEncoding::Deflate)
-            .accept_compressed(CompressionEncoding::Zstd);
+        let mut grpc = inflating!(Grpc::new(AsItIs)).max_decoding_message_size(call.how.longest);
         let mut response =
             if is_one { grpc.unary(call, request).await } else { grpc.streaming(call, request).await };
         match response.extensions_mut().remove::<Answers>() {
@@ -261,10 +257,7 @@ impl Around {
 
     async fn framed(&self, answer: impl Gather + 'static, longest: usize) -> Result<Vec<Bytes>> {
         let is_long = answer.listed() > LONG;
-        let write = move || match too_long(answer.encoded_len(), longest) {
-            Some(error) => Err(error),
-            None => Ok(framed(answer)),
-        };
+        let write = move || framed(answer, longest);
         if is_long { self.heavy(write).await } else { write() }
     }
 

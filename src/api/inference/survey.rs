@@ -4,7 +4,10 @@
 use bytes::Buf as _;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
-use crate::error::{Error, Reason, Result};
+use crate::{
+    error::{Error, Reason, Result},
+    layers::LONG,
+};
 
 /// Inputs, outputs and parameters of a request, together. No model has as many.
 const MOST_FIELDS: usize = 4096;
@@ -12,9 +15,6 @@ const MOST_FIELDS: usize = 4096;
 const MOST_PARTS: usize = 1 << 20;
 /// What a glance looks at.
 const GLANCE: usize = 1 << 16;
-/// Beyond, reading or writing lists takes more than a millisecond or so.
-pub(in crate::api) const LONG: usize = 256 << 10;
-
 /// The field of a request that holds its inputs, in both APIs.
 const INPUTS: u32 = 5;
 

@@ -18,13 +18,13 @@ use crate::{
     admission::{ControlLane, ControlPlace, Errand, Residents, Wanted},
     api::{
         arrival::{Arrival, asker},
-        inference::{Gather as _, Infers, LONG, Raw, listed},
+        inference::{Gather as _, Infers, Raw, listed},
         status,
         stream::{self, Items, Messages, Order},
     },
     call::{InferCall, InferReply},
     error::{Error, Reason, Result, shown},
-    layers::{AnswerBytes, Arrived, Deadline, INFER, INFER_STREAM, heavy},
+    layers::{AnswerBytes, Arrived, Deadline, INFER, INFER_STREAM},
     lifecycle::{Asker, Expected, History, Manager, ReloadRequest},
     model::{InvalidVersion, Lane, VersionWish},
     proto::{self, model_server_server::ModelServer},
@@ -100,29 +100,18 @@ where
     ) -> Result<((proto::InferResponse, usize), AnswerBytes)> {
         // Counted where it was refused.
         let arrived = arrived?;
-        let read = match &arrival.account {
-            Some(account) if <Self as Infers>::listed(&request) > LONG => {
-                let arrival = arrival.clone();
-                heavy(account, arrival.deadline, move |_| infer_call(request, &arrival)).await
-            }
-            _ => infer_call(request, arrival),
-        };
+        let lists = <Self as Infers>::listed(&request);
+        let read = arrival.long(lists, move |arrival| infer_call(request, arrival)).await;
         let (call, form) = read.inspect_err(|error| refusals.count(Door::Grpc, error))?;
         let (request_id, model, received) = (call.request_id.clone(), call.model.clone(), call.received);
         let reply = infer.oneshot(call).await?;
-        let length: usize = reply.outputs.iter().map(|output| output.tensor.data().len()).sum();
-        let write = move || {
+        let lists = if form.typed { reply.output_bytes() } else { 0 };
+        let write = move |_: &_| {
             let answer = infer_response(request_id, model, reply, form, received.elapsed());
             let length = answer.encoded_len();
-            (answer, length)
+            Ok((answer, length))
         };
-        let (answer, length) = match &arrival.account {
-            // Lists take a while.
-            Some(account) if form.typed && length > LONG => {
-                heavy(account, arrival.deadline, move |_| Ok(write())).await?
-            }
-            _ => write(),
-        };
+        let (answer, length) = arrival.long(lists, write).await?;
         let bytes = arrived.answered(length.max(answer.listed()))?;
         Ok(((answer, length), bytes))
     }

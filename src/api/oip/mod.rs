@@ -20,12 +20,11 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use tower::{Service, ServiceExt as _};
 
-use super::{arrival::Arrival, health::Health, inference::LONG};
+use super::{arrival::Arrival, health::Health};
 use crate::{
     admission::{ControlLane, ControlPlace, Errand, MessageBytes, Residents, Wanted},
     call::{InferCall, InferReply},
     error::{Error, Result},
-    layers::heavy,
     lifecycle::Manager,
     model::{Lane, VersionWish, check_names},
     registry::Registry,
@@ -164,17 +163,12 @@ where
                 .filter(|lease| lease.version == reply.version)
         });
         let lease = lease.flatten();
-        let length: usize = reply.outputs.iter().map(|output| output.tensor.data().len()).sum();
-        let write = move || {
+        // All scores are looked at.
+        let scores = if has_classes { reply.output_bytes() } else { 0 };
+        let write = move |_: &_| {
             let specs = lease.as_ref().map_or(&[][..], |lease| lease.signature.outputs());
             Outgoing::new(reply, form, specs)
         };
-        match &arrival.account {
-            // All scores are looked at.
-            Some(account) if has_classes && length > LONG => {
-                heavy(account, arrival.deadline, move |_| write()).await
-            }
-            _ => write(),
-        }
+        arrival.long(scores, write).await
     }
 }

@@ -34,13 +34,10 @@ use crate::{
     },
     call::{InferCall, InferReply},
     error::{Error, Reason, Result, shown},
-    layers::{AnswerBytes, heavy, too_many},
+    layers::{AnswerBytes, LONG, heavy, too_many},
     telemetry::Door,
     tensor::{DType, byte_len},
 };
-
-/// A longer body is not parsed on the thread that others wait for.
-const LONG: usize = 256 << 10;
 
 /// Which model a path means.
 #[derive(Debug, Deserialize)]

@@ -16,14 +16,14 @@ use super::{
 use crate::{
     api::{
         arrival::Arrival,
-        inference::{Infers, LONG, Raw},
+        inference::{Infers, Raw},
         oip::{OpenInference, incoming::Incoming, no_cuda, no_cuda_region, settings::LogValue},
         status,
         stream::{self, Items, Messages, Order},
     },
     call::{InferCall, InferReply},
     error::{Error, Result},
-    layers::{AnswerBytes, Arrived, Deadline, INFER, INFER_STREAM, heavy, message_bytes},
+    layers::{AnswerBytes, Arrived, Deadline, INFER, INFER_STREAM, message_bytes},
     proto::inference::{
         self as oip,
         grpc_inference_service_server::GrpcInferenceService,
@@ -75,13 +75,8 @@ where
 {
     // Counted where it was refused.
     let arrived = arrived?;
-    let incoming = match &arrival.account {
-        Some(account) if lists_of(&message) > LONG => {
-            let read = move |_: &_| decode::incoming(message).map(Incoming::settled);
-            heavy(account, arrival.deadline, read).await
-        }
-        _ => decode::incoming(message),
-    };
+    let read = |message| decode::incoming(message).map(Incoming::settled);
+    let incoming = arrival.long(lists_of(&message), move |_| read(message)).await;
     let incoming = incoming.inspect_err(|error| door.refused(arrival.door, error))?;
     let response = encode::response(door.infer(incoming, arrival, arrived.bytes()).await?);
     let bytes = arrived.answered(response.encoded_len())?;
