@@ -293,6 +293,8 @@ impl Serves {
         let connection = builder.serve_connection(TokioIo::new(Heads::new(stream, busy)), router);
         tokio::pin!(connection);
         tokio::select! {
+            // First what was read: a request that came before the stop is answered.
+            biased;
             _ended = connection.as_mut() => return,
             () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
         }
@@ -387,10 +389,12 @@ mod tests {
         use axum::routing::get;
         let (release, held) = std::sync::mpsc::channel::<()>();
         let held = Arc::new(parking_lot::Mutex::new(held));
+        let (begins, mut begun) = mpsc::channel(1);
         let [livez, _] = PROBES;
         let all = Router::new().route(
             "/v2",
             get(async move || {
+                begins.send(()).await.unwrap();
                 let _released = held.lock().recv();
                 "v2"
             }),
@@ -416,6 +420,7 @@ mod tests {
             text
         };
         let slow = ask("/v2").await;
+        begun.recv().await.unwrap();
         for (path, text) in [("/livez", "alive"), ("/metrics", "metrics"), ("/livez?again", "alive")] {
             let told = answer(ask(path).await).await;
             assert!(told.starts_with("HTTP/1.1 200") && told.ends_with(text), "{path}: {told}");
