@@ -336,8 +336,15 @@ async fn an_upload_that_gives_way_is_to_be_sent_again() {
     load(&server, Door::Grpc, "m", Some(CONFIG), &[("1/model.pt", b"scale = 2.0")]).await.unwrap();
     let slow = [("2/model.pt", &b"load_delay_ms = 1500"[..])];
     let mut native = server.ready().await;
+    let watching = native.clone();
     let unload = async {
-        on_trial(uploads.path()).await;
+        // An unload that comes before the load would be the older wish of the two.
+        until(async || {
+            let request = torchlane::proto::GetModelRequest { model: "m".into() };
+            let model = watching.clone().get_model(request).await.unwrap().into_inner();
+            model.state() == torchlane::proto::ModelState::Reloading
+        })
+        .await;
         native.unload_model(UnloadModelRequest { model: "m".into() }).await.unwrap();
     };
     let (uploaded, ()) = tokio::join!(load(&server, Door::Rest, "m", Some(CONFIG), &slow), unload);
