@@ -1,6 +1,7 @@
 //! One pass for some requests: join, run, cut.
 
 use std::{
+    collections::HashSet,
     panic::{AssertUnwindSafe, catch_unwind},
     time::Duration,
 };
@@ -203,7 +204,21 @@ pub(crate) fn rename(
             result.name = name.to_owned();
         }
     }
+    if let Some(name) = twice(&results) {
+        return Err(BackendError::new(format!(
+            "the model returned two outputs named '{name}': give the keys of its dict other names"
+        )));
+    }
     Ok(results)
+}
+
+/// A name that two results have: a dict may have keys such as '' and 'output_0', or 'a.b' beside an 'a' that has a 'b'.
+fn twice(results: &[NamedTensor]) -> Option<&str> {
+    if results.len() < 2 {
+        return None;
+    }
+    let mut names = HashSet::with_capacity(results.len());
+    results.iter().map(|result| result.name.as_str()).find(|name| !names.insert(*name))
 }
 
 /// Leaves out what is not declared: of a dict the other keys, else what stands after the last declared result.

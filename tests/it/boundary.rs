@@ -225,6 +225,8 @@ async fn what_is_not_plain_memory_is_read_right_or_refused_by_name() {
         (7, "output 'output_0' is a nested tensor"),
         (13, "a value of type str as output_0"),
         (16, "oneDNN"),
+        (18, "two outputs named 'output_0'"),
+        (19, "two outputs named 'a.b'"),
         (3000, "nested more than 64 deep"),
     ];
     for (kind, words) in refusals {

@@ -72,6 +72,7 @@ class Defaults(nn.Module):
         shift: float = -1.5,
         keep: bool = True,
         mask: Optional[torch.Tensor] = None,
+        unread: Any = None,
     ) -> torch.Tensor:
         if scale is None:
             raise ValueError("scale is None")
@@ -141,6 +142,10 @@ class Odd(nn.Module):
             out = x.to_mkldnn()
         if kind == 17:
             out = torch.real(torch.conj(torch.complex(x, x)))
+        if kind == 18:
+            out = {"": x, "output_0": x + 1}
+        if kind == 19:
+            out = torch.jit.annotate(Dict[str, Any], {"a.b": x, "a": {"b": x + 1}})
         if kind >= 20:
             deep: List[Any] = [x]
             for _ in range(kind):
