@@ -299,9 +299,7 @@ impl Forms {
                 (dot, [_, rest @ ..]) if dot.is(".") => rest,
                 // libtorch wants the statements of a definition on lines of their own: this is no slice.
                 (Token::Name(argument), [colon, Token::Name("Any"), rest @ ..])
-                    if is_definition
-                        && colon.is(":")
-                        && rest.first().is_some_and(|end| end.is(",") || end.is(")")) =>
+                    if is_definition && colon.is(":") && ends_argument(rest) =>
                 {
                     self.unread.push((*argument).to_owned());
                     rest
@@ -431,6 +429,15 @@ fn members(ty: &TypeExpr) -> Option<Vec<TypeExpr>> {
     let inner = text.strip_prefix("Union[")?.strip_suffix(']')?;
     let line = Lexer::new(inner).next_line().ok()??;
     Some(split(&line.tokens).into_iter().map(TypeExpr::parse).collect())
+}
+
+/// Whether an argument ends here, after its default at most: `None`, the one that a type without values of its own can have.
+fn ends_argument(tokens: &[Token<'_>]) -> bool {
+    let left = match tokens {
+        [equals, Token::Name("None"), left @ ..] if equals.is("=") => left,
+        left => left,
+    };
+    left.first().is_some_and(|end| end.is(",") || end.is(")"))
 }
 
 /// Whether libtorch notices that a value is not of this type.

@@ -284,9 +284,11 @@ fn an_argument_of_any_type_is_ordinary_while_nothing_reads_it() {
         let found = findings(&entries(&code, module_pickle(&[])));
         found.iter().any(|finding| finding.danger == Danger::Cast)
     };
-    for (arguments, body) in
-        [("exc_type: Any, exc_val: Any,\n    exc_tb: Any", "pass"), ("exc_type: Any", "b = self.exc_type")]
-    {
+    for (arguments, body) in [
+        ("exc_type: Any, exc_val: Any,\n    exc_tb: Any", "pass"),
+        ("exc_type: Any", "b = self.exc_type"),
+        ("exc_type: Any=None, exc_val: Any=None", "pass"),
+    ] {
         assert!(!context(arguments, body), "{arguments} {body}");
     }
     for (arguments, body) in [
@@ -294,7 +296,9 @@ fn an_argument_of_any_type_is_ordinary_while_nothing_reads_it() {
         ("exc_type: Any", "b = [exc_type, exc_type]"),
         ("exc_type: Any", "if True:\n      self.f(exc_type, )"),
         ("exc_type: Any", "b = (exc_type).c"),
-        ("exc_type: Any=None", "pass"),
+        ("exc_type: Any=None", "b = exc_type"),
+        ("exc_type: Any=None, b: int=exc_type", "pass"),
+        ("exc_type: Any=[[]]", "pass"),
         ("exc_type: List[Any]", "pass"),
         ("exc_type: Optional[Any]", "pass"),
         ("a: int) -> Tuple[Any, int]:\n    return (1, 2)\n  def f(self: __torch__.Context", "pass"),
