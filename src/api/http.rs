@@ -83,7 +83,11 @@ pub fn admitted(router: Router, hosts: Hosts) -> Router {
 async fn for_own_host(hosts: Arc<Hosts>, mut request: Request, next: Next) -> Response {
     let mut named = request.headers().get_all(header::HOST).iter();
     let admitted = match (named.next(), named.next()) {
-        (Some(host), None) => hosts.admit(host.to_str().unwrap_or("(not ASCII)")),
+        (Some(host), None) => {
+            // A proxy is asked for `http://name/path`: that name counts for more than the header (RFC 9112, section 3.2.2).
+            let target = request.uri().authority().map_or(Ok(()), |name| hosts.admit(name.as_str()));
+            target.and_then(|()| hosts.admit(host.to_str().unwrap_or("(not ASCII)")))
+        }
         (None, _) if request.version() < Version::HTTP_11 => Ok(()),
         (None, _) => Err(bad_host("the header Host is missing")),
         (Some(_), Some(_)) => Err(bad_host("Host is there more than once")),

@@ -109,6 +109,9 @@ async fn on_loopback_a_server_is_called_by_its_own_names() {
     for own in ["localhost", "127.0.0.1:8080", "[::1]:1"] {
         assert!(get(&server, own, "/livez").await.starts_with("HTTP/1.1 200"), "{own}");
     }
+    // The target may have the name too, and then counts for more than the header.
+    assert!(get(&server, "localhost", "http://evil.example/livez").await.starts_with("HTTP/1.1 403"));
+    assert!(get(&server, "localhost", "http://localhost/livez").await.starts_with("HTTP/1.1 200"));
     let check = || HealthCheckRequest::default();
     let refused = at(&server, "http://evil.example").check(check()).await.unwrap_err();
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::PermissionDenied, "FORBIDDEN"));
