@@ -17,7 +17,7 @@ const MOST_SHOWN: usize = 500;
 const TASKS: usize = 1024;
 
 /// What a model did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Spoken {
     /// `print(...)`.
     Printed,
@@ -32,13 +32,17 @@ struct Budget {
     left_out: u64,
 }
 
-static BUDGETS: Mutex<Option<HashMap<String, Budget>>> = Mutex::new(None);
+/// By task and manner: a model that prints much does not use up its warnings.
+type Budgets = HashMap<(Spoken, String), Budget>;
+
+static BUDGETS: Mutex<Option<Budgets>> = Mutex::new(None);
 
 /// Writes `text` to the log, in the name of what this thread runs.
 pub(super) fn log(spoken: Spoken, text: &str) {
-    let during = crash::current().unwrap_or_else(|| "no pass".to_owned());
+    let of = (spoken, crash::current().unwrap_or_else(|| "no pass".to_owned()));
+    let during = &of.1;
     for line in text.lines().filter(|line| !line.trim().is_empty()) {
-        let Some(left_out) = admit(BUDGETS.lock().get_or_insert_default(), &during, Instant::now()) else {
+        let Some(left_out) = admit(BUDGETS.lock().get_or_insert_default(), &of, Instant::now()) else {
             continue;
         };
         let line = shown(line, MOST_SHOWN);
@@ -55,12 +59,12 @@ pub(super) fn log(spoken: Spoken, text: &str) {
 }
 
 /// Takes one line from a task's budget: how many lines were left out since its last. `None`: this one is.
-fn admit(budgets: &mut HashMap<String, Budget>, during: &str, now: Instant) -> Option<u64> {
-    if budgets.len() >= TASKS && !budgets.contains_key(during) {
+fn admit(budgets: &mut Budgets, of: &(Spoken, String), now: Instant) -> Option<u64> {
+    if budgets.len() >= TASKS && !budgets.contains_key(of) {
         budgets.clear();
     }
     let new = Budget { lines: AT_ONCE, since: now, left_out: 0 };
-    let budget = budgets.entry(during.to_owned()).or_insert(new);
+    let budget = budgets.entry(of.clone()).or_insert(new);
     budget.lines = AT_ONCE.min(budget.lines + now.duration_since(budget.since).as_secs_f64());
     budget.since = now;
     if budget.lines < 1.0 {
@@ -80,18 +84,24 @@ mod tests {
     #[test]
     fn a_task_writes_some_lines_and_then_one_a_second() {
         let (mut budgets, start) = (HashMap::new(), Instant::now());
+        let prints = |task: &str| (Spoken::Printed, task.to_owned());
         for _ in 0..20 {
-            assert_eq!(admit(&mut budgets, "a", start), Some(0));
+            assert_eq!(admit(&mut budgets, &prints("a"), start), Some(0));
         }
         for _ in 0..7 {
-            assert_eq!(admit(&mut budgets, "a", start + Duration::from_millis(90)), None);
+            assert_eq!(admit(&mut budgets, &prints("a"), start + Duration::from_millis(90)), None);
         }
-        assert_eq!(admit(&mut budgets, "b", start), Some(0), "another task has its own");
+        assert_eq!(admit(&mut budgets, &prints("b"), start), Some(0), "another task has its own");
+        assert_eq!(
+            admit(&mut budgets, &(Spoken::Warned, "a".to_owned()), start),
+            Some(0),
+            "warnings have theirs"
+        );
         let later = start + Duration::from_millis(1090);
-        assert_eq!(admit(&mut budgets, "a", later), Some(7));
-        assert_eq!(admit(&mut budgets, "a", later), None);
+        assert_eq!(admit(&mut budgets, &prints("a"), later), Some(7));
+        assert_eq!(admit(&mut budgets, &prints("a"), later), None);
         for task in 0..2 * TASKS {
-            assert_eq!(admit(&mut budgets, &task.to_string(), later), Some(0));
+            assert_eq!(admit(&mut budgets, &prints(&task.to_string()), later), Some(0));
         }
         assert!(budgets.len() <= TASKS);
     }
