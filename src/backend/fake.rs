@@ -126,6 +126,10 @@ impl Backend for FakeBackend {
         Box::new(())
     }
 
+    fn glance(&self, _: &Path) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     fn inspect(&self, archive: &Path) -> Result<ArchiveSummary, BackendError> {
         let script = script(archive)?;
         Ok(ArchiveSummary {

@@ -117,6 +117,12 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// Called once on each thread before it loads or runs anything; what it returns lives as long as the thread.
     fn enter_thread(&self, role: ThreadRole) -> Box<dyn Any>;
 
+    /// Looks whether it can be an archive at all, before all of it is read for its digest. Cheap, whatever the size of the file.
+    ///
+    /// # Errors
+    /// It can not.
+    fn glance(&self, archive: &Path) -> Result<(), BackendError>;
+
     /// Reads what the archive says about itself.
     ///
     /// # Errors

@@ -77,6 +77,10 @@ impl Backend for TorchBackend {
         Box::new(tch::no_grad_guard())
     }
 
+    fn glance(&self, archive: &Path) -> Result<(), BackendError> {
+        summary::glance(archive)
+    }
+
     fn inspect(&self, archive: &Path) -> Result<ArchiveSummary, BackendError> {
         summary::of_archive(archive)
     }

@@ -57,6 +57,10 @@ mod tests {
         fn enter_thread(&self, role: ThreadRole) -> Box<dyn Any> {
             FakeBackend.enter_thread(role)
         }
+        fn glance(&self, _: &Path) -> Result<(), BackendError> {
+            Ok(())
+        }
+
         fn inspect(&self, archive: &Path) -> Result<ArchiveSummary, BackendError> {
             FakeBackend.inspect(archive)
         }

@@ -23,7 +23,7 @@ use crate::{
     ensemble::NESTED,
     error::{Error, Reason, shown},
     loader::{
-        Verified,
+        FileIdentity, Verified,
         archive::safety::Verdict,
         pace,
         seal::{self, Place},
@@ -251,6 +251,15 @@ fn attempt(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, Atte
     // that was read through already: what is known of it still holds.
     let known = files.weights.as_ref().map(|_| rules.known.as_ref());
     let place = Place::of(of.model, files.version);
+    let broken = |error| Attempt { failure: verify(&error), by_archive: true };
+    // A seal has the sizes of its files. Without one, a file of terabytes that is no archive is not read to its end.
+    if files.seal.is_none()
+        && !files.is_ensemble()
+        && let Ok(identity) = FileIdentity::of(archive)
+        && known.is_none_or(|known| known.get(&identity).is_none())
+    {
+        pace::step(|| backend.glance(archive)).map_err(broken)?;
+    }
     let checked = pace::step(|| seal::check(&place, files, &of.rules.integrity, known))
         .map_err(|wrong| LoadFailure { reason: wrong.reason(), ..verify(&wrong) })?;
     let sha256 = &checked.sha256;
@@ -267,7 +276,6 @@ fn attempt(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, Atte
             Arc::new(Verified { sha256: sha256.clone(), summary: ensemble(&described.manifest) })
         }
         None => {
-            let broken = |error| Attempt { failure: verify(&error), by_archive: true };
             let summary = pace::step(|| backend.inspect(archive)).map_err(broken)?;
             Arc::new(Verified { sha256: sha256.clone(), summary })
         }

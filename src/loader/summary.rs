@@ -35,6 +35,14 @@ pub fn of_archive(path: &Path) -> Result<ArchiveSummary, BackendError> {
     })
 }
 
+/// Looks whether it can be an archive.
+///
+/// # Errors
+/// It can not, or not be read.
+pub fn glance(path: &Path) -> Result<(), BackendError> {
+    archive::glance(path).map_err(|error| BackendError::new(error.of(path)))
+}
+
 /// The arguments that requests can fill. The others must have defaults.
 fn arguments(all: &[archive::Argument]) -> Result<Vec<Argument>, UnsupportedType> {
     let mut arguments = Vec::with_capacity(all.len());

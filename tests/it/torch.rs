@@ -385,6 +385,8 @@ async fn broken_archives_are_refused_with_their_own_words() {
         "nested",
     ];
     let dir = archives(&names);
+    // A hole of a terabyte takes no room, and an hour to read.
+    fs::File::create(dir.path().join("hole.pt")).unwrap().set_len(1 << 40).unwrap();
     manifest(dir.path(), "nan", "[[inputs]]\nname='x'\ndtype='FP32'\nshape=[1]\n");
     let server = start(dir.path());
     let mut client = server.ready().await;
@@ -393,6 +395,7 @@ async fn broken_archives_are_refused_with_their_own_words() {
         ("empty", "verify", "empty"),
         ("not_a_zip", "verify", ""),
         ("truncated", "verify", "truncated"),
+        ("hole", "verify", "zeros"),
         ("state_dict", "verify", "torch.jit.save"),
         ("no_forward", "verify", "forward"),
         ("nested", "verify", "Dict[str, List[Tensor]]"),

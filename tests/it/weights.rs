@@ -112,6 +112,10 @@ mod reads {
             Box::new(())
         }
 
+        fn glance(&self, archive: &Path) -> Result<(), BackendError> {
+            summary::glance(archive)
+        }
+
         fn inspect(&self, archive: &Path) -> Result<ArchiveSummary, BackendError> {
             summary::of_archive(archive)
         }

@@ -58,16 +58,24 @@ pub(in crate::loader) struct Container<R> {
     budget_bytes: u64,
 }
 
+/// Whether a file of `size` bytes begins and ends as an archive does. Whatever its size, little of it is read.
+///
+/// # Errors
+/// It does not.
+pub(super) fn check_ends<R: Read + Seek>(reader: &mut R, size: u64) -> Result<(), ArchiveError> {
+    reader.seek(SeekFrom::Start(0))?;
+    let mut head = Vec::with_capacity(sniff::HEAD_BYTES);
+    reader.by_ref().take(sniff::HEAD_BYTES as u64).read_to_end(&mut head)?;
+    match sniff::foreign(&head, size) {
+        Some(error) => Err(error),
+        None => end_record::check(reader, size),
+    }
+}
+
 impl<R: Read + Seek> Container<R> {
     /// Reads and checks the directory of a file of `size` bytes.
     pub(in crate::loader) fn open(mut reader: R, size: u64) -> Result<Self, ArchiveError> {
-        reader.seek(SeekFrom::Start(0))?;
-        let mut head = Vec::with_capacity(sniff::HEAD_BYTES);
-        reader.by_ref().take(sniff::HEAD_BYTES as u64).read_to_end(&mut head)?;
-        if let Some(error) = sniff::foreign(&head, size) {
-            return Err(error);
-        }
-        end_record::check(&mut reader, size)?;
+        check_ends(&mut reader, size)?;
         let config = Config { archive_offset: ArchiveOffset::Known(0) };
         let mut zip = ZipArchive::with_config(config, reader).map_err(directory_error)?;
         let entries = directory(&mut zip)?;

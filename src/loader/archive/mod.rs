@@ -51,6 +51,20 @@ use tree::{Names, Walk};
 /// # Errors
 /// One [`ArchiveError`] for each way in which a file can fail to be a TorchScript archive with a `forward`.
 pub fn inspect(path: &Path) -> Result<ArchiveInfo, ArchiveError> {
+    let (reader, size) = open(path)?;
+    inspect_reader(reader, size)
+}
+
+/// Whether the file at `path` begins and ends as an archive does.
+///
+/// # Errors
+/// It does not, or cannot be read.
+pub fn glance(path: &Path) -> Result<(), ArchiveError> {
+    let (mut reader, size) = open(path)?;
+    container::check_ends(&mut reader, size)
+}
+
+fn open(path: &Path) -> Result<(BufReader<File>, u64), ArchiveError> {
     let found = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => ArchiveError::Missing(path.to_owned()),
         _ => ArchiveError::Io(error),
@@ -64,7 +78,7 @@ pub fn inspect(path: &Path) -> Result<ArchiveInfo, ArchiveError> {
     }
     let file = File::open(path).map_err(found)?;
     let size = file.metadata()?.len();
-    inspect_reader(BufReader::new(file), size)
+    Ok((BufReader::new(file), size))
 }
 
 /// Whether the file at `path` is an archive with TorchScript code in it. Only its zip directory is read.
