@@ -26,6 +26,8 @@ pub(crate) const LONG: Duration = Duration::from_secs(600);
 const THREADS: usize = 32;
 /// Threads that one place may hold after their callers have left.
 const STUCK: usize = 2;
+/// Threads that stand in for stuck ones: until so many are stuck, a hundred models on a dead volume take none from the others.
+const STAND_INS: usize = 224;
 /// A thread without work ends after this time.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -167,7 +169,8 @@ impl Pool {
             return Err(Stalled::Held(job.place, *held));
         }
         state.queue.push_back(job);
-        if state.idle >= state.queue.len() || state.threads >= THREADS {
+        let stand_ins = state.stuck.values().sum::<usize>().min(STAND_INS);
+        if state.idle >= state.queue.len() || state.threads >= THREADS + stand_ins {
             self.work.notify_one();
             return Ok(());
         }
@@ -276,6 +279,19 @@ mod tests {
         let late = run_in(&Arc::default(), Path::new("/stalls"), limit, move || held.recv().is_err()).await;
         assert!(matches!(late, Err(Stalled::TimeLimit(_, within)) if within == limit), "{late:?}");
         drop(release);
+    }
+
+    #[tokio::test]
+    async fn many_places_that_do_not_answer_take_no_thread_from_others() {
+        let pool = Arc::<Pool>::default();
+        let mut releases = Vec::new();
+        for place in 0..THREADS {
+            for _ in 0..STUCK {
+                releases.push(leave_behind(&pool, Path::new(&format!("/stalls/{place}"))).await);
+            }
+        }
+        assert_eq!(run_in(&pool, Path::new("/other"), LOOK, || 7).await.unwrap(), 7);
+        assert!(pool.state.lock().threads > THREADS);
     }
 
     #[tokio::test]
