@@ -223,7 +223,7 @@ impl LiveStatus {
 }
 
 /// A version that is loaded beside the live one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct LoadedStatus {
     /// Its number.
     pub version: Version,
@@ -231,11 +231,18 @@ pub struct LoadedStatus {
     pub sha256: String,
     /// Size of its archive.
     pub bytes: u64,
+    /// What torchlane decided about it.
+    pub decisions: Arc<Decisions>,
 }
 
 impl LoadedStatus {
     pub(super) fn of(servable: &Servable) -> Self {
-        Self { version: servable.version, sha256: servable.sha256.clone(), bytes: servable.bytes }
+        Self {
+            version: servable.version,
+            sha256: servable.sha256.clone(),
+            bytes: servable.bytes,
+            decisions: servable.decisions.clone(),
+        }
     }
 }
 

@@ -61,7 +61,7 @@ function signature({ signature: of, max_batch, torch_version, steps: all }) {
 
 /** @param {Details} details */
 function decisions({ decisions: all }) {
-  return [el('dl', { class: 'decisions' }, ...all.flatMap(({ what, text }) => [el('dt', {}, what.replaceAll('_', ' ')), el('dd', {}, text)]))];
+  return [el('dl', { class: 'decisions' }, ...all.flatMap(({ version, what, text }) => [el('dt', {}, what.replaceAll('_', ' ')), el('dd', {}, version ? `version ${version}: ${text}` : text)]))];
 }
 
 /** @param {Details} details */

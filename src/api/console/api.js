@@ -38,7 +38,7 @@
  * @typedef {{version: string, state: string, is_previous: boolean, labels: string[], sha256: string | null,
  *   bytes: number | null}} Version
  * @typedef {Model & {description: string, signature: Signature | null, max_batch: number | null, torch_version: string | null,
- *   decisions: {what: string, text: string}[], weights_sha256: string | null, versions: Version[],
+ *   decisions: {version: string | null, what: string, text: string}[], weights_sha256: string | null, versions: Version[],
  *   steps: {model: string, version: string, takes: string[], makes: string[]}[],
  *   profile: {row_bytes: number, rows: number, mean_seconds: number, deviation_seconds: number, passes: number}[],
  *   changes: Change[]}} Details

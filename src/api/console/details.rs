@@ -31,8 +31,8 @@ pub(super) struct Details {
     /// Most rows in one pass.
     max_batch: Option<usize>,
     torch_version: Option<String>,
-    /// What torchlane decided about the live version.
-    decisions: Vec<Decision>,
+    /// What torchlane decided.
+    decisions: Vec<DecisionView>,
     weights_sha256: Option<String>,
     /// Of an ensemble, as they are written down.
     steps: Vec<StepView>,
@@ -41,6 +41,14 @@ pub(super) struct Details {
     profile: Vec<PointView>,
     /// The newest first.
     changes: Vec<ChangeView>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct DecisionView {
+    /// `None`: the live one.
+    version: Option<String>,
+    #[serde(flatten)]
+    decision: Decision,
 }
 
 #[derive(Debug, Serialize)]
@@ -115,7 +123,7 @@ pub(super) fn read(console: &Console, name: &str) -> Result<Details> {
         signature: live.map(|live| SignatureView::new(&live.signature)),
         max_batch: live.map(|live| live.max_batch()),
         torch_version: live.and_then(|live| live.torch_version.clone()),
-        decisions: live.map(|live| live.decisions.all()).unwrap_or_default(),
+        decisions: decisions(&status),
         weights_sha256: live.and_then(|live| live.weights_sha256.clone()),
         versions: versions(&status),
         profile: profile.iter().map(PointView::new).collect(),
@@ -168,6 +176,20 @@ impl PointView {
     }
 }
 
+/// About the live version, and then what is otherwise about those beside it.
+fn decisions(status: &ModelStatus) -> Vec<DecisionView> {
+    let live = status.live.as_ref().map(|live| live.decisions.all()).unwrap_or_default();
+    let beside = status.loaded.iter().flat_map(|loaded| {
+        let version = loaded.version.to_string();
+        loaded.decisions.all().into_iter().map(move |decision| (version.clone(), decision))
+    });
+    let beside: Vec<_> = beside
+        .filter(|(_, decision)| !live.contains(decision))
+        .map(|(version, decision)| DecisionView { version: Some(version), decision })
+        .collect();
+    live.into_iter().map(|decision| DecisionView { version: None, decision }).chain(beside).collect()
+}
+
 fn versions(status: &ModelStatus) -> Vec<VersionView> {
     let live = status.live.as_ref().map(|live| (live.version, &live.sha256, live.bytes));
     let beside = status.loaded.iter().map(|loaded| (loaded.version, &loaded.sha256, loaded.bytes));
@@ -196,6 +218,8 @@ fn versions(status: &ModelStatus) -> Vec<VersionView> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::{
         lifecycle::{LoadedStatus, ModelState},
@@ -211,7 +235,12 @@ pub(super) mod tests {
             versions: vec![Version(1), Version(2), Version(10)],
             generation: Generation(4),
             loading: None,
-            loaded: vec![LoadedStatus { version: Version(3), sha256: "ab".to_owned(), bytes: 10 }],
+            loaded: vec![LoadedStatus {
+                version: Version(3),
+                sha256: "ab".to_owned(),
+                bytes: 10,
+                decisions: Arc::default(),
+            }],
             labels: [("canary".parse().unwrap(), Version(10))].into(),
             rollout: None,
             load: LoadMode::Eager,
@@ -221,6 +250,21 @@ pub(super) mod tests {
             last_phases: None,
             breaker_open: false,
         }
+    }
+
+    #[test]
+    fn what_was_decided_is_of_all_versions_in_memory() {
+        let status = status();
+        let (state, batching) = (Decision::new("state", "kept"), Decision::new("batching", "alone"));
+        let about =
+            |decision: &Decision| DecisionView { version: Some("3".into()), decision: decision.clone() };
+        let all = [&state, &batching].map(|decision| {
+            assert!(status.loaded[0].decisions.add(decision.clone()));
+            about(decision)
+        });
+        assert_eq!(decisions(&status), all);
+        let json = serde_json::to_value(&all).unwrap();
+        assert_eq!(json[0], serde_json::json!({ "version": "3", "what": "state", "text": "kept" }));
     }
 
     #[test]

@@ -129,7 +129,7 @@ impl ModelView {
 
 impl LoadedView {
     fn new(loaded: &LoadedStatus) -> Self {
-        let LoadedStatus { version, sha256, bytes } = loaded;
+        let LoadedStatus { version, sha256, bytes, .. } = loaded;
         Self { version: version.to_string(), sha256: sha256.clone(), bytes: *bytes }
     }
 }
@@ -180,7 +180,12 @@ pub(super) mod tests {
             versions: vec![Version(1), Version(u64::MAX)],
             generation: Generation(7),
             loading: None,
-            loaded: vec![LoadedStatus { version: Version(3), sha256: "cd".repeat(32), bytes: 10 }],
+            loaded: vec![LoadedStatus {
+                version: Version(3),
+                sha256: "cd".repeat(32),
+                bytes: 10,
+                decisions: Arc::default(),
+            }],
             labels: [("canary".parse().unwrap(), Version(3))].into(),
             rollout: None,
             load: LoadMode::Pinned,

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::{
     lifecycle::{ChangeRecord, ModelEvent, ModelState, ModelStatus, Phases, ReloadReport},
-    model::{Decision, Signature, TensorSpec},
+    model::{Decision, Decisions, Signature, TensorSpec},
     proto,
     sched::ProfilePoint,
 };
@@ -79,6 +79,7 @@ pub(super) fn model(status: ModelStatus) -> proto::Model {
                 version: loaded.version.to_string(),
                 sha256: loaded.sha256,
                 bytes: loaded.bytes,
+                decisions: decisions(&loaded.decisions),
             })
             .collect(),
         labels: status
@@ -97,12 +98,14 @@ pub(super) fn model(status: ModelStatus) -> proto::Model {
         model.live_since = timestamp(live.since);
         model.signature = Some(signature(&live.signature));
         model.torch_version = live.torch_version.unwrap_or_default();
-        let decisions = live.decisions.all().into_iter();
-        model.decisions = decisions
-            .map(|Decision { what, text }| proto::Decision { what: what.to_owned(), text })
-            .collect();
+        model.decisions = decisions(&live.decisions);
     }
     model
+}
+
+fn decisions(all: &Decisions) -> Vec<proto::Decision> {
+    let one = |Decision { what, text }| proto::Decision { what: what.to_owned(), text };
+    all.all().into_iter().map(one).collect()
 }
 
 pub(super) fn profile(points: &[ProfilePoint]) -> Vec<proto::ProfilePoint> {

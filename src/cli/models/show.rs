@@ -33,6 +33,15 @@ pub(super) fn list(models: &[proto::Model]) {
     Table::new(&header, models.iter().map(row).collect()).spare(&spare).print();
 }
 
+/// What was decided about versions beside the live one, where it is something else.
+fn of_others(model: &proto::Model) -> impl Iterator<Item = (&str, &proto::Decision)> {
+    let all = model
+        .loaded
+        .iter()
+        .flat_map(|loaded| loaded.decisions.iter().map(|decision| (loaded.version.as_str(), decision)));
+    all.filter(|(_, decision)| !model.decisions.contains(decision))
+}
+
 /// What there is to know of a model beside its state.
 fn note(model: &proto::Model) -> (String, Tone) {
     let mut notes = Vec::new();
@@ -181,6 +190,9 @@ pub(super) fn model(model: &proto::Model) {
     }
     for proto::Decision { what, text } in &model.decisions {
         println!("{what:<13} {text}");
+    }
+    for (version, proto::Decision { what, text }) in of_others(model) {
+        println!("{what:<13} version {version}: {text}");
     }
     if let Some(phases) = model.last_phases {
         println!("last reload   {} ({} warm-up)", show_duration(phases.total), show_duration(phases.warm_up));
