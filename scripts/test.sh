@@ -11,14 +11,12 @@ export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
 export CARGO_INCREMENTAL=0
 
 # The tests with libtorch are all of those without: these are for machines that have none.
-steps=(fmt clippy-no-torch clippy build-and-test deny advisories wire console)
+steps=(fmt clippy-no-torch clippy test deny advisories wire console)
 declare -A does=(
     [fmt]="formatting"
     [clippy-no-torch]="clippy without libtorch"
     [test-no-torch]="tests without libtorch"
     [clippy]="clippy"
-    [build-and-test]="release build and tests"
-    [build]="release build"
     [test]="tests"
     [deny]="licences, bans and sources of the dependencies"
     [advisories]="security advisories"
@@ -31,26 +29,10 @@ step_fmt() { cargo fmt --check; }
 step_clippy-no-torch() { cargo clippy --profile test --all-targets --no-default-features --locked -- -D warnings; }
 step_test-no-torch() { cargo test --no-default-features --locked; }
 step_clippy() { cargo clippy --profile test --all-targets --locked -- -D warnings; }
-step_build() { cargo build --release --locked; }
 step_test() { cargo test --locked; }
-# Beside everything else from the start: the release build takes the longest, and ends in minutes on one core alone.
-build=
-build_log=$CARGO_TARGET_DIR/release-build.log
-begin_build() {
-    mkdir -p "$CARGO_TARGET_DIR"
-    cargo build --release --locked </dev/null >"$build_log" 2>&1 &
-    build=$!
-}
-step_build-and-test() {
-    local status=0
-    step_test || status=$?
-    if ! wait "$build"; then
-        cat "$build_log"
-        status=1
-    fi
-    build=
-    return $status
-}
+# What the steps after it serve with: the server that the tests have built. It checks for overflows and what its libraries assert,
+# and is there minutes before a release build would be.
+server() { cargo build --profile test --bin torchlane --example client --locked --quiet; }
 
 # Prints a cargo-deny: the user's own of this version, else one installed once for all clones.
 cargo_deny() {
@@ -94,6 +76,7 @@ step_wire() {
     fi
     tools=$(scripts/tools.sh)
     eval "$tools"
+    server
     tests/wire/run.sh
     tests/wire/examples.sh
     tests/wire/store.sh
@@ -112,6 +95,7 @@ step_console() {
         echo "SKIPPED: there is no Chromium here"
         return
     fi
+    server
     python3 tests/wire/console.py "$chromium"
 }
 
@@ -121,7 +105,6 @@ took() { printf '%dm%02ds' $(($1 / 60)) $(($1 % 60)); }
 current=
 finish() {
     local status=$?
-    [ -z "$build" ] || kill "$build" 2>/dev/null || true
     if [ $status -ne 0 ] && [ -n "$current" ]; then
         printf '\nFAILED: %s (again: scripts/test.sh %s)\n' "${does[$current]}" "$current" >&2
     fi
@@ -131,7 +114,6 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
 began=$SECONDS
-case " ${steps[*]} " in *" build-and-test "*) begin_build ;; esac
 for step in "${steps[@]}"; do
     [ -n "${does[$step]:-}" ] || { echo "no such step: $step (there are: ${!does[*]})" >&2 && exit 2; }
     current=$step

@@ -10,4 +10,4 @@ eval "$tools"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "$python" -W ignore tests/zoo/models.py "$work/zoo"
-"$WIRE_PYTHON" tests/zoo/run.py "$work/zoo" "$@"
+WIRE_SERVER=${CARGO_TARGET_DIR:-target}/release/torchlane "$WIRE_PYTHON" tests/zoo/run.py "$work/zoo" "$@"

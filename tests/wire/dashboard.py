@@ -4,7 +4,7 @@ An answer must come, and may be empty only where it is said why.
 
     dashboard.py PROMETHEUS_FOLDER
 
-Needs target/release/torchlane, the Python of scripts/tools.sh, and what scripts/prometheus.sh prints.
+Needs a server (target/debug/torchlane, or WIRE_SERVER), the Python of scripts/tools.sh, and what scripts/prometheus.sh prints.
 """
 
 import json

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Every client in examples/ against one server, as their heads say how to run them: each must find out which digit it is.
-# Needs GRPCURL, WIRE_PYTHON, OIP_PYTHON and GO_EXAMPLES (scripts/tools.sh), cargo, and target/release/torchlane.
+# Needs GRPCURL, WIRE_PYTHON, OIP_PYTHON and GO_EXAMPLES (scripts/tools.sh), target/debug/examples/client, and a server:
+# target/debug/torchlane, or WIRE_SERVER.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-bin=${CARGO_TARGET_DIR:-target}/release/torchlane
+bin=${WIRE_SERVER:-${CARGO_TARGET_DIR:-target}/debug/torchlane}
 work=$(mktemp -d)
 server=
 cleanup() {
@@ -24,8 +25,6 @@ example() {
     printf 'ok %s: %s\n' "$what" "$(grep -E '^digit ' <<<"$answer")"
 }
 
-# Before the server, whose requests have deadlines: the profile is that of the tests, which have built it.
-cargo build --quiet --locked --profile test --example client
 "$WIRE_PYTHON" -m grpc_tools.protoc -Iproto --python_out="$work" --grpc_python_out="$work" \
     proto/torchlane/v1/model_server.proto proto/inference/grpc_service.proto proto/inference/model_config.proto
 

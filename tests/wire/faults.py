@@ -13,7 +13,7 @@ A case is a row of FAULTS, carried out in up to two ways, each with a server of 
 A writer that dies half-way is a case of its own (torn). A disk that is full is not here: tests/wire/store.sh has one under
 the cache, tests/it/store.rs every step of a download on it.
 
-Needs target/release/torchlane, and the Python of scripts/tools.sh. Prints a line a case, with what an operator reads.
+Needs a server (target/debug/torchlane, or WIRE_SERVER), and the Python of scripts/tools.sh. Prints a line a case, with what an operator reads.
 """
 
 import dataclasses

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Real clients against the real binary: grpcurl and Python's grpcio, as the README has them.
-# Needs GRPCURL and WIRE_PYTHON (scripts/tools.sh) and target/release/torchlane.
+# Needs GRPCURL and WIRE_PYTHON (scripts/tools.sh) and a server: target/debug/torchlane, or WIRE_SERVER.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-bin=$(realpath "${CARGO_TARGET_DIR:-target}/release/torchlane")
+bin=$(realpath "${WIRE_SERVER:-${CARGO_TARGET_DIR:-target}/debug/torchlane}")
 work=$(mktemp -d)
 server=
 cleanup() {

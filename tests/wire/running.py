@@ -14,7 +14,8 @@ import time
 import urllib.parse
 import urllib.request
 
-BINARY = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", "target")) / "release/torchlane"
+# That of the tests; WIRE_SERVER names another, such as a release build for figures that count.
+BINARY = pathlib.Path(os.environ.get("WIRE_SERVER") or os.environ.get("CARGO_TARGET_DIR", "target") + "/debug/torchlane")
 PATIENCE = 30  # seconds until what should come counts as missing
 
 work = pathlib.Path(tempfile.mkdtemp())

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Models from a real S3 server (SeaweedFS) that dies in the middle of a file, and torchlane with it.
-# Needs GRPCURL, WIRE_PYTHON and WEED (scripts/tools.sh) and target/release/torchlane.
+# Needs GRPCURL, WIRE_PYTHON and WEED (scripts/tools.sh) and a server: target/debug/torchlane, or WIRE_SERVER.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-bin=${CARGO_TARGET_DIR:-target}/release/torchlane
+bin=${WIRE_SERVER:-${CARGO_TARGET_DIR:-target}/debug/torchlane}
 work=$(mktemp -d)
 server= store= proxy=
 cleanup() {

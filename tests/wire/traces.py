@@ -3,7 +3,7 @@
 Two requests that share a batch, each with its caller's trace: their spans, phases and links. Then a collector that is away:
 no request notices, what is lost is counted, and once it is there spans come.
 
-Needs target/release/torchlane, and the Python and COLLECTOR of scripts/tools.sh.
+Needs a server (target/debug/torchlane, or WIRE_SERVER), and the Python and COLLECTOR of scripts/tools.sh.
 """
 
 import collections

@@ -4,7 +4,7 @@
 
 ZOO is what tests/zoo/models.py made. Twenty callers ask for random models with random priorities, one request in flight each; one
 caller in ten sends what no model takes (wrong shapes, datatypes, names, values out of range), and a model is reloaded every
-second. Each good request must be answered, and rightly. Needs target/release/torchlane and the Python of scripts/tools.sh. The
+second. Each good request must be answered, and rightly. Needs a server (WIRE_SERVER) and the Python of scripts/tools.sh. The
 seed is fixed; SECONDS is 600.
 """
 

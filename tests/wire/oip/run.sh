@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The Open Inference Protocol as its clients know it, against the real server. What is called is in CALLS.md.
-# Needs OIP_PYTHON and WIRE_PYTHON (scripts/tools.sh) and target/release/torchlane. Arguments go to pytest: -k stream, -x, ...
+# Needs OIP_PYTHON and WIRE_PYTHON (scripts/tools.sh) and a server: target/debug/torchlane, or WIRE_SERVER. Arguments go to pytest: -k stream, -x, ...
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
 

@@ -10,7 +10,7 @@ import time
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-BINARY = ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "release/torchlane"
+BINARY = ROOT / (os.environ.get("WIRE_SERVER") or os.environ.get("CARGO_TARGET_DIR", "target") + "/debug/torchlane")
 PATIENCE = 30  # seconds until what should come counts as missing
 # Longest message. Small, so that what is too long is still quick to make; above 4 MiB, where plain gRPC clients stop reading.
 MAX_MESSAGE_MIB = 8
