@@ -1,41 +1,12 @@
-//! Generates the gRPC code (with protox, so no `protoc` is needed) and tells the linker where libtorch lies,
-//! so that the binary finds it at run time without an environment variable.
+//! Compiles the calls into libtorch that tch does not have, and tells the linker where libtorch lies, so that the binary finds it at run
+//! time without an environment variable.
 
 use std::{
     env,
     path::{Path, PathBuf},
 };
 
-use prost::Message as _;
-
-const AS_JSON: [&str; 10] = [
-    "ServerMetadataResponse",
-    "ModelMetadataResponse",
-    "ModelStatisticsResponse",
-    "ModelStatistics",
-    "InferStatistics",
-    "InferBatchStatistics",
-    "InferResponseStatistics",
-    "StatisticDuration",
-    "MemoryUsage",
-    "RepositoryIndexResponse",
-];
-
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let out = PathBuf::from(env::var("OUT_DIR")?);
-    println!("cargo:rerun-if-changed=proto");
-
-    let files =
-        protox::compile(["torchlane/v1/model_server.proto", "inference/grpc_service.proto"], ["proto"])?;
-    std::fs::write(out.join("descriptors.bin"), files.encode_to_vec())?;
-    // `bytes::Bytes` for payloads: a tensor's bytes stay where HTTP/2 put them.
-    let mut code = tonic_prost_build::configure().bytes(".torchlane.v1").bytes(".inference");
-    // These are the answers of REST too, field by field.
-    for message in AS_JSON {
-        code = code.type_attribute(format!(".inference.{message}"), "#[derive(serde::Serialize)]");
-    }
-    code.compile_fds(files)?;
-
+fn main() {
     if env::var_os("CARGO_FEATURE_TORCH").is_some() {
         compile_shim();
     }
@@ -45,7 +16,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // First beside the binary (a container image), then where it was built against.
         println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/../lib:{}", lib.display());
     }
-    Ok(())
 }
 
 /// The calls into libtorch that tch does not have. Where libtorch lies is found as torch-sys finds it.

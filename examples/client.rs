@@ -1,4 +1,4 @@
-//! Classifies a picture with the sample model `digits`, by `torchlane::client`:
+//! Classifies a picture with the sample model `digits`, by `torchlane-client`:
 //!
 //! ```sh
 //! cargo run --example client -- 127.0.0.1:50051 tests/data/digits/png/3-0012.png
@@ -8,7 +8,7 @@
 
 use std::{error::Error, fs::File, io::BufReader, process::ExitCode, time::Duration};
 
-use torchlane::client::{Client, Priority, Tensor};
+use torchlane_client::{Client, Priority, Tensor};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {

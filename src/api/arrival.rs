@@ -10,14 +10,13 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
 use crate::{
     admission::Account,
     error::{Error, LOGGED, Reason, Result, shown},
-    layers::{LONG, heavy},
+    layers::{LONG, heavy, once},
     lifecycle::Asker,
     model::{Lane, UnknownLane, VersionWish},
     telemetry::Door,
@@ -108,20 +107,6 @@ pub(super) fn asker(headers: &MetadataMap, from: Option<SocketAddr>) -> Result<A
     Ok(Asker::Caller(who.into()))
 }
 
-/// The value of a header that means one thing. Of two, others on the way may have gone by the one and this server by the other.
-///
-/// # Errors
-/// It is there more than once.
-pub(crate) fn once<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<&'a HeaderValue>> {
-    let mut values = headers.get_all(name).iter();
-    let value = values.next();
-    if values.next().is_some() {
-        let message = format!("{name} is there more than once: send it once");
-        return Err(Error::new(Reason::BadRequest, message).with_field(name));
-    }
-    Ok(value)
-}
-
 /// The version that a request wants.
 pub(super) fn version(text: &str) -> Result<VersionWish> {
     VersionWish::parse(text).ok_or_else(|| {
@@ -153,6 +138,8 @@ pub(super) fn fresh_id() -> String {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderMap;
+
     use super::*;
 
     #[test]

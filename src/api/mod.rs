@@ -23,10 +23,6 @@ pub mod native;
 pub mod oip;
 mod origin;
 pub mod rest;
-mod status;
 mod statuses;
 mod stream;
 mod unread;
-
-pub(crate) use arrival::once;
-pub use status::status;

@@ -13,8 +13,10 @@ use tonic_health::pb::{
     HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus, health_server::Health,
 };
 
-use super::status;
-use crate::error::{Error, Reason, shown};
+use crate::{
+    error::{Error, Reason, shown},
+    proto,
+};
 
 type List = BTreeMap<String, ServingStatus>;
 
@@ -56,7 +58,7 @@ impl Health for Statuses {
                 shown(service, 64),
                 super::health::API
             );
-            status(&Error::new(Reason::UnknownModel, message))
+            proto::status(&Error::new(Reason::UnknownModel, message))
         };
         Ok(Response::new(answer(self.get(service).ok_or_else(unknown)?)))
     }

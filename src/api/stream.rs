@@ -9,9 +9,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Status;
 
 use crate::{
-    api::status,
     error::{Error, Reason, Result},
     layers::AnswerBytes,
+    proto,
 };
 
 /// The messages of a stream.
@@ -180,7 +180,7 @@ fn messages<M: Send + 'static>(
             biased;
             () = shutdown.cancelled() => {
                 let message = "the server is stopping: send what has no answer on a new stream";
-                Some(Err(status(&Error::new(Reason::ShuttingDown, message))))
+                Some(Err(proto::status(&Error::new(Reason::ShuttingDown, message))))
             }
             next = next => next,
         };

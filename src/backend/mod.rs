@@ -28,12 +28,13 @@ pub use torch::TorchBackend;
 
 use crate::{
     admission::Breaker,
-    ensemble::Plan,
     loader::{
         archive::{Seen, TensorInfo, safety::Finding},
         weights::Overlay,
     },
-    model::{Arg, Argument, Decision, Decisions, ModelManifest, ModelName, NamedTensor, Signature, Version},
+    model::{
+        Arg, Argument, Decision, Decisions, ModelManifest, ModelName, NamedTensor, Plan, Signature, Version,
+    },
     proto::inference::ModelConfig,
     residency::Reservation,
     sched::{Quick, Rows, Statistics},

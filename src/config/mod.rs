@@ -2,7 +2,6 @@
 //!
 //! **Invariant**: nothing unchecked escapes: a [`Settings`] from [`load`] has passed [`Settings::validate`].
 
-pub mod human_duration;
 mod layers;
 pub mod redact;
 mod settings;

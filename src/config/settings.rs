@@ -5,12 +5,12 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
-use super::{Cache, Store, human_duration};
+use super::{Cache, Store};
 use crate::{
     admission::{PressureSettings, TenantSettings},
     layers::hosts_problem,
     loader::{archive::safety::Safety, seal::Policy},
-    model::{LoadMode, MOST_SAMPLES},
+    model::{LoadMode, MOST_SAMPLES, human_duration},
     residency::ReloadPolicy,
     telemetry::{AccessPolicy, LogFormat, SampleSettings, TelemetrySettings},
 };

@@ -5,8 +5,11 @@ use std::{collections::BTreeMap, env, path::PathBuf, time::Duration};
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
-use super::{Settings, human_duration};
-use crate::repository::{MirrorConfig, StoreOptions, store_options_problem};
+use super::Settings;
+use crate::{
+    model::human_duration,
+    repository::{MirrorConfig, StoreOptions, store_options_problem},
+};
 
 /// `[store]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -14,12 +14,11 @@ use futures::{
 use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt as _};
 
-use super::{Plan, plan::Progress};
 use crate::{
     admission::{Tenants, check_outputs},
     call::{DecidedLane, InferCall, InferReply, Purpose, Timing},
     error::{Error, Reason, Result},
-    model::{Binding, Lane, NamedTensor, Signature, Version, VersionWish},
+    model::{Binding, Lane, NamedTensor, Plan, Progress, Signature, Version, VersionWish},
     registry::{Lease, ModelSlot, Registry},
     tensor::HostTensor,
 };

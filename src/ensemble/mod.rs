@@ -5,8 +5,6 @@
 //! requests share batches as any requests do. Tensors are handed on as they are, without copies.
 
 mod layer;
-mod plan;
 
 pub(crate) use layer::NESTED;
 pub use layer::{Ensemble, EnsembleLayer};
-pub use plan::{Plan, PlanError, Step};

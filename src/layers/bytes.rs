@@ -17,8 +17,8 @@ use tower::Service;
 use super::path;
 use crate::{
     admission::{Account, Caller, Callers, MessageBytes},
-    api,
     error::{Error, Reason},
+    proto,
     telemetry::{Door, Refusals},
 };
 
@@ -119,7 +119,7 @@ where
                 if let Some(refusals) = this.refusals.take() {
                     refusals.count(Door::Grpc, &error);
                 }
-                return Poll::Ready(Some(Err(api::status(&error).into())));
+                return Poll::Ready(Some(Err(proto::status(&error).into())));
             }
             let Some(left) = this.room.checked_sub(data.len()) else {
                 return Poll::Ready(Some(Err(too_long().into())));
@@ -140,7 +140,7 @@ where
 
 fn too_long() -> Status {
     let message = "the request is too long: this method takes names and numbers";
-    api::status(&Error::new(Reason::MessageTooLarge, message))
+    proto::status(&Error::new(Reason::MessageTooLarge, message))
 }
 
 /// The refusal of bytes that would be too many.

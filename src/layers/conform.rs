@@ -16,8 +16,8 @@ use tower::Service;
 
 use super::{hosts::Hosts, path};
 use crate::{
-    api,
     error::{Error, Reason, shown},
+    proto,
     telemetry::{Door, Refusals},
 };
 
@@ -77,7 +77,7 @@ where
         if path::is_inference(request.uri().path()) {
             self.refusals.count(Door::Grpc, &error);
         }
-        let mut response = api::status(&error).into_http();
+        let mut response = proto::status(&error).into_http();
         *response.status_mut() = status;
         if status == StatusCode::METHOD_NOT_ALLOWED {
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));

@@ -14,8 +14,8 @@ use tower::Service;
 
 use super::{path, timely::Timely};
 use crate::{
-    api,
     error::{Error, Reason},
+    proto,
     telemetry::{Door, Refusals},
 };
 
@@ -68,7 +68,7 @@ where
                 if let Some(refusals) = refusals {
                     refusals.count(Door::Grpc, &error);
                 }
-                Either::Right(ready(Ok(api::status(&error).into_http())))
+                Either::Right(ready(Ok(proto::status(&error).into_http())))
             }
         }
     }
@@ -76,7 +76,7 @@ where
 
 /// `grpc-timeout` is one to eight digits and a unit.
 fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
-    let Some(value) = api::once(headers, "grpc-timeout")? else { return Ok(None) };
+    let Some(value) = super::once(headers, "grpc-timeout")? else { return Ok(None) };
     let bad = || {
         let message = format!("grpc-timeout {value:?} is not one to eight digits and one of H M S m u n");
         Error::new(Reason::BadRequest, message).with_field("grpc-timeout")

@@ -16,8 +16,8 @@ use tower::Service;
 
 use super::path;
 use crate::{
-    api,
     error::{Error, Reason},
+    proto,
 };
 
 /// Ends the answers of all calls but inference once `stop` comes.
@@ -104,7 +104,7 @@ impl hyper::body::Body for Ending {
         }
         std::task::ready!(self.stop.as_mut().poll(cx));
         self.ended = true;
-        let status = api::status(&Error::new(Reason::ShuttingDown, "the server is stopping"));
+        let status = proto::status(&Error::new(Reason::ShuttingDown, "the server is stopping"));
         let trailers = status.into_http::<()>().into_parts().0.headers;
         Poll::Ready(Some(Ok(Frame::trailers(trailers))))
     }

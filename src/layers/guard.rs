@@ -13,8 +13,8 @@ use tower::Service;
 
 use super::{path, words};
 use crate::{
-    api,
     error::{Error, Reason},
+    proto,
     telemetry::Refusals,
 };
 
@@ -54,7 +54,7 @@ where
                 Err(_) => {
                     // The panic hook has logged where it happened.
                     let message = "a bug in torchlane: the server's log says where";
-                    Ok(api::status(&Error::new(Reason::Internal, message)).into_http())
+                    Ok(proto::status(&Error::new(Reason::Internal, message)).into_http())
                 }
             }
         })

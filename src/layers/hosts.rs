@@ -9,10 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderMap, HeaderValue, Uri, header};
 
-use crate::{
-    api::once,
-    error::{Error, Reason, Result, shown},
-};
+use super::once;
+use crate::error::{Error, Reason, Result, shown};
 
 /// Any name, as a setting.
 const ANY: &str = "*";

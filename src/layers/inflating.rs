@@ -24,8 +24,8 @@ use super::{
 };
 use crate::{
     admission::MessageBytes,
-    api,
     error::{Error, Reason, Result},
+    proto,
     telemetry::{Door, Refusals},
 };
 
@@ -335,7 +335,7 @@ where
                     if let Some(refusals) = self.project().refusals.take() {
                         refusals.count(Door::Grpc, &error);
                     }
-                    return Poll::Ready(Some(Err(api::status(&error).into())));
+                    return Poll::Ready(Some(Err(proto::status(&error).into())));
                 }
                 None => {}
             }

@@ -16,6 +16,7 @@ mod deadline;
 mod ending;
 mod framing;
 mod guard;
+mod headers;
 mod heavy;
 mod hosts;
 mod inflate;
@@ -33,6 +34,7 @@ pub use conform::Conform;
 pub use deadline::{Deadline, ReadDeadline};
 pub use ending::End;
 pub use guard::Guard;
+pub(crate) use headers::once;
 pub(crate) use heavy::{LONG, heavy};
 pub use hosts::{Hosts, problem as hosts_problem};
 #[cfg(test)]

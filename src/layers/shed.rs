@@ -17,8 +17,8 @@ use tower::Service;
 use super::path;
 use crate::{
     admission::Account,
-    api,
     error::{Error, Reason, Result},
+    proto,
     telemetry::{Door, Refusals},
 };
 
@@ -129,7 +129,7 @@ where
             if is_inference {
                 self.places.refusals.count(Door::Grpc, &error);
             }
-            return Either::Right(ready(Ok(api::status(&error).into_http())));
+            return Either::Right(ready(Ok(proto::status(&error).into_http())));
         }
         if is_inference {
             request.extensions_mut().insert(self.places.clone());

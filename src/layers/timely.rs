@@ -16,8 +16,8 @@ use super::{
     pace::{Alarm, Pace},
 };
 use crate::{
-    api,
     error::{Error, Reason},
+    proto,
     telemetry::{Door, Refusals},
 };
 
@@ -141,7 +141,7 @@ fn refused<T>(error: &Error, refusals: &mut Option<Refusals>) -> Poll<Option<Res
     if let Some(refusals) = refusals.take() {
         refusals.count(Door::Grpc, error);
     }
-    Poll::Ready(Some(Err(api::status(error).into())))
+    Poll::Ready(Some(Err(proto::status(error).into())))
 }
 
 /// The refusal of a second message. gRPC's list of status codes has UNIMPLEMENTED for it.

@@ -7,8 +7,8 @@ use hyper::body::Frame;
 use tonic::{Code, Status, body::Body};
 
 use crate::{
-    api,
     error::{Error, Reason},
+    proto,
     telemetry::{Door, Refusals},
 };
 
@@ -23,7 +23,7 @@ pub(super) fn translate(response: Response<Body>, refusals: Option<Refusals>) ->
         if let Some(refusals) = refusals.as_ref().filter(|_| of == Of::Request) {
             refusals.count(Door::Grpc, &error);
         }
-        Some(api::status(&error))
+        Some(proto::status(&error))
     };
     if response.headers().contains_key(Status::GRPC_STATUS) {
         return match ours(response.headers()) {
@@ -132,7 +132,7 @@ mod tests {
         let translated = translate(encoding.into_http(), None);
         assert_eq!(translated.headers()[ACCEPT_ENCODING], "gzip,identity");
         assert!(translated.headers()["grpc-message"].to_str().unwrap().contains("grpc-accept-encoding"));
-        let own = api::status(&Error::new(Reason::ForwardFailed, "the model failed"));
+        let own = proto::status(&Error::new(Reason::ForwardFailed, "the model failed"));
         assert_eq!(said(&own), None, "ours stay as they are");
         assert_eq!(said(&Status::not_found("unknown service")), None);
     }

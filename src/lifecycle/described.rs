@@ -5,8 +5,8 @@ use std::{ffi::OsStr, path::Path, sync::Arc};
 use super::{LoadFailure, Phase};
 use crate::{
     backend::ArchiveSummary,
-    ensemble::{NESTED, Plan},
-    model::{ModelManifest, ModelName, Signature},
+    ensemble::NESTED,
+    model::{ModelManifest, ModelName, Plan, Signature},
     proto::inference::ModelConfig,
     repository::{VersionFiles, read_text},
     triton::{self, TritonConfig},

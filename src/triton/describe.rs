@@ -13,8 +13,7 @@ use super::{
     parameters,
 };
 use crate::{
-    ensemble::Step,
-    model::{ArgKind, Batching, Lane, ModelManifest, Signature, TensorSpec, VersionPolicy, Versions},
+    model::{ArgKind, Batching, Lane, ModelManifest, Signature, Step, TensorSpec, VersionPolicy, Versions},
     proto::inference::{
         DataType, ModelConfig, ModelDynamicBatching, ModelEnsembling, ModelInput, ModelInstanceGroup,
         ModelOutput, ModelResponseCache, ModelVersionPolicy, ModelWarmup,

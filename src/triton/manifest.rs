@@ -14,9 +14,9 @@ use super::{
     naming, parameters,
 };
 use crate::{
-    ensemble::Step,
     model::{
-        Batching, DeclaredTensor, Lane, ModelManifest, Scheduling, VersionPolicy, Versions, WarmupConfig,
+        Batching, DeclaredTensor, Lane, ModelManifest, Scheduling, Step, VersionPolicy, Versions,
+        WarmupConfig,
     },
     proto::inference::{
         DataType, ModelConfig, ModelDynamicBatching, ModelInput, ModelInstanceGroup, ModelOutput,

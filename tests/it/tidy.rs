@@ -16,10 +16,15 @@ fn sources(dir: &Path, into: &mut Vec<PathBuf>) {
     }
 }
 
-fn naming(word: &str) -> Vec<String> {
+fn all_sources() -> Vec<PathBuf> {
     let mut files = Vec::new();
-    sources(Path::new("src"), &mut files);
+    ["src", "crates", "proto"].iter().for_each(|root| sources(Path::new(root), &mut files));
     files.sort();
+    files
+}
+
+fn naming(word: &str) -> Vec<String> {
+    let files = all_sources();
     let names = |path: &PathBuf| {
         // Code only: pages and comments may speak of anything.
         fs::read_to_string(path).unwrap().lines().any(|line| {
@@ -55,9 +60,7 @@ fn only_the_torch_backend_is_unsafe() {
 
 #[test]
 fn files_stay_short_enough_to_read() {
-    let mut files = Vec::new();
-    sources(Path::new("src"), &mut files);
-    for path in files {
+    for path in all_sources() {
         let lines = fs::read_to_string(&path).unwrap().lines().count();
         assert!(lines <= 600, "{} has {lines} lines", path.display());
     }
@@ -66,7 +69,8 @@ fn files_stay_short_enough_to_read() {
 #[test]
 fn the_architecture_page_names_every_module() {
     let page = fs::read_to_string("docs/architecture.md").unwrap();
-    for entry in fs::read_dir("src").unwrap() {
+    let of = |root: &str| fs::read_dir(root).unwrap();
+    for entry in of("src").chain(of("crates")) {
         let path = entry.unwrap().path();
         if path.is_dir() {
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();

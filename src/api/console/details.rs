@@ -11,10 +11,9 @@ use super::{
     past::{self, ChangeView},
 };
 use crate::{
-    ensemble::Step,
     error::Result,
     lifecycle::ModelStatus,
-    model::{Decision, Signature, TensorSpec, Version},
+    model::{Decision, Signature, Step, TensorSpec, Version},
     sched::ProfilePoint,
 };
 

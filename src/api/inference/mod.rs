@@ -31,14 +31,12 @@ use self::{
     gather::framed,
     survey::{Decodes, check, glance},
 };
-use super::{
-    status,
-    stream::{Items, Messages},
-};
+use super::stream::{Items, Messages};
 use crate::{
     admission::{Account, MessageBytes},
     error::{Error, Reason, Result},
     layers::{Deadline, LONG, heavy, too_many_bytes},
+    proto,
     telemetry::{Door, Refusals},
 };
 
@@ -172,7 +170,7 @@ impl<S: Infers> UnaryService<Bytes> for Call<S> {
             let message = call.decoded::<S>(message).await.map_err(|error| how.unread(&error))?;
             let answered = service.one(Request::from_parts(metadata, extensions, message)).await?;
             let (metadata, answer, mut extensions) = answered.into_parts();
-            let pieces = call.framed(answer, how.longest).await.map_err(|error| status(&error))?;
+            let pieces = call.framed(answer, how.longest).await.map_err(|error| proto::status(&error))?;
             extensions.insert(Answers::one(pieces));
             Ok(Response::from_parts(metadata, Elsewhere, extensions))
         })
@@ -196,7 +194,8 @@ impl<S: Infers> StreamingService<Bytes> for Call<S> {
         let items = items.then(move |(item, held)| {
             let call = answering.clone();
             async move {
-                let pieces = async { call.framed(item?, longest).await.map_err(|error| status(&error)) };
+                let pieces =
+                    async { call.framed(item?, longest).await.map_err(|error| proto::status(&error)) };
                 (pieces.await, held)
             }
         });
@@ -210,7 +209,7 @@ impl How {
     /// The status of a message that never became a request.
     fn unread(&self, error: &Error) -> Status {
         self.refusals.count(Door::Grpc, error);
-        status(error)
+        proto::status(error)
     }
 }
 

@@ -19,7 +19,6 @@ use crate::{
     api::{
         arrival::{Arrival, asker},
         inference::{Gather as _, Infers, Raw, listed},
-        status,
         stream::{self, Items, Messages, Order},
     },
     call::{InferCall, InferReply},
@@ -130,7 +129,7 @@ where
     {
         let manager = self.manager.clone();
         let outcome = self.control.run(errand, deadline, late, |place| work(manager, place)).await;
-        outcome.map_err(|error| status(&error))
+        outcome.map_err(|error| proto::status(&error))
     }
 }
 
@@ -181,7 +180,7 @@ const VALIDATES: &str = "the deadline passed before the version was validated; n
 
 /// When a change must be made, and who asks for it.
 fn asked<T>(request: &Request<T>) -> Result<(Option<Instant>, Asker), Status> {
-    let asker = asker(request.metadata(), request.remote_addr()).map_err(|error| status(&error))?;
+    let asker = asker(request.metadata(), request.remote_addr()).map_err(|error| proto::status(&error))?;
     Ok((deadline(request), asker))
 }
 
@@ -229,7 +228,7 @@ where
         let (to, arrived) = ((self.infer.clone(), self.refusals.clone()), Arrived::new(&extensions));
         let arrival = Arrival::new(Door::Grpc, Arc::new(metadata), deadline).of(&extensions);
         let answered = Self::answer(to, arrived, message, &arrival).await;
-        let ((answer, _), bytes) = answered.map_err(|error| status(&error))?;
+        let ((answer, _), bytes) = answered.map_err(|error| proto::status(&error))?;
         Ok(bytes.on(answer))
     }
 
@@ -248,7 +247,7 @@ where
         request: Request<proto::ReloadModelRequest>,
     ) -> Result<Response<proto::ReloadModelResponse>, Status> {
         let (deadline, asker) = asked(&request)?;
-        let request = reload_request(request.into_inner()).map_err(|error| status(&error))?;
+        let request = reload_request(request.into_inner()).map_err(|error| proto::status(&error))?;
         let late = if request.validate_only { VALIDATES } else { GOES_ON };
         let report = self
             .controlled(Errand::Change, deadline, late, async move |manager: Arc<Manager>, place| {
@@ -273,8 +272,8 @@ where
     ) -> Result<Response<proto::Model>, Status> {
         let (deadline, model) = (deadline(&request), request.into_inner().model);
         self.manager.refresh().await;
-        self.bring(&model, deadline).await.map_err(|error| status(&error))?;
-        let (model, profile) = self.manager.get(&model).map_err(|error| status(&error))?;
+        self.bring(&model, deadline).await.map_err(|error| proto::status(&error))?;
+        let (model, profile) = self.manager.get(&model).map_err(|error| proto::status(&error))?;
         Ok(Response::new(proto::Model { profile: models::profile(&profile), ..models::model(model) }))
     }
 
@@ -284,7 +283,7 @@ where
     ) -> Result<Response<proto::Model>, Status> {
         self.manager.refresh().await;
         let (model, profile) =
-            self.manager.get(&request.into_inner().model).map_err(|error| status(&error))?;
+            self.manager.get(&request.into_inner().model).map_err(|error| proto::status(&error))?;
         Ok(Response::new(proto::Model { profile: models::profile(&profile), ..models::model(model) }))
     }
 
@@ -337,7 +336,7 @@ where
         let (deadline, asker) = asked(&request)?;
         let request = request.into_inner();
         let model = request.model.clone();
-        let change = rollout::change(request).map_err(|error| status(&error))?;
+        let change = rollout::change(request).map_err(|error| proto::status(&error))?;
         let errand = if change.undoes() { Errand::Undo } else { Errand::Change };
         let set = async move |manager: Arc<Manager>, place| {
             manager.set_rollout(&model, change, asker, Some(place)).await
@@ -351,7 +350,7 @@ where
         request: Request<proto::GetRolloutRequest>,
     ) -> Result<Response<proto::Rollout>, Status> {
         let model = request.into_inner().model;
-        let now = self.manager.rollout(&model).map_err(|error| status(&error))?;
+        let now = self.manager.rollout(&model).map_err(|error| proto::status(&error))?;
         Ok(Response::new(rollout::rollout(model, now)))
     }
 
@@ -364,7 +363,7 @@ where
         let only = request.into_inner().model;
         if !only.is_empty() {
             self.manager.refresh().await;
-            self.manager.get(&only).map_err(|error| status(&error))?;
+            self.manager.get(&only).map_err(|error| proto::status(&error))?;
         }
         let wanted = move |event: &proto::ModelEvent| {
             only.is_empty() || event.model.as_ref().is_some_and(|model| model.name == only)

@@ -3,7 +3,7 @@
 use tonic::Status;
 
 use crate::{
-    api::{status, stream::too_long},
+    api::stream::too_long,
     error::Result,
     proto::{self, infer_stream_response::Result as Answer},
 };
@@ -22,7 +22,7 @@ pub(super) fn item(
         });
     let result = answer.map_or_else(
         |error| {
-            let status = status(&error);
+            let status = proto::status(&error);
             Answer::Error(proto::Status {
                 code: status.code().into(),
                 message: status.message().to_owned(),

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     admission::MessageBytes,
     api::{
-        arrival::{Arrival, once},
+        arrival::Arrival,
         oip::{
             OpenInference,
             incoming::{Data, Incoming, Input},
@@ -34,7 +34,7 @@ use crate::{
     },
     call::{InferCall, InferReply},
     error::{Error, Reason, Result, shown},
-    layers::{AnswerBytes, LONG, heavy, too_many},
+    layers::{AnswerBytes, LONG, heavy, once, too_many},
     telemetry::Door,
     tensor::{DType, byte_len},
 };

@@ -17,10 +17,7 @@ use thiserror::Error;
 use tonic::transport::Endpoint;
 
 use super::{queue::Bounded, rate::Sampling};
-use crate::{
-    config::{human_duration, redact},
-    telemetry::SpanMetrics,
-};
+use crate::{config::redact, model::human_duration, telemetry::SpanMetrics};
 
 /// `[telemetry]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -18,18 +18,22 @@ use crate::{
         arrival::Arrival,
         inference::{Infers, Raw},
         oip::{OpenInference, incoming::Incoming, no_cuda, no_cuda_region, settings::LogValue},
-        status,
         stream::{self, Items, Messages, Order},
     },
     call::{InferCall, InferReply},
     error::{Error, Result},
     layers::{AnswerBytes, Arrived, Deadline, INFER, INFER_STREAM, message_bytes},
-    proto::inference::{
-        self as oip,
-        grpc_inference_service_server::GrpcInferenceService,
-        log_settings_response::{SettingValue as LogSetting, setting_value::ParameterChoice as LogChoice},
-        system_shared_memory_status_response::RegionStatus,
-        trace_setting_response::SettingValue as TraceSetting,
+    proto::{
+        self,
+        inference::{
+            self as oip,
+            grpc_inference_service_server::GrpcInferenceService,
+            log_settings_response::{
+                SettingValue as LogSetting, setting_value::ParameterChoice as LogChoice,
+            },
+            system_shared_memory_status_response::RegionStatus,
+            trace_setting_response::SettingValue as TraceSetting,
+        },
     },
     telemetry::Door,
 };
@@ -89,7 +93,7 @@ fn lists_of(request: &oip::ModelInferRequest) -> usize {
 }
 
 fn answer<T>(result: Result<T>) -> Result<Response<T>, Status> {
-    result.map(Response::new).map_err(|error| status(&error))
+    result.map(Response::new).map_err(|error| proto::status(&error))
 }
 
 impl<S> Infers for GrpcInference<S>
@@ -188,7 +192,7 @@ where
         let arrived = Arrived::new(request.extensions());
         let (arrival, message, _) = call(request);
         let (response, bytes) =
-            infer(&self.door, arrived, message, &arrival).await.map_err(|error| status(&error))?;
+            infer(&self.door, arrived, message, &arrival).await.map_err(|error| proto::status(&error))?;
         Ok(bytes.on(response))
     }
 

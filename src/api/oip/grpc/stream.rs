@@ -6,9 +6,12 @@ use tonic::{Status, metadata::MetadataMap};
 
 use super::encode::mark_final;
 use crate::{
-    api::{status, stream::too_long},
+    api::stream::too_long,
     error::Result,
-    proto::inference::{ModelInferResponse, ModelStreamInferResponse},
+    proto::{
+        self,
+        inference::{ModelInferResponse, ModelStreamInferResponse},
+    },
 };
 
 /// Where a caller wants its errors.
@@ -42,7 +45,7 @@ pub(super) fn item(
     });
     let (error_message, mut response) = match (answer, errors) {
         (Ok(response), _) => (String::new(), response),
-        (Err(error), Errors::AsStatus) => return Err(status(&error)),
+        (Err(error), Errors::AsStatus) => return Err(proto::status(&error)),
         (Err(error), Errors::Within) => {
             // So that the caller knows which request it is of.
             let of = ModelInferResponse { model_name: model, id, ..Default::default() };

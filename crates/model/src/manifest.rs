@@ -13,8 +13,8 @@ use super::{
     versions::Versions,
 };
 use crate::{
-    ensemble::{Plan, PlanError, Step},
     plain,
+    plan::{Plan, PlanError, Step},
     tensor::{self, DType, Tolerance},
 };
 
@@ -59,7 +59,7 @@ pub struct Batching {
     /// See [`Batching::max_batch`].
     max_batch: Option<usize>,
     /// How long a request may be kept waiting for others to share its batch, from when it entered the run queue.
-    #[serde(with = "crate::config::human_duration")]
+    #[serde(with = "crate::human_duration")]
     pub max_delay: Duration,
     /// The only sizes of a batch, ascending: smaller ones are padded with rows of zeros. Empty: any size.
     pub buckets: Vec<usize>,
@@ -148,7 +148,7 @@ pub struct WarmupConfig {
     /// Outputs of warm-up passes may hold NaN or infinities (inputs are zeros).
     pub allow_non_finite: bool,
     /// Longest time for the whole warm-up.
-    #[serde(with = "crate::config::human_duration")]
+    #[serde(with = "crate::human_duration")]
     pub budget: Duration,
 }
 

@@ -32,7 +32,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use futures::{Stream, StreamExt as _, stream::BoxStream};
 use tonic::{Request, Status, transport::Channel};
 
-pub(crate) use self::address::endpoint;
+pub use self::address::endpoint;
 use self::call::{Caller, Terms};
 pub use self::{
     builder::ClientBuilder,
@@ -41,17 +41,19 @@ pub use self::{
     retry::{Backoff, RetryPolicy},
     tensor::{Scalar, Tensor},
 };
-pub use crate::proto::Priority;
-use crate::proto::{self, infer_stream_response::Result as Outcome, model_server_client::ModelServerClient};
+pub use torchlane_proto::Priority;
+use torchlane_proto::{
+    self as proto, infer_stream_response::Result as Outcome, model_server_client::ModelServerClient,
+};
 
 /// Messages may be as large as gRPC allows: what is too large is the server's to say.
-pub(crate) const LONGEST_MESSAGE: usize = i32::MAX as usize;
+pub const LONGEST_MESSAGE: usize = i32::MAX as usize;
 
 /// The generated client.
-pub(crate) type Stub = ModelServerClient<Channel>;
+pub type Stub = ModelServerClient<Channel>;
 
 /// The generated client over a connection.
-pub(crate) fn stub(channel: Channel) -> Stub {
+pub fn stub(channel: Channel) -> Stub {
     ModelServerClient::new(channel)
         .max_decoding_message_size(LONGEST_MESSAGE)
         .max_encoding_message_size(LONGEST_MESSAGE)

@@ -21,10 +21,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, body::Body};
 use tonic_prost::ProstCodec;
 
-use crate::{
-    client::network::{Io, Network},
-    proto,
-};
+use torchlane_proto as proto;
+
+use crate::network::{Io, Network};
 
 /// Bytes under way on a connection.
 const PIPE: usize = 64 << 10;

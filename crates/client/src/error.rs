@@ -6,7 +6,8 @@ use prost::Message as _;
 use tonic::{Code, ConnectError, Status};
 use tonic_types::StatusExt as _;
 
-use crate::{proto, tensor::TensorError};
+use torchlane_model::tensor::TensorError;
+use torchlane_proto as proto;
 
 /// What sort of failure it is: what a program decides by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -288,10 +289,7 @@ mod tests {
     use std::{io, sync::Arc};
 
     use super::*;
-    use crate::{
-        api,
-        error::{Error, Reason},
-    };
+    use torchlane_model::error::{Error, Reason};
 
     #[test]
     fn what_a_server_says_is_kept() {
@@ -299,7 +297,7 @@ mod tests {
             .with_retry_after(Duration::from_millis(30))
             .with_field("priority")
             .with_detail("estimate_ms", "12");
-        let error = ClientError::from(api::status(&refusal));
+        let error = ClientError::from(proto::status(&refusal));
         assert_eq!((error.kind(), error.reason()), (ErrorKind::ResourceExhausted, Some("QUEUE_FULL")));
         assert_eq!((error.retry_after(), error.field()), (Some(Duration::from_millis(30)), Some("priority")));
         assert_eq!((error.fact("estimate_ms"), error.fact("other")), (Some("12"), None));
@@ -311,7 +309,7 @@ mod tests {
     #[test]
     fn an_error_inside_a_stream_has_the_same_details() {
         let refusal = Error::new(Reason::WrongShape, "no").with_field("inputs[0].shape");
-        let status = api::status(&refusal);
+        let status = proto::status(&refusal);
         let details = tonic_types::Status::decode(status.details()).unwrap().details;
         let (code, message) = (status.code().into(), status.message().to_owned());
         let error = ClientError::from(proto::Status { code, message, details });

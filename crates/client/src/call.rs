@@ -171,10 +171,8 @@ fn failure(error: &ClientError, may_repeat: bool) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        api,
-        error::{Error, Reason},
-    };
+    use torchlane_model::error::{Error, Reason};
+    use torchlane_proto as proto;
 
     #[test]
     fn what_is_safe_and_useful_is_tried_again() {
@@ -184,7 +182,7 @@ mod tests {
                 Some(after) => error.with_retry_after(after),
                 None => error,
             };
-            failure(&ClientError::from(api::status(&error)), false)
+            failure(&ClientError::from(proto::status(&error)), false)
         };
         let soon = Some(Duration::from_millis(30));
         assert_eq!(refused(Reason::QueueFull, soon), Failure::Refused(soon));

@@ -72,7 +72,7 @@ impl Address {
 ///
 /// # Errors
 /// It is no address, or not one that plaintext goes to.
-pub(crate) fn endpoint(text: &str) -> Result<Endpoint, ClientError> {
+pub fn endpoint(text: &str) -> Result<Endpoint, ClientError> {
     let address = match text.parse::<Target>()? {
         Target::Fixed(address) => address,
         Target::Name(name) => Address { dial: name.clone(), authority: name },

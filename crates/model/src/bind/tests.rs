@@ -1,8 +1,5 @@
 use super::*;
-use crate::{
-    model::{Argument, ModelManifest},
-    tensor::HostTensor,
-};
+use crate::{Argument, ModelManifest, tensor::HostTensor};
 
 fn signature(kinds: &[(&str, ArgKind, bool)], manifest: &str) -> Arc<Signature> {
     let arguments = kinds

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::manifest::ManifestError;
+use super::{human_duration, manifest::ManifestError};
 
 /// Who sees a new version before everybody does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -50,7 +50,8 @@ pub struct RolloutPlan {
     /// A/B: tenants whose requests go to the new version.
     pub tenants: Vec<String>,
     /// See [`RolloutPlan::promote_after`].
-    pub(crate) promote_after: Option<Human>,
+    #[serde(deserialize_with = "human_duration::deserialize_some")]
+    pub promote_after: Option<Duration>,
     /// Fewer requests than this at a step say nothing good of the new version.
     pub min_requests: u64,
     /// Part of its requests that the new version may fail or be late for beyond the live one's.
@@ -62,11 +63,8 @@ pub struct RolloutPlan {
     /// Part of the compared requests that may differ by more.
     pub max_drift: f64,
     /// Percent of the requests that the other version is made to answer too, to compare outputs.
-    pub(crate) compare: Option<f64>,
+    pub compare: Option<f64>,
 }
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub(crate) struct Human(#[serde(with = "crate::config::human_duration")] Duration);
 
 /// Where nothing else is said: how long a canary must be good.
 const PROMOTE_AFTER: Duration = Duration::from_secs(600);
@@ -106,12 +104,12 @@ impl RolloutPlan {
     /// Good time after which it goes live by itself. `None`: never. Only canaries do where nothing is said.
     pub fn promote_after(&self) -> Option<Duration> {
         let default = (self.strategy == Strategy::Canary).then_some(PROMOTE_AFTER);
-        self.promote_after.map(|human| human.0).or(default).filter(|after| !after.is_zero())
+        self.promote_after.or(default).filter(|after| !after.is_zero())
     }
 
     /// Sets [`RolloutPlan::promote_after`]; zero is never.
     pub fn set_promote_after(&mut self, after: Duration) {
-        self.promote_after = Some(Human(after));
+        self.promote_after = Some(after);
     }
 
     /// Percent of the requests that both versions run, one of them only to be compared.

@@ -3,11 +3,10 @@
 use bytes::Bytes;
 use half::{bf16, f16};
 
+use torchlane_model::tensor::{DType, HostTensor, Shape, TypedData};
+use torchlane_proto as proto;
+
 use super::{ClientError, ErrorKind};
-use crate::{
-    proto,
-    tensor::{DType, HostTensor, Shape, TypedData},
-};
 
 /// A Rust type that elements of a tensor can have.
 pub trait Scalar: Copy {

@@ -22,3 +22,11 @@ pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duratio
     humantime::parse_duration(&text)
         .map_err(|_| de::Error::custom(format!("'{text}' is not a duration: {how}")))
 }
+
+/// Reads `30s` where nothing needs to be said.
+///
+/// # Errors
+/// Not a duration.
+pub fn deserialize_some<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    deserialize(deserializer).map(Some)
+}

@@ -3,7 +3,7 @@
 
 /// What a group of named values is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Form {
+pub enum Form {
     /// In TOML, and so in settings.
     Toml,
     /// In JSON.
@@ -20,7 +20,7 @@ impl Form {
 }
 
 /// An error's text. What a user wrote into it stays as it was, except where it has the very words of such an error.
-pub(crate) fn error(text: &str, form: Form) -> String {
+pub fn error(text: &str, form: Form) -> String {
     let text = std_words(text);
     // What a caller wrote stands before the last one.
     let Some((before, wanted)) = text.rsplit_once(", expected ") else { return text };
@@ -39,7 +39,7 @@ pub(crate) fn error(text: &str, form: Form) -> String {
 }
 
 /// What would have been right.
-pub(crate) fn expected(wanted: &str, form: Form) -> String {
+pub fn expected(wanted: &str, form: Form) -> String {
     let group = form.group();
     let plain = match wanted {
         "a boolean" => "true or false",
@@ -64,7 +64,7 @@ pub(crate) fn expected(wanted: &str, form: Form) -> String {
 }
 
 /// What stands there instead.
-pub(crate) fn found(got: &str, form: Form) -> String {
+pub fn found(got: &str, form: Form) -> String {
     for (theirs, ours) in [
         ("boolean ", ""),
         ("integer ", "the number "),
@@ -89,7 +89,7 @@ fn article(word: &str) -> &'static str {
 }
 
 /// What the standard library says of texts that it cannot read.
-pub(crate) fn std_words(text: &str) -> String {
+pub fn std_words(text: &str) -> String {
     const WORDS: [(&str, &str); 10] = [
         ("invalid digit found in string", "it is not a whole number"),
         ("cannot parse integer from empty string", "a whole number is missing"),

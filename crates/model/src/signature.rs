@@ -142,7 +142,7 @@ impl TensorSpec {
     }
 
     /// What is wrong with a tensor that should be this one. `None`: nothing.
-    pub(crate) fn contradicts(&self, tensor: &HostTensor) -> Option<String> {
+    pub fn contradicts(&self, tensor: &HostTensor) -> Option<String> {
         if let Some(dtype) = self.dtype.filter(|dtype| *dtype != tensor.dtype()) {
             return Some(format!("has datatype {}, {dtype} is declared", tensor.dtype()));
         }
@@ -152,7 +152,7 @@ impl TensorSpec {
 }
 
 /// True where `shape` is what `declared` asks for: the same rank, and each size equal or declared as `-1`.
-pub(crate) fn fits(declared: &[i64], shape: &[i64]) -> bool {
+pub fn fits(declared: &[i64], shape: &[i64]) -> bool {
     declared.len() == shape.len()
         && declared.iter().zip(shape).all(|(want, have)| *want == -1 || want == have)
 }

@@ -1,5 +1,3 @@
-//! Generated from `proto/`.
-
 #![allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, reason = "generated code")]
 
 tonic::include_proto!("torchlane.v1");
@@ -8,6 +6,3 @@ tonic::include_proto!("torchlane.v1");
 pub mod inference {
     tonic::include_proto!("inference");
 }
-
-/// The descriptors of both APIs, for server reflection.
-pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

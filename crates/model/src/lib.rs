@@ -1,16 +1,23 @@
-//! The vocabulary of models: names, versions, signatures, and what `model.toml` may say. No behaviour beyond
-//! checking, no I/O beyond parsing text.
+//! The vocabulary of models: names, versions, tensors, signatures, what `model.toml` may say, and what can go wrong. No behaviour
+//! beyond checking, no I/O beyond parsing text.
+
+#![deny(unsafe_code)]
 
 mod bind;
 mod decision;
+pub mod error;
+pub mod human_duration;
 mod id;
 mod lane;
 mod load_mode;
 mod manifest;
 mod pad;
+pub mod plain;
+mod plan;
 mod rollout;
 mod samples;
 mod signature;
+pub mod tensor;
 mod versions;
 
 pub use bind::{Arg, BatchKey, Binding, check_names};
@@ -26,9 +33,10 @@ pub use manifest::{
     WarmupConfig,
 };
 pub use pad::{Cut, Pad, Padded};
+pub use plan::{Plan, PlanError, Progress, Step};
 pub use rollout::{RolloutPlan, Strategy};
 pub use samples::{MOST_SAMPLES, Sample, SamplesError, read as read_samples, to_bytes as write_samples};
-pub use signature::{ArgKind, Argument, KeySpec, Signature, TensorSpec, UnsupportedType};
+pub use signature::{ArgKind, Argument, KeySpec, Signature, TensorSpec, UnsupportedType, fits};
 
 pub use versions::{VersionPlan, VersionPolicy, Versions};
 

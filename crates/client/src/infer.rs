@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use tonic::Request;
 
 use super::{Client, ClientError, Defaults, ErrorKind, Priority, Stub, Tensor, call::Terms};
-use crate::proto;
+use torchlane_proto as proto;
 
 /// A request under construction: [`Client::infer`] begins one, [`Infer::send`] sends it.
 #[derive(Debug, Clone)]

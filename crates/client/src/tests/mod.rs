@@ -8,10 +8,8 @@ use tokio::time::{Instant, sleep};
 
 use self::network::{Memory, Step};
 use super::{Answer, Client, ClientBuilder, ClientError, ErrorKind, Priority, RetryPolicy};
-use crate::{
-    api,
-    error::{Error, Reason},
-};
+use torchlane_model::error::{Error, Reason};
+use torchlane_proto as proto;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -34,7 +32,7 @@ async fn infer_all(client: &Client, count: usize) {
 
 fn refusal(reason: Reason, after: Option<Duration>) -> Step {
     let error = Error::new(reason, "not now");
-    Step::Refuse(api::status(&match after {
+    Step::Refuse(proto::status(&match after {
         Some(after) => error.with_retry_after(after),
         None => error,
     }))
@@ -151,7 +149,7 @@ async fn nothing_is_sent_after_the_deadline() {
 async fn what_is_wrong_stays_wrong() {
     let network = Arc::new(Memory::default());
     let wrong = Error::new(Reason::WrongShape, "[3] is not [-1, 2]").with_field("inputs[0].shape");
-    let server = network.start("a:1", [Step::Refuse(api::status(&wrong))]);
+    let server = network.start("a:1", [Step::Refuse(proto::status(&wrong))]);
     let client = connected(&network, Client::builder().endpoint("a:1")).await;
     let error = infer(&client).await.unwrap_err();
     assert_eq!((error.kind(), error.reason()), (ErrorKind::InvalidArgument, Some("WRONG_SHAPE")));

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use tonic::{Code as GrpcCode, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::error::{Code, Error};
+use torchlane_model::error::{Code, Error};
 
 /// The status for `error`, with google.rpc ErrorInfo (always), RetryInfo and BadRequest (where they apply).
 pub fn status(error: &Error) -> Status {
@@ -40,8 +40,9 @@ pub fn status(error: &Error) -> Status {
 mod tests {
     use std::time::Duration;
 
+    use torchlane_model::error::Reason;
+
     use super::*;
-    use crate::error::Reason;
 
     #[test]
     fn details_travel_with_the_status() {

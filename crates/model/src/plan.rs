@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::model::{ModelName, VersionWish};
+use crate::{ModelName, VersionWish};
 
 /// A `[[steps]]` entry of `model.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -208,34 +208,34 @@ impl Plan {
     }
 
     /// How many tensors there are, inputs of the ensemble included.
-    pub(super) fn tensors(&self) -> usize {
+    pub fn tensors(&self) -> usize {
         self.names.len()
     }
 
     /// The number of an input of the ensemble.
-    pub(super) fn input(&self, name: &str) -> Option<usize> {
+    pub fn input(&self, name: &str) -> Option<usize> {
         self.names.iter().take(self.inputs).position(|own| own == name)
     }
 
     /// What a step takes: by its own names, the numbers of tensors.
-    pub(super) fn takes(&self, step: usize) -> &[(String, usize)] {
+    pub fn takes(&self, step: usize) -> &[(String, usize)] {
         self.takes.get(step).map_or(&[], Vec::as_slice)
     }
 
     /// What a step makes, likewise.
-    pub(super) fn makes(&self, step: usize) -> &[(String, usize)] {
+    pub fn makes(&self, step: usize) -> &[(String, usize)] {
         self.makes.get(step).map_or(&[], Vec::as_slice)
     }
 
     /// Name and number of each output of the ensemble.
-    pub(super) fn outputs(&self) -> impl Iterator<Item = (&str, usize)> {
+    pub fn outputs(&self) -> impl Iterator<Item = (&str, usize)> {
         self.outputs.iter().filter_map(|number| Some((self.names.get(*number)?.as_str(), *number)))
     }
 }
 
 /// Which steps have run.
 #[derive(Debug)]
-pub(super) struct Progress<'a> {
+pub struct Progress<'a> {
     plan: &'a Plan,
     /// By step: distinct tensors that are not there yet.
     waits_for: Vec<usize>,
@@ -243,7 +243,8 @@ pub(super) struct Progress<'a> {
 }
 
 impl<'a> Progress<'a> {
-    pub(super) fn new(plan: &'a Plan) -> Self {
+    /// None of them has.
+    pub fn new(plan: &'a Plan) -> Self {
         let distinct = |takes: &Vec<(String, usize)>| {
             takes.iter().map(|(_, tensor)| *tensor).collect::<BTreeSet<_>>().len()
         };
@@ -252,7 +253,7 @@ impl<'a> Progress<'a> {
     }
 
     /// The ensemble's inputs are there: the steps that need no more. Those that need none at all are among them.
-    pub(super) fn begin(&mut self) -> Vec<usize> {
+    pub fn begin(&mut self) -> Vec<usize> {
         let mut ready: Vec<usize> =
             (0..self.waits_for.len()).filter(|step| self.waits_for.get(*step) == Some(&0)).collect();
         for tensor in 0..self.plan.inputs {
@@ -262,7 +263,7 @@ impl<'a> Progress<'a> {
     }
 
     /// A step has run: those that needed nothing else.
-    pub(super) fn done(&mut self, step: usize) -> Vec<usize> {
+    pub fn done(&mut self, step: usize) -> Vec<usize> {
         let plan = self.plan;
         plan.makes(step).iter().flat_map(|(_, tensor)| self.arrived(*tensor)).collect()
     }
