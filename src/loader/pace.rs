@@ -29,6 +29,8 @@ use tokio::time::Instant;
 
 use self::tail::{Mark, Tail};
 use super::pool::STACK_BYTES;
+use torchlane_archive::between_pieces;
+
 use crate::{
     backend::{Backend, ThreadRole},
     threads::{self, cpu_time},
@@ -241,6 +243,9 @@ pub(crate) fn step<T: Send>(step: impl FnOnce() -> T + Send) -> T {
             let _guard = work.backend.clone().enter_thread(ThreadRole::Loader);
             work.cpu = cpu_time();
             WORK.set(Some(work));
+            between_pieces(|| {
+                rest();
+            });
             result = step.take().map(|step| catch_unwind(AssertUnwindSafe(step)));
             rest();
             worked = cpu_time();

@@ -150,7 +150,7 @@ mod reads {
         if read_so_far().is_none() {
             return;
         }
-        let data = Path::new("src/loader/weights/testdata");
+        let data = Path::new("crates/archive/src/weights/testdata");
         let files = |version, weights: Option<&str>| VersionFiles {
             version: Version(version),
             archive: data.join("old.pt"),
@@ -205,7 +205,7 @@ mod torch {
     #[tokio::test]
     async fn libtorch_answers_as_if_the_archive_had_been_exported_with_the_weights() {
         let dir = tempfile::tempdir().unwrap();
-        let data = Path::new("src/loader/weights/testdata");
+        let data = Path::new("crates/archive/src/weights/testdata");
         let put = |file: &str, to: &str| {
             let to = dir.path().join(to);
             fs::create_dir_all(to.parent().unwrap()).unwrap();

@@ -25,7 +25,7 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-ORDINARY = ROOT / "src/loader/archive/safety/operators.txt"
+ORDINARY = ROOT / "crates/archive/src/safety/operators.txt"
 PAGE = ROOT / "docs/operators.md"
 
 # What they return is random, or memory as it was, by design.

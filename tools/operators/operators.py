@@ -1,4 +1,4 @@
-"""Sorts every operator of torch 2.13: `python operators.py > ../../src/loader/archive/safety/operators.txt`, from this folder.
+"""Sorts every operator of torch 2.13: `python operators.py > ../../crates/archive/src/safety/operators.txt`, from this folder.
 
 `[ordinary]` is what exports in `corpus/` call and what `by_hand.txt` adds, each with a reason; any model may call it. So is what
 stands below `[values]`, but some values of the arguments end the process, which docs/operators.md lists. Each other heading says

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use safetensors::{Dtype, SafeTensors};
 
 use super::Weight;
-use crate::loader::archive::error::shown;
+use crate::error::shown;
 
 /// The tensors of a file, by name. They share its bytes.
 pub(super) fn read(whole: &Bytes) -> Result<BTreeMap<String, Weight>, String> {

@@ -12,11 +12,11 @@ use super::error::{ArchiveError, shown};
 const MAX_VALUES: usize = 2_000_000;
 
 /// A value's place in the arena of its [`Pickle`].
-pub(in crate::loader) type Id = u32;
+pub(crate) type Id = u32;
 
 /// One value. Text is borrowed from the pickle's bytes.
 #[derive(Debug, Clone)]
-pub(in crate::loader) enum Value<'a> {
+pub(crate) enum Value<'a> {
     None,
     Bool(bool),
     Int(i64),
@@ -64,14 +64,14 @@ impl Value<'_> {
 
 /// A pickle, read.
 #[derive(Debug)]
-pub(in crate::loader) struct Pickle<'a> {
+pub(crate) struct Pickle<'a> {
     values: Vec<Value<'a>>,
     root: Id,
 }
 
 impl<'a> Pickle<'a> {
     /// Reads all of `bytes`; `entry` is the name that errors carry.
-    pub(in crate::loader) fn parse(bytes: &'a [u8], entry: &str) -> Result<Self, ArchiveError> {
+    pub(crate) fn parse(bytes: &'a [u8], entry: &str) -> Result<Self, ArchiveError> {
         let mut machine = Machine {
             bytes,
             at: 0,
@@ -87,22 +87,22 @@ impl<'a> Pickle<'a> {
     }
 
     /// What the pickle is of.
-    pub(in crate::loader) fn root(&self) -> Id {
+    pub(crate) fn root(&self) -> Id {
         self.root
     }
 
     /// The value at `id`; one that is not there reads as `None`.
-    pub(in crate::loader) fn get(&self, id: Id) -> &Value<'a> {
+    pub(crate) fn get(&self, id: Id) -> &Value<'a> {
         self.values.get(id as usize).unwrap_or(&Value::None)
     }
 
     /// Every value, in the order in which they were made.
-    pub(in crate::loader) fn values(&self) -> impl Iterator<Item = &Value<'a>> {
+    pub(crate) fn values(&self) -> impl Iterator<Item = &Value<'a>> {
         self.values.iter()
     }
 
     /// Module and name, where `id` is a global.
-    pub(in crate::loader) fn global(&self, id: Id) -> Option<(&'a str, &'a str)> {
+    pub(crate) fn global(&self, id: Id) -> Option<(&'a str, &'a str)> {
         match self.get(id) {
             Value::Global { module, name } => Some((module, name)),
             _ => None,
@@ -110,7 +110,7 @@ impl<'a> Pickle<'a> {
     }
 
     /// The items, where `id` is a tuple.
-    pub(in crate::loader) fn tuple(&self, id: Id) -> Option<&[Id]> {
+    pub(crate) fn tuple(&self, id: Id) -> Option<&[Id]> {
         match self.get(id) {
             Value::Tuple(items) => Some(items),
             _ => None,
@@ -392,6 +392,6 @@ fn long(bytes: &[u8]) -> Value<'static> {
 }
 
 /// `module.name` of a global, fit for a message.
-pub(in crate::loader) fn shown_global(module: &str, name: &str) -> String {
+pub(crate) fn shown_global(module: &str, name: &str) -> String {
     shown(&format!("{module}.{name}"))
 }

@@ -3,21 +3,25 @@
 use std::{fs, io::Cursor, path::PathBuf};
 
 use super::*;
-use crate::loader::{
-    archive::{TensorInfo, container::Container},
-    summary,
-};
+use crate::{TensorInfo, check_entries, container::Container, inspect};
 
 fn data(name: &str) -> PathBuf {
-    PathBuf::from("src/loader/weights/testdata").join(name)
+    PathBuf::from("src/weights/testdata").join(name)
 }
 
 fn read(name: &str) -> Result<Weights, WeightsError> {
     Weights::read(&data(name), 1 << 20)
 }
 
+/// Its tensors, and the names of its buffers.
+fn tensors(archive: &str) -> (Vec<TensorInfo>, Vec<String>) {
+    let info = inspect(&data(archive)).unwrap();
+    let buffers = info.buffers.iter().map(|buffer| buffer.name.clone()).collect();
+    (info.parameters.into_iter().chain(info.buffers).collect(), buffers)
+}
+
 fn slots(archive: &str) -> Vec<TensorInfo> {
-    summary::of_archive(&data(archive)).unwrap().tensors
+    tensors(archive).0
 }
 
 /// Every entry that holds a tensor, by name.
@@ -46,14 +50,14 @@ fn an_archive_with_other_weights_is_what_torch_exports_with_them() {
         // The checksums were renewed too.
         let written = tempfile::NamedTempFile::new().unwrap();
         fs::write(written.path(), copy.into_inner()).unwrap();
-        summary::of_archive(written.path()).unwrap();
+        check_entries(written.path()).unwrap();
     }
 }
 
 #[test]
 fn the_digest_is_that_of_the_file() {
     for name in ["new.pth", "new.safetensors"] {
-        assert_eq!(read(name).unwrap().sha256, crate::loader::digest(&data(name)).unwrap());
+        assert_eq!(read(name).unwrap().sha256, crate::digest(&data(name)).unwrap());
     }
 }
 
@@ -119,24 +123,24 @@ fn differences_are_counted_and_the_first_are_named() {
 #[test]
 fn buffers_that_are_missing_may_stay_the_archives_own() {
     let archive = fs::read(data("old.pt")).unwrap();
-    let summary = summary::of_archive(&data("old.pt")).unwrap();
-    assert!(summary.buffers.contains(&"passing".to_owned()) && summary.buffers.len() < summary.tensors.len());
+    let (slots, buffers) = tensors("old.pt");
+    assert!(buffers.contains(&"passing".to_owned()) && buffers.len() < slots.len());
     let eager = read("eager.pth").unwrap();
-    let overlay = Overlay::new(&summary.tensors, &eager, &summary.buffers).unwrap();
+    let overlay = Overlay::new(&slots, &eager, &buffers).unwrap();
     assert_eq!(overlay.stays(), ["passing"]);
     let mut copy = Cursor::new(archive.clone());
     overlay.write_into(&mut copy).unwrap();
-    let entry = summary.tensors.iter().find(|slot| slot.name == "passing").unwrap().storage.clone();
+    let entry = slots.iter().find(|slot| slot.name == "passing").unwrap().storage.clone();
     let of = |archive: Vec<u8>| storages(archive).into_iter().find(|(name, _)| *name == entry).unwrap();
     assert_eq!(of(copy.into_inner()), of(archive));
     // Parameters are never left out.
     let mut odd = eager.clone();
     odd.tensors.remove("linear.bias");
-    let error = Overlay::new(&summary.tensors, &odd, &summary.buffers).unwrap_err().to_string();
+    let error = Overlay::new(&slots, &odd, &buffers).unwrap_err().to_string();
     assert!(error.contains("1 missing (linear.bias)"), "{error}");
     odd.tensors.clear();
-    for kept in [&[][..], &summary.buffers] {
-        for slots in [&summary.tensors[..], &[]] {
+    for kept in [&[][..], &buffers] {
+        for slots in [&slots[..], &[]] {
             let error = Overlay::new(slots, &odd, kept).unwrap_err().to_string();
             assert!(error.contains("holds no tensors"), "{error}");
         }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{Weight, Weights, WeightsError, fit, strided::Layout};
-use crate::loader::archive::{
+use crate::{
     TensorInfo,
     container::{Container, Place},
     error::shown,

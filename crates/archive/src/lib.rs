@@ -1,4 +1,4 @@
-//! Reads a TorchScript archive without running it, and without libtorch.
+//! Reads a TorchScript archive without running it, and without libtorch, and weights that are laid over its own.
 //!
 //! An archive is a zip file with one folder. In it, `data.pkl` is the tree of modules (a pickle), `data/N` are the
 //! weights, `code/__torch__/...` is the code as text, `constants.pkl` and `constants/N` are tensors in the code.
@@ -11,29 +11,34 @@
 //! **Not done.** The weights' checksums (a digest of the whole file does that, and [`check_entries`]), and any check that
 //! libtorch can compile the code.
 
+#![deny(unsafe_code)]
+
 mod code;
-pub(in crate::loader) mod container;
+pub(crate) mod container;
+mod digest;
 mod effects;
 mod end_record;
-pub(in crate::loader) mod error;
+pub(crate) mod error;
 mod inflate;
 mod info;
 mod lexer;
 mod operators;
-pub(in crate::loader) mod pickle;
+pub(crate) mod pickle;
 pub mod safety;
 mod sniff;
 mod state;
-pub(in crate::loader) mod tensors;
+pub(crate) mod tensors;
 #[cfg(test)]
 mod tests;
 mod tree;
 mod types;
+pub mod weights;
 
 use std::fs::{File, Metadata};
 use std::io::{self, BufReader, Read, Seek};
 use std::path::Path;
 
+pub use digest::{FileIdentity, between_pieces, digest};
 pub use error::ArchiveError;
 pub use inflate::check_entries;
 pub use info::{ArchiveInfo, Argument, Effects, MethodSignature, Seen, TensorInfo};

@@ -132,6 +132,6 @@ impl ArchiveError {
 }
 
 /// At most 80 characters of `text`, without control characters, to go into a message.
-pub(in crate::loader) fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     text.chars().take(80).flat_map(char::escape_debug).collect()
 }

@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{Weight, strided::Layout};
-use crate::loader::archive::{
+use crate::{
     ArchiveError,
     container::Container,
     error::shown,

@@ -1,6 +1,7 @@
 //! Digests of archives, and the proof that what was hashed is what was loaded.
 
 use std::{
+    cell::Cell,
     fmt::Write as _,
     fs::File,
     io::{self, Read},
@@ -44,19 +45,28 @@ impl FileIdentity {
 
     /// Everything but the time of change is the same. So it is after a backup has made a hard link, or rights were changed; but
     /// a program may set the time of writing too.
-    pub(super) fn may_be(&self, other: &Self) -> bool {
+    pub fn may_be(&self, other: &Self) -> bool {
         Self { changed: other.changed, ..*self } == *other
     }
 
     /// It has not been changed for at least so long: a change in the same tick of the file system's clock would leave the
     /// identity as it is.
-    pub(super) fn has_rested(&self, rest: Duration) -> bool {
+    pub fn has_rested(&self, rest: Duration) -> bool {
         let (Ok(seconds), Ok(nanos)) = (u64::try_from(self.changed.0), u32::try_from(self.changed.1)) else {
             return false;
         };
         let changed = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos);
         SystemTime::now().duration_since(changed).is_ok_and(|since| since >= rest)
     }
+}
+
+thread_local! {
+    static BETWEEN: Cell<fn()> = const { Cell::new(|| ()) };
+}
+
+/// What this thread does between the pieces of files that it digests: one that others should not notice rests there.
+pub fn between_pieces(rest: fn()) {
+    BETWEEN.set(rest);
 }
 
 /// sha256 of a file, hexadecimal.
@@ -71,7 +81,7 @@ pub fn digest(path: &Path) -> io::Result<String> {
         let read = file.read(&mut buffer)?;
         let Some(chunk) = buffer.get(..read).filter(|chunk| !chunk.is_empty()) else { break };
         hash.update(chunk);
-        super::pace::rest();
+        BETWEEN.get()();
     }
     Ok(hexadecimal(&hash.finalize()))
 }

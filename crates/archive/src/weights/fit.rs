@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{Weight, Weights};
-use crate::loader::archive::{TensorInfo, error::shown};
+use crate::{TensorInfo, error::shown};
 
 /// More of a kind than this are counted, not named.
 const NAMED: usize = 3;

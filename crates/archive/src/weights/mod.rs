@@ -54,13 +54,13 @@ pub enum WeightsError {
 
 /// One tensor: row-major little-endian elements without gaps.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Weight {
+pub struct Weight {
     /// torch's name of the datatype without `torch.`: `float32`.
-    pub(crate) dtype: String,
+    pub dtype: String,
     /// Size of each dimension, outermost first.
-    pub(crate) shape: Vec<u64>,
+    pub shape: Vec<u64>,
     /// The elements.
-    pub(crate) data: Bytes,
+    pub data: Bytes,
 }
 
 /// A file of weights, read.
@@ -106,7 +106,7 @@ impl Weights {
     }
 
     /// The tensor of that name.
-    pub(crate) fn get(&self, name: &str) -> Option<&Weight> {
+    pub fn get(&self, name: &str) -> Option<&Weight> {
         self.tensors.get(name)
     }
 }

@@ -7,17 +7,17 @@ use std::io::{Read, Seek};
 
 /// One tensor of a pickle, with the memory it stands for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(in crate::loader) struct Tensor {
+pub(crate) struct Tensor {
     /// Entry that holds its storage, `data/7`; empty for a tensor without one (on the meta device, or sparse).
-    pub(in crate::loader) storage: String,
+    pub(crate) storage: String,
     /// Where in the storage it begins, in elements.
-    pub(in crate::loader) offset: u64,
+    pub(crate) offset: u64,
     /// torch's name without `torch.`: `float32`.
-    pub(in crate::loader) dtype: String,
-    pub(in crate::loader) shape: Vec<u64>,
-    pub(in crate::loader) strides: Vec<u64>,
+    pub(crate) dtype: String,
+    pub(crate) shape: Vec<u64>,
+    pub(crate) strides: Vec<u64>,
     /// Bytes of its elements.
-    pub(in crate::loader) bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 /// Most dimensions that a tensor may have (torch's own limit), and longest key of a storage, which is a number.
@@ -58,7 +58,7 @@ pub(super) fn is_tensor(pickle: &Pickle<'_>, id: Id) -> bool {
 }
 
 /// The tensor at `id`, or `None` where something else is there. `folder` is the one of the pickle's storages.
-pub(in crate::loader) fn tensor<R: Read + Seek>(
+pub(crate) fn tensor<R: Read + Seek>(
     pickle: &Pickle<'_>,
     id: Id,
     folder: &str,

@@ -15,7 +15,7 @@ use super::{ArchiveError, ArchiveInfo, inspect_reader};
 
 /// Path of an archive in `testdata/`; `make.py` beside them made them all.
 fn testdata(name: &str) -> PathBuf {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/loader/archive/testdata");
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/testdata");
     beside.join(name)
 }
 

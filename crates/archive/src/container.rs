@@ -33,22 +33,22 @@ struct Entry {
 
 /// Where an uncompressed entry lies in the file, in bytes from its beginning.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::loader) struct Place {
+pub(crate) struct Place {
     /// Its first byte.
-    pub(in crate::loader) start: u64,
+    pub(crate) start: u64,
     /// How many there are.
-    pub(in crate::loader) size: u64,
+    pub(crate) size: u64,
     /// Their checksum, as the directory has it.
-    pub(in crate::loader) crc32: u32,
+    pub(crate) crc32: u32,
     /// Where the directory has it.
-    pub(in crate::loader) sum_at: u64,
+    pub(crate) sum_at: u64,
 }
 
 /// Where the checksum stands in an entry's record of the directory (APPNOTE 4.3.12).
 const SUM_IN_DIRECTORY: u64 = 16;
 
 /// A zip file whose directory has been checked.
-pub(in crate::loader) struct Container<R> {
+pub(crate) struct Container<R> {
     zip: ZipArchive<R>,
     /// By name below the root, lower case.
     entries: HashMap<String, Entry>,
@@ -74,7 +74,7 @@ pub(super) fn check_ends<R: Read + Seek>(reader: &mut R, size: u64) -> Result<()
 
 impl<R: Read + Seek> Container<R> {
     /// Reads and checks the directory of a file of `size` bytes.
-    pub(in crate::loader) fn open(mut reader: R, size: u64) -> Result<Self, ArchiveError> {
+    pub(crate) fn open(mut reader: R, size: u64) -> Result<Self, ArchiveError> {
         check_ends(&mut reader, size)?;
         let config = Config { archive_offset: ArchiveOffset::Known(0) };
         let mut zip = ZipArchive::with_config(config, reader).map_err(directory_error)?;
@@ -86,24 +86,24 @@ impl<R: Read + Seek> Container<R> {
     }
 
     /// Names below the root, as they are written, sorted.
-    pub(in crate::loader) fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         let mut names: Vec<_> = self.entries.values().map(|entry| entry.name.clone()).collect();
         names.sort_unstable();
         names
     }
 
     /// Whether there is an entry of this name.
-    pub(in crate::loader) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.find(name).is_some()
     }
 
     /// Inflated size of an entry, in bytes, as the directory declares it.
-    pub(in crate::loader) fn size_of(&self, name: &str) -> Option<u64> {
+    pub(crate) fn size_of(&self, name: &str) -> Option<u64> {
         self.find(name).map(|entry| entry.size)
     }
 
     /// The whole of an entry, checked against its declared size and its checksum, or `None` where there is none.
-    pub(in crate::loader) fn read(&mut self, name: &str) -> Result<Option<Vec<u8>>, ArchiveError> {
+    pub(crate) fn read(&mut self, name: &str) -> Result<Option<Vec<u8>>, ArchiveError> {
         let Some((index, declared)) = self.find(name).map(|entry| (entry.index, entry.size)) else {
             return Ok(None);
         };
@@ -127,7 +127,7 @@ impl<R: Read + Seek> Container<R> {
     }
 
     /// Where an entry lies that is stored as it is, or `None` where there is none.
-    pub(in crate::loader) fn place(&mut self, name: &str) -> Result<Option<Place>, ArchiveError> {
+    pub(crate) fn place(&mut self, name: &str) -> Result<Option<Place>, ArchiveError> {
         let Some(index) = self.find(name).map(|entry| entry.index) else {
             return Ok(None);
         };
