@@ -25,8 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = PathBuf::from(env::var("OUT_DIR")?).join("descriptors.bin");
     std::fs::write(descriptors, files.encode_to_vec())?;
     // `bytes::Bytes` for payloads: a tensor's bytes stay where HTTP/2 put them.
-    let mut code =
-        tonic_prost_build::configure().build_transport(false).bytes(".torchlane.v1").bytes(".inference");
+    let mut code = tonic_prost_build::configure().bytes(".torchlane.v1").bytes(".inference");
     for message in AS_JSON {
         code = code.type_attribute(format!(".inference.{message}"), "#[derive(serde::Serialize)]");
     }
