@@ -8,9 +8,10 @@ use std::{
 
 use super::server::StartError;
 use crate::{
-    config::{Settings, redact},
+    config::Settings,
     files,
     lifecycle::Started,
+    model::redact,
     repository::{Directory, Repositories, Repository, Source, Uploads},
     telemetry::Metrics,
 };

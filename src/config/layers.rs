@@ -10,7 +10,8 @@ use figment::{
 };
 use thiserror::Error;
 
-use super::{Settings, redact};
+use super::Settings;
+use crate::model::redact;
 use crate::plain;
 
 /// A configuration that cannot be used. One line.

@@ -3,7 +3,6 @@
 //! **Invariant**: nothing unchecked escapes: a [`Settings`] from [`load`] has passed [`Settings::validate`].
 
 mod layers;
-pub mod redact;
 mod settings;
 mod stores;
 

@@ -249,18 +249,20 @@ fn attempt(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, Atte
     let archive = files.archive.as_path();
     // Digests and signatures first: not a byte of a file that is not what it should be is parsed. Newer weights for an archive
     // that was read through already: what is known of it still holds.
-    let known = files.weights.as_ref().map(|_| rules.known.as_ref());
+    let known =
+        |identity: &FileIdentity| files.weights.as_ref().and_then(|_weights| rules.known.get(identity));
     let place = Place::of(of.model, files.version);
     let broken = |error| Attempt { failure: verify(&error), by_archive: true };
     // A seal has the sizes of its files. Without one, a file of terabytes that is no archive is not read to its end.
     if files.seal.is_none()
         && !files.is_ensemble()
         && let Ok(identity) = FileIdentity::of(archive)
-        && known.is_none_or(|known| known.get(&identity).is_none())
+        && known(&identity).is_none()
     {
         pace::step(|| backend.glance(archive)).map_err(broken)?;
     }
-    let checked = pace::step(|| seal::check(&place, files, &of.rules.integrity, known))
+    let hashed = |identity: &FileIdentity| known(identity).map(|known| known.sha256.clone());
+    let checked = pace::step(|| seal::check(&place, files, &of.rules.integrity, &hashed))
         .map_err(|wrong| LoadFailure { reason: wrong.reason(), ..verify(&wrong) })?;
     let sha256 = &checked.sha256;
     let described = Described::read(files)?;
@@ -270,7 +272,7 @@ fn attempt(backend: &dyn Backend, of: &Preparation<'_>) -> Result<Prepared, Atte
         let failure = LoadFailure { reason: Reason::DigestMismatch, ..verify(&cause) };
         return Err(Attempt { failure, by_archive: true });
     }
-    let verified = match checked.known.clone() {
+    let verified = match known(&checked.archive) {
         Some(known) => known,
         None if plan.is_some() => {
             Arc::new(Verified { sha256: sha256.clone(), summary: ensemble(&described.manifest) })

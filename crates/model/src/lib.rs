@@ -14,6 +14,7 @@ mod manifest;
 mod pad;
 pub mod plain;
 mod plan;
+pub mod redact;
 mod rollout;
 mod samples;
 mod signature;

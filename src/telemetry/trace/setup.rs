@@ -17,7 +17,7 @@ use thiserror::Error;
 use tonic::transport::Endpoint;
 
 use super::{queue::Bounded, rate::Sampling};
-use crate::{config::redact, model::human_duration, telemetry::SpanMetrics};
+use crate::{model::human_duration, model::redact, telemetry::SpanMetrics};
 
 /// `[telemetry]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
