@@ -61,7 +61,7 @@ fn archives_are_known_by_their_content_where_their_name_is_not_enough() {
     let put = |from: &str, to: &str| {
         let to = dir.path().join(to);
         fs::create_dir_all(to.parent().unwrap()).unwrap();
-        fs::copy(Path::new("crates/archive/src/weights/testdata").join(from), to).unwrap();
+        fs::copy(Path::new("../archive/src/weights/testdata").join(from), to).unwrap();
     };
     for name in ["a.jit", "b.torchscript", "c.ts", "d.pth", "e.PT", "f.pt", "f.jit"] {
         put("old.pt", name);
