@@ -8,28 +8,22 @@
 
 #![deny(unsafe_code)]
 
-pub mod admission;
 pub mod api;
 pub mod app;
-pub mod backend;
-pub mod call;
 pub mod cli;
 pub mod config;
-pub mod ensemble;
 pub mod layers;
 pub mod lifecycle;
 pub mod load;
 pub mod loader;
-pub mod registry;
-pub mod residency;
-pub mod response_cache;
-pub mod rollout;
-pub mod sched;
 mod tasks;
 pub mod telemetry;
-mod threads;
 
 pub use torchlane_client as client;
+use torchlane_engine::threads;
+pub use torchlane_engine::{
+    admission, backend, call, ensemble, registry, residency, response_cache, rollout, sched,
+};
 use torchlane_model::plain;
 pub use torchlane_model::{self as model, error, tensor};
 pub use torchlane_proto as proto;

@@ -151,7 +151,7 @@ pub(super) fn backend(kind: BackendKind) -> Result<Arc<dyn Backend>, StartError>
     match kind {
         BackendKind::Fake => Ok(Arc::new(FakeBackend)),
         #[cfg(feature = "torch")]
-        BackendKind::Torch => Ok(Arc::new(crate::backend::TorchBackend::new())),
+        BackendKind::Torch => Ok(Arc::new(torchlane_torch::TorchBackend::new())),
         #[cfg(not(feature = "torch"))]
         BackendKind::Torch => Err(StartError::NoTorch),
     }
@@ -242,11 +242,12 @@ async fn run(
     // `closing` ends accepting and sends GOAWAY; `killed` is the end of patience.
     let (closing, killed) = (CancellationToken::new(), CancellationToken::new());
     let access = Arc::new(AccessLog::new(settings.log.access));
-    let mirror = Mirror::new(TaskTracker::new(), Handle::current(), pressure.clone(), metrics.clone());
+    let mirror =
+        Mirror::new(TaskTracker::new(), Handle::current(), pressure.clone(), metrics.rollouts.clone());
     let residents = OnDemand::new(manager.clone(), Handle::current(), metrics.residency.clone());
     let sampler = Sampler::start(&settings.samples, &tenants)?;
     let infer = stack::infer(
-        RouteLayer::new(registry.clone(), mirror, metrics.clone()),
+        RouteLayer::new(registry.clone(), mirror, metrics.rollouts.clone()),
         ResolveLayer::new(registry.clone(), tenants.clone(), pressure.clone())
             .with_residents(residents.clone()),
         cache,

@@ -84,7 +84,15 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let outcome = app::serve(beginning, settings).map_err(Failure::failed);
     drop(until_written);
     if outcome.is_ok() && threads::left_behind() {
-        backend::exit_at_once(0);
+        exit_at_once();
     }
     outcome
+}
+
+/// Ends the process while threads may still be in the middle of a pass or a load.
+fn exit_at_once() -> ! {
+    #[cfg(feature = "torch")]
+    torchlane_torch::exit_at_once(0);
+    #[cfg(not(feature = "torch"))]
+    std::process::exit(0)
 }

@@ -34,7 +34,8 @@ impl Manager {
         if let (Some(traces), Some(version), Some(done)) = (&self.config.traces, told.version, told.done) {
             let Done { previous, phases } = done;
             let (model, asker, error) = (entry.name(), &told.asker, told.error.as_ref());
-            traces.reload(&ReloadEnd { model, version, previous, asker, phases, error });
+            let (asker, phases) = (asker.to_string(), phases.named());
+            traces.reload(&ReloadEnd { model, version, previous, asker: &asker, phases: &phases, error });
         }
     }
 

@@ -3,7 +3,6 @@
 mod known;
 pub(crate) mod pace;
 mod pool;
-pub mod summary;
 
 pub use known::{Known, Verified};
 pub use pace::{Pace, Urgency};

@@ -97,7 +97,7 @@ struct BuildLabels {
 #[derive(Debug)]
 pub struct Metrics {
     /// Of rollouts.
-    pub rollouts: RolloutMetrics,
+    pub rollouts: Arc<RolloutMetrics>,
     /// Of spans.
     pub spans: SpanMetrics,
     /// Of what was refused before it was a request.
@@ -170,7 +170,7 @@ const PROFILE_SERIES: usize = 24;
 impl Default for Metrics {
     fn default() -> Self {
         let mut metrics = Self {
-            rollouts: RolloutMetrics::default(),
+            rollouts: Arc::default(),
             spans: SpanMetrics::default(),
             refusals: Refusals::default(),
             untaken: Untaken::default(),
@@ -358,7 +358,8 @@ impl Metrics {
         if let Some(phases) = event.model.last_phases {
             self.phases(&model, phases);
         }
-        self.rollouts.model_event(event);
+        let rollout = event.model.rollout.map(|rollout| (rollout.version, rollout.state.as_str()));
+        self.rollouts.is_at(event.model.name.as_str(), rollout);
         let mut live = self.live.lock();
         if let Some(old) = live.remove(&model) {
             self.info.remove(&old);
@@ -527,7 +528,10 @@ mod tests {
         metrics.repositories.readable("models", true);
         metrics.store.fetched("s3", "ok", Duration::ZERO);
         let _zeros = metrics.cache.of("m");
-        metrics.rollouts.fill();
+        metrics.rollouts.ended("m", crate::rollout::Side::Live, &crate::rollout::Ending::Late);
+        metrics.rollouts.fell_back("m");
+        metrics.rollouts.mirrored("m", "same");
+        metrics.rollouts.is_at("m", Some((Version(1), "running")));
         metrics.tasks.restarted("watch");
         let text = metrics.encode();
         let registered: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();

@@ -10,12 +10,8 @@ mod record;
 mod refusals;
 mod requests;
 mod residency;
-mod response_cache;
-mod rollouts;
 mod samples;
-mod spans;
 mod tasks;
-mod trace;
 mod triton;
 mod untaken;
 
@@ -27,14 +23,17 @@ pub use logging::{LogFilter, LogFormat, init_logging};
 pub use metrics::{Metrics, Sources};
 pub use recent::{Curve, Moment, Recent};
 pub use record::{Record, RecordLayer};
-pub use refusals::{Door, Refusals};
+pub use refusals::Refusals;
 pub use residency::ResidencyMetrics;
-pub use response_cache::{CacheCounts, CacheMetrics};
-pub use rollouts::RolloutMetrics;
 pub use samples::{SampleLayer, SampleSettings, Sampled, Sampler};
-pub use spans::SpanMetrics;
 pub use tasks::TaskMetrics;
+pub use torchlane_engine::{
+    call::Door,
+    response_cache::CacheMetrics,
+    rollout::RolloutMetrics,
+    trace::{
+        ReloadEnd, RequestTrace, Sampling, SpanMetrics, TelemetrySettings, TraceError, TraceRate, Traces,
+    },
+};
 pub use torchlane_repository::{RepositoryMetrics, StoreMetrics};
-pub(crate) use trace::{BatchSpan, Passing, Went};
-pub use trace::{ReloadEnd, RequestTrace, Sampling, TelemetrySettings, TraceError, TraceRate, Traces};
 pub use untaken::Untaken;

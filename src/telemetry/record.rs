@@ -8,13 +8,10 @@ use std::{
 
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
+use torchlane_engine::trace::{RequestEnd, RequestSpan};
 use tower::{Layer, Service};
 
-use super::{
-    AccessLog, Metrics,
-    requests::Sample,
-    trace::{RequestEnd, RequestSpan, Traces},
-};
+use super::{AccessLog, Metrics, Traces, requests::Sample};
 use crate::{
     call::{DecidedLane, InferCall, InferReply, Timing},
     error::{Error, LOGGED, Reason, shown},

@@ -9,26 +9,10 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::error::{Error, Reason};
-
-/// By which port a request comes in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Door {
-    /// The gRPC port, whichever the API.
-    Grpc,
-    /// The HTTP port.
-    Http,
-}
-
-impl Door {
-    /// As in metrics and logs.
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Grpc => "grpc",
-            Self::Http => "http",
-        }
-    }
-}
+use crate::{
+    call::Door,
+    error::{Error, Reason},
+};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RefusalLabels {

@@ -90,9 +90,9 @@ mod reads {
     use std::{any::Any, fs, io::Cursor, path::Path, sync::Arc, time::Duration};
 
     use torchlane::{
-        backend::{ArchiveSummary, Backend, BackendError, Module, Pass, ThreadRole},
+        backend::{ArchiveSummary, Backend, BackendError, Module, Pass, ThreadRole, summary},
         lifecycle::{Preparation, Rules, prepare},
-        loader::{Known, summary, weights::Overlay},
+        loader::{Known, weights::Overlay},
         model::{NamedTensor, Version},
         repository::VersionFiles,
     };
