@@ -5,6 +5,9 @@
 //! them on the executors with the version that [`registry`] has live; [`backend`] calls libtorch. [`lifecycle`]
 //! prepares versions and swaps them in; what their model is said to be is read from `model.toml` or, by [`triton`], from Triton's
 //! `config.pbtxt`.
+//!
+//! Each room names only those after it, which a test holds:
+//! cli, load, app, api, layers, telemetry, lifecycle, loader, tasks, config.
 
 #![deny(unsafe_code)]
 

@@ -407,7 +407,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
-        let tasks = Tasks::new(crate::telemetry::TaskMetrics::default(), tokio::runtime::Handle::current());
+        let tasks = Tasks::new(crate::tasks::TaskMetrics::default(), tokio::runtime::Handle::current());
         let ended = start(listener, routers, &stop, &cut, &wire(), &tasks).unwrap();
         let ask = async |path: &str| {
             let mut stream = TcpStream::connect(address).await.unwrap();

@@ -80,7 +80,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     })?;
     let until_written =
         telemetry::init_logging(settings.log.format, &settings.log.level).map_err(Failure::Usage)?;
-    backend::report_crashes(settings.log.format == telemetry::LogFormat::Json);
+    backend::report_crashes(settings.log.format == config::LogFormat::Json);
     let outcome = app::serve(beginning, settings).map_err(Failure::failed);
     drop(until_written);
     if outcome.is_ok() && threads::left_behind() {

@@ -4,15 +4,18 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
+use torchlane_archive::safety::Safety;
+use torchlane_engine::trace::TelemetrySettings;
+use torchlane_repository::seal::Policy;
 
-use super::{Cache, Store};
+use super::{
+    Cache, Store, hosts,
+    log::{self, AccessPolicy, LogFormat, SampleSettings},
+};
 use crate::{
     admission::{PressureSettings, TenantSettings},
-    layers::hosts_problem,
-    loader::{archive::safety::Safety, seal::Policy},
     model::{LoadMode, MOST_SAMPLES, human_duration},
     residency::ReloadPolicy,
-    telemetry::{AccessPolicy, LogFormat, SampleSettings, TelemetrySettings},
 };
 
 /// All of them.
@@ -452,13 +455,13 @@ impl Settings {
             return Err(("server.http_idle", value, "1s to 24h"));
         }
         self.validate_durations()?;
-        if let Err(error) = crate::telemetry::filter(&self.log.level) {
+        if let Err(error) = log::filter(&self.log.level) {
             return Err(("log.level", error, "a level, or a filter such as info,torchlane::access=off"));
         }
         if let Some(problem) = self.telemetry.problem() {
             return Err(problem);
         }
-        if let Some(problem) = hosts_problem(&self.server.hosts, &self.server.origins) {
+        if let Some(problem) = hosts::problem(&self.server.hosts, &self.server.origins) {
             return Err(problem);
         }
         let shares = [

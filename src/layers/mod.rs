@@ -36,7 +36,7 @@ pub use ending::End;
 pub use guard::Guard;
 pub(crate) use headers::once;
 pub(crate) use heavy::{LONG, heavy};
-pub use hosts::{Hosts, problem as hosts_problem};
+pub use hosts::Hosts;
 #[cfg(test)]
 pub(crate) use inflate::tests::deflated;
 pub(crate) use inflate::{Coding, inflate};

@@ -142,7 +142,7 @@ fn tail(mut file: &File, most: usize) -> io::Result<VecDeque<ChangeRecord>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::TaskMetrics;
+    use crate::tasks::TaskMetrics;
 
     #[tokio::test]
     async fn half_a_line_spoils_no_other() {

@@ -25,8 +25,8 @@ use crate::{
     error::{Error, Reason, Result},
     model::{LoadMode, ModelName},
     registry::Awaiting,
+    residency::ResidencyMetrics,
     residency::{LaneGate, ReloadPolicy},
-    telemetry::ResidencyMetrics,
 };
 
 /// When models are loaded, and how requests wait for that.

@@ -161,7 +161,7 @@ mod tests {
     }
 
     fn tasks() -> Tasks {
-        Tasks::new(crate::telemetry::TaskMetrics::default(), tokio::runtime::Handle::current())
+        Tasks::new(crate::tasks::TaskMetrics::default(), tokio::runtime::Handle::current())
     }
 
     #[tokio::test]

@@ -23,6 +23,8 @@ use super::{
     lookup::choose,
     told::Told,
 };
+use torchlane_engine::trace::Traces;
+
 use crate::{
     admission::{ControlPlace, unknown_model},
     backend::{Backend, Servable},
@@ -33,7 +35,6 @@ use crate::{
     repository::{Repositories, Uploads, VersionFiles},
     residency::{Memory, Reservation},
     sched::ProfilePoint,
-    telemetry::Traces,
 };
 
 /// What the manager works with.

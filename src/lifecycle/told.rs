@@ -2,8 +2,10 @@
 
 use std::time::SystemTime;
 
+use torchlane_engine::trace::ReloadEnd;
+
 use super::{Asker, Change, Done, Manager, ModelEvent, Phases, entry::Entry};
-use crate::{error::Error, model::Version, telemetry::ReloadEnd};
+use crate::{error::Error, model::Version};
 
 /// What is said of a change beside the state that it leads to.
 #[derive(Debug, Clone)]

@@ -3,22 +3,9 @@
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-/// Which requests get a line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AccessPolicy {
-    /// Every one.
-    All,
-    /// Each second the first 20 that went well and the first 100 that did not; each line says how many were left out
-    /// before it.
-    #[default]
-    Sampled,
-    /// None.
-    Off,
-}
+use crate::config::AccessPolicy;
 
 const OK_PER_SECOND: u32 = 20;
 const FAILED_PER_SECOND: u32 = 100;

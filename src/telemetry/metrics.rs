@@ -17,17 +17,18 @@ use prometheus_client::{
 
 use super::{
     CacheMetrics, ConnectionMetrics, Recent, Refusals, RepositoryMetrics, ResidencyMetrics, RolloutMetrics,
-    SpanMetrics, StoreMetrics, TaskMetrics, Untaken,
+    SpanMetrics, StoreMetrics, Untaken,
     requests::{ModelLabel, RequestMetrics, Sample},
     triton,
 };
 use crate::{
     admission::{Forecaster, Limiter, Pressure, Tenants},
-    lifecycle::{Change, ModelEvent, Phases},
+    lifecycle::{Asker, Change, ModelEvent, Phases},
     model::Lane,
     residency::Memory,
     response_cache::ResponseCache,
     sched::Scheduler,
+    tasks::TaskMetrics,
 };
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -331,9 +332,29 @@ impl Metrics {
         self.requests.count(&sample, is_there);
     }
 
+    fn residency_event(&self, event: &ModelEvent) {
+        let cause = match &event.asker {
+            Some(Asker::Start) => "start",
+            Some(Asker::Repository) => "repository",
+            Some(Asker::Request) => "request",
+            Some(Asker::Caller(_)) => "caller",
+            Some(Asker::Rollout) => "rollout",
+            Some(Asker::Budget) | None => {
+                if event.change == Change::Evicted {
+                    self.residency.evicted();
+                }
+                return;
+            }
+        };
+        let undone = event.change == Change::RolledBack && event.error.is_none();
+        if undone || matches!(event.change, Change::Ready | Change::Reloaded) {
+            self.residency.went_live(cause);
+        }
+    }
+
     /// Notes a change of a model.
     pub fn model_event(&self, event: &ModelEvent) {
-        self.residency.event(event);
+        self.residency_event(event);
         let model = event.model.name.to_string();
         if event.change == Change::Removed {
             return self.forget(&model);

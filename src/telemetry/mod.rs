@@ -9,26 +9,22 @@ mod recent;
 mod record;
 mod refusals;
 mod requests;
-mod residency;
 mod samples;
-mod tasks;
 mod triton;
 mod untaken;
 
-pub use access::{AccessLog, AccessPolicy};
+pub use access::AccessLog;
 pub use catalogue::CATALOGUE;
 pub use connections::{Closed, ConnectionMetrics};
-pub(crate) use logging::filter;
-pub use logging::{LogFilter, LogFormat, init_logging};
+pub use logging::{LogFilter, init_logging};
 pub use metrics::{Metrics, Sources};
 pub use recent::{Curve, Moment, Recent};
 pub use record::{Record, RecordLayer};
 pub use refusals::Refusals;
-pub use residency::ResidencyMetrics;
-pub use samples::{SampleLayer, SampleSettings, Sampled, Sampler};
-pub use tasks::TaskMetrics;
+pub use samples::{SampleLayer, Sampled, Sampler};
 pub use torchlane_engine::{
     call::Door,
+    residency::ResidencyMetrics,
     response_cache::CacheMetrics,
     rollout::RolloutMetrics,
     trace::{

@@ -9,7 +9,7 @@ use std::{
     fs, io,
     io::Write as _,
     os::unix::fs::OpenOptionsExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     pin::Pin,
     sync::{
         Arc,
@@ -21,37 +21,18 @@ use std::{
     time::Duration,
 };
 
-use bytesize::ByteSize;
 use parking_lot::Mutex;
 use pin_project_lite::pin_project;
-use serde::{Deserialize, Serialize};
 use tower::{Layer, Service};
 
 use crate::{
     admission::Tenants,
     call::{InferCall, InferReply},
+    config::SampleSettings,
     error::Error,
     model::{NamedTensor, Sample, Version, write_samples},
     threads,
 };
-
-/// `[samples]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct SampleSettings {
-    /// Requests of each model that are recorded, with their answers. 0: none.
-    pub record: usize,
-    /// Where they are written: `MODEL/samples.safetensors` in it.
-    pub directory: PathBuf,
-    /// A request that has more bytes with its answer is left out.
-    pub max_bytes: ByteSize,
-}
-
-impl Default for SampleSettings {
-    fn default() -> Self {
-        Self { record: 0, directory: PathBuf::from("samples"), max_bytes: ByteSize::mib(1) }
-    }
-}
 
 /// All samples that are held in memory together.
 const MOST_HELD: usize = 256 << 20;

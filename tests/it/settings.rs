@@ -5,13 +5,14 @@ use std::sync::OnceLock;
 use serde_json::{Value, json};
 use tonic::Code;
 use torchlane::{
+    config::LogFormat,
     proto::inference::{
         LogSettingsRequest, TraceSettingRequest,
         log_settings_request::{SettingValue, setting_value::ParameterChoice},
         log_settings_response::setting_value::ParameterChoice as Told,
         trace_setting_request,
     },
-    telemetry::{LogFormat, init_logging},
+    telemetry::init_logging,
 };
 
 use super::{

@@ -46,7 +46,10 @@ fn only_the_backend_names_tch() {
 #[test]
 fn only_the_registry_names_arc_swap() {
     let files = naming("arc_swap");
-    assert!(!files.is_empty() && files.iter().all(|file| file.starts_with("crates/engine/src/registry/")), "{files:?}");
+    assert!(
+        !files.is_empty() && files.iter().all(|file| file.starts_with("crates/engine/src/registry/")),
+        "{files:?}"
+    );
 }
 
 #[test]
@@ -78,4 +81,50 @@ fn the_architecture_page_names_every_module() {
             }
         }
     }
+}
+
+/// The rooms of the server, as `src/lib.rs` orders them.
+fn rooms() -> Vec<String> {
+    let lib = fs::read_to_string("src/lib.rs").unwrap();
+    let line = lib.lines().skip_while(|line| !line.contains("names only those after it")).nth(1).unwrap();
+    line.trim_start_matches("//!")
+        .split(',')
+        .map(|room| room.trim().trim_end_matches('.').to_owned())
+        .collect()
+}
+
+/// What a file names of this package, tests apart: `crate::room`, or a line of a `use crate::{`.
+fn named(text: &str) -> Vec<&str> {
+    let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+    let mut heads: Vec<&str> = code.split("crate::").skip(1).collect();
+    for group in code.split("use crate::{\n").skip(1) {
+        let lines = group.split("\n};").next().unwrap().lines();
+        heads
+            .extend(lines.filter_map(|line| line.strip_prefix("    ").filter(|line| !line.starts_with(' '))));
+    }
+    let word = |text: &&str| text.find(|c: char| !c.is_ascii_lowercase() && c != '_').unwrap_or(text.len());
+    heads.iter().map(|head| &head[..word(head)]).collect()
+}
+
+#[test]
+fn arrows_point_down() {
+    let rooms = rooms();
+    assert_eq!(rooms.first().map(String::as_str), Some("cli"), "{rooms:?}");
+    let at = |room: &str| rooms.iter().position(|known| known == room);
+    let mut files = Vec::new();
+    sources(Path::new("src"), &mut files);
+    let mut arrows = 0;
+    for path in files {
+        let room = path.iter().nth(1).unwrap().to_str().unwrap().trim_end_matches(".rs");
+        if matches!(room, "lib" | "main") || path.iter().any(|part| part == "tests" || part == "tests.rs") {
+            continue;
+        }
+        let from = at(room).unwrap_or_else(|| panic!("src/lib.rs does not say where {room} stands"));
+        for to in named(&fs::read_to_string(&path).unwrap()) {
+            let Some(there) = at(to) else { continue };
+            assert!(there >= from, "{} names {to}, which stands above {room}", path.display());
+            arrows += usize::from(there > from);
+        }
+    }
+    assert!(arrows > 50, "{arrows}");
 }

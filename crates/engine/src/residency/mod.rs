@@ -6,9 +6,11 @@
 mod gate;
 mod ledger;
 mod memory;
+mod metrics;
 mod thrash;
 
 pub use gate::{GatePass, GatePlace, GateWait, LaneGate};
 pub use ledger::{Ledger, LineId, Shortage, Standing, Verdict};
 pub use memory::{Memory, MemorySnapshot, Order, ReloadPolicy, Reservation, Room};
+pub use metrics::ResidencyMetrics;
 pub use thrash::Thrash;

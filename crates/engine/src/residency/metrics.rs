@@ -8,10 +8,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::{
-    lifecycle::{Asker, Change, ModelEvent},
-    residency::MemorySnapshot,
-};
+use super::MemorySnapshot;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CauseLabel {
@@ -61,7 +58,8 @@ impl Default for ResidencyMetrics {
 }
 
 impl ResidencyMetrics {
-    pub(super) fn register(&self, registry: &mut Registry) {
+    /// Puts them into the catalogue.
+    pub fn register(&self, registry: &mut Registry) {
         let r = registry;
         let bytes = Unit::Bytes;
         r.register_with_unit("memory_budget", "What models may take", bytes, self.budget.clone());
@@ -75,28 +73,18 @@ impl ResidencyMetrics {
         r.register("residency_thrash", "1 while models only take each other's place", self.thrash.clone());
     }
 
-    pub(super) fn event(&self, event: &ModelEvent) {
-        let cause = match &event.asker {
-            Some(Asker::Start) => "start",
-            Some(Asker::Repository) => "repository",
-            Some(Asker::Request) => "request",
-            Some(Asker::Caller(_)) => "caller",
-            Some(Asker::Rollout) => "rollout",
-            Some(Asker::Budget) | None => return self.evicted(event),
-        };
-        let undone = event.change == Change::RolledBack && event.error.is_none();
-        if undone || matches!(event.change, Change::Ready | Change::Reloaded) {
-            self.loads.get_or_create(&CauseLabel { cause }).inc();
-        }
+    /// A version went live, and this had asked for it: `start`, `repository`, `request`, `caller` or `rollout`.
+    pub fn went_live(&self, cause: &'static str) {
+        self.loads.get_or_create(&CauseLabel { cause }).inc();
     }
 
-    fn evicted(&self, event: &ModelEvent) {
-        if event.change == Change::Evicted {
-            self.evictions.inc();
-        }
+    /// A model had to go for others.
+    pub fn evicted(&self) {
+        self.evictions.inc();
     }
 
-    pub(super) fn read(&self, memory: MemorySnapshot) {
+    /// Takes over what the memory's books say now.
+    pub fn read(&self, memory: MemorySnapshot) {
         let number = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         self.budget.set(number(memory.budget));
         self.used.set(number(memory.used));
