@@ -85,7 +85,7 @@ fn model(directory: &Path) -> Result<String, Failure> {
 fn described(info: &ArchiveInfo) -> String {
     let mut text = String::from(
         "# What torchlane should know of this model. Everything is optional: without this file the archive speaks for itself.\n\
-         # The README explains every key. `torchlane check` says whether the model loads with it.\n\n\
+         # docs/reference/model-toml.md explains every key. `torchlane check` says whether the model loads with it.\n\n\
          # description = \"for people\"\n\n\
          [batching]\n\
          # Rows of several requests in one pass. Without it each request runs alone.\n\

@@ -1,4 +1,4 @@
-//! Every metric by name, kind and labels; a test holds the registry and docs/metrics.md against it.
+//! Every metric by name, kind and labels; a test holds the registry and docs/reference/metrics.md against it.
 
 /// Every metric: name as scraped, type, labels.
 pub const CATALOGUE: &[(&str, &str, &str)] = &[

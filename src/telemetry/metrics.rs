@@ -556,7 +556,7 @@ mod tests {
         metrics.tasks.restarted("watch");
         let text = metrics.encode();
         let registered: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
-        let documented = include_str!("../../docs/metrics.md");
+        let documented = include_str!("../../docs/reference/metrics.md");
         assert_eq!(registered.len(), CATALOGUE.len(), "{registered:?}");
         for (name, kind, labels) in CATALOGUE {
             let family = format!(
@@ -566,10 +566,10 @@ mod tests {
             assert!(registered.contains(&family.as_str()), "{family} is not registered");
             assert!(
                 documented.contains(&format!("| `{name}` | {kind} | {labels} |")),
-                "{name} is not in docs/metrics.md"
+                "{name} is not in docs/reference/metrics.md"
             );
         }
         let rows = documented.lines().filter(|line| line.starts_with("| `torchlane_")).count();
-        assert_eq!(rows, CATALOGUE.len(), "docs/metrics.md lists something else");
+        assert_eq!(rows, CATALOGUE.len(), "docs/reference/metrics.md lists something else");
     }
 }

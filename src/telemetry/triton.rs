@@ -196,10 +196,10 @@ mod tests {
 
     #[test]
     fn the_page_names_them_all() {
-        let page = include_str!("../../docs/metrics.md");
+        let page = include_str!("../../docs/reference/metrics.md");
         let names = FAMILIES.iter().chain(&CACHE_FAMILIES).map(|(name, ..)| *name);
         for name in names.chain([FAILURE, PENDING]) {
-            assert!(page.contains(&format!("| `{name}` |")), "docs/metrics.md does not name {name}");
+            assert!(page.contains(&format!("| `{name}` |")), "reference/metrics.md does not name {name}");
         }
     }
 }

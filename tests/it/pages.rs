@@ -1,6 +1,10 @@
 //! Pages of the documentation that must keep up with the code.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use torchlane::error::{Code, Reason};
 
@@ -22,7 +26,7 @@ fn status(code: Code) -> String {
 
 #[test]
 fn every_reason_is_explained_once_with_its_codes() {
-    let page = page("errors.md");
+    let page = page("reference/errors.md");
     let rows: Vec<Vec<&str>> = page
         .lines()
         .filter(|line| line.starts_with("| `"))
@@ -30,17 +34,18 @@ fn every_reason_is_explained_once_with_its_codes() {
         .collect();
     for reason in Reason::ALL {
         let named: Vec<_> = rows.iter().filter(|row| row[0] == format!("`{reason}`")).collect();
-        let [row] = named.as_slice() else { panic!("docs/errors.md has {} rows of {reason}", named.len()) };
+        let [row] = named.as_slice() else { panic!("errors.md has {} rows of {reason}", named.len()) };
         assert_eq!(row[1], status(reason.code()), "{reason}");
         assert_eq!(row[2], reason.http_status().to_string(), "{reason}");
         assert!(row[3].len() > 15 && row[4].len() > 5, "{reason}: what happened, and what to do");
     }
-    assert_eq!(rows.len(), Reason::ALL.len(), "docs/errors.md has reasons that the code does not");
+    assert_eq!(rows.len(), Reason::ALL.len(), "errors.md has reasons that the code does not");
 }
 
 #[test]
 fn every_alert_has_its_line_in_the_runbook() {
-    let (rules, runbook) = (fs::read_to_string("ops/prometheus/rules.yaml").unwrap(), page("runbook.md"));
+    let (rules, runbook) =
+        (fs::read_to_string("ops/prometheus/rules.yaml").unwrap(), page("guides/runbook.md"));
     let alerts: BTreeSet<_> =
         rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).map(str::to_owned).collect();
     assert!(alerts.len() > 10, "{alerts:?}");
@@ -56,16 +61,20 @@ fn every_alert_has_its_line_in_the_runbook() {
 #[test]
 fn every_page_is_in_the_index_and_every_link_leads_somewhere() {
     let index = page("README.md");
-    let mut pages = vec![("README.md".into(), fs::read_to_string("README.md").unwrap())];
-    for entry in fs::read_dir("docs").unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-        if name.ends_with(".md") {
-            assert!(
-                name == "README.md" || index.contains(&format!("({name})")),
-                "docs/README.md lacks {name}"
-            );
-            pages.push((path.clone(), fs::read_to_string(&path).unwrap()));
+    let mut pages: Vec<_> = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+        .map(|name| (PathBuf::from(name), fs::read_to_string(name).unwrap()))
+        .into();
+    for folder in ["", "guides/", "reference/"] {
+        for entry in fs::read_dir(format!("docs/{folder}")).unwrap() {
+            let path = entry.unwrap().path();
+            let name = format!("{folder}{}", path.file_name().unwrap().to_str().unwrap());
+            if name.ends_with(".md") {
+                assert!(
+                    name == "README.md" || index.contains(&format!("({name})")),
+                    "docs/README.md lacks {name}"
+                );
+                pages.push((path.clone(), fs::read_to_string(&path).unwrap()));
+            }
         }
     }
     for (path, text) in &pages {

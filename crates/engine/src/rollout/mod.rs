@@ -1,5 +1,5 @@
 //! A new version beside the live one, seen by a share of the callers before all of them: who is sent to it, what is noted of
-//! both versions, and what that says. `docs/rollout.md` has the statistics.
+//! both versions, and what that says. `docs/guides/rollout.md` has the statistics.
 //!
 //! **Invariant**: what a new version does wrong costs time and never an answer: a request that it fails is run by the live one.
 //! A shadow's answer reaches nobody. What decides is pure: it reads counts, and is told how much time has passed.

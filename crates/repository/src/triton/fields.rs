@@ -1,4 +1,4 @@
-//! Every field of a `ModelConfig`, and what becomes of it. `docs/triton.md` has the same list for people; a test holds both
+//! Every field of a `ModelConfig`, and what becomes of it. `docs/reference/triton.md` has the same list for people; a test holds both
 //! against the descriptor.
 
 /// What becomes of a field.
@@ -169,6 +169,6 @@ pub(super) const FIELDS: &[(&str, Fate)] = &[
     ("response_cache.enable", Mapped),
     (
         "model_metrics.metric_control",
-        Warned("the buckets of torchlane's histograms are fixed: docs/metrics.md"),
+        Warned("the buckets of torchlane's histograms are fixed: docs/reference/metrics.md"),
     ),
 ];

@@ -256,8 +256,8 @@ fn every_field_that_is_mapped_makes_a_difference() {
 
 #[test]
 fn the_page_for_people_has_every_field() {
-    let page = std::fs::read_to_string("../../docs/triton.md").unwrap();
+    let page = std::fs::read_to_string("../../docs/reference/triton.md").unwrap();
     for (path, _) in FIELDS {
-        assert!(page.contains(&format!("`{path}`")), "docs/triton.md does not have `{path}`");
+        assert!(page.contains(&format!("`{path}`")), "docs/reference/triton.md does not have `{path}`");
     }
 }
