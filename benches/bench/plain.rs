@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tch::{CModule, Device, Kind, Tensor};
+use torchlane_torch::tch::{self, CModule, Device, Kind, Tensor};
 
 use crate::{Result, models};
 

@@ -20,6 +20,9 @@ use std::{
 };
 
 use bytes::Bytes;
+/// For the benchmark's plain loop, which is to use the same libtorch.
+#[doc(hidden)]
+pub use tch;
 use tch::{Device, Kind, Tensor};
 use torchlane_archive::weights::Overlay;
 use torchlane_engine::backend::{ArchiveSummary, Backend, BackendError, Module, Pass, ThreadRole, summary};
