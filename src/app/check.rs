@@ -1,8 +1,9 @@
 //! What `torchlane check` finds out: whether a server would serve what the repositories hold.
 
 use super::{
+    from_settings::{backend, rules},
     repositories,
-    server::{StartError, backend, rules},
+    server::StartError,
 };
 use crate::{
     backend::{Backend, ThreadRole},

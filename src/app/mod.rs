@@ -8,6 +8,7 @@ mod cpu;
 mod descriptors;
 mod drain;
 mod frames;
+mod from_settings;
 mod heads;
 mod health;
 mod idle;

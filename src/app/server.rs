@@ -14,6 +14,7 @@ use super::{
     cpu::{CpuPlan, cpu_quota},
     descriptors::Descriptors,
     drain::{Doors, LAST_WORDS},
+    from_settings::{backend, callers, history, pace, residency, rules},
     io,
     peers::Peers,
     repositories,
@@ -21,9 +22,7 @@ use super::{
     stack, web,
 };
 use crate::{
-    admission::{
-        CallerLimits, Callers, ControlLane, Forecaster, LimitSnapshot, Pressure, ResolveLayer, Tenants,
-    },
+    admission::{ControlLane, Forecaster, LimitSnapshot, Pressure, ResolveLayer, Tenants},
     api::{
         console,
         health::Health,
@@ -34,14 +33,11 @@ use crate::{
         oip::{self, MOST_REGIONS, OpenInference, Regions, grpc::GrpcInference},
         rest,
     },
-    backend::{Backend, FakeBackend, ThreadRole},
-    config::{self, BackendKind, Loader, Settings},
+    backend::{Backend, ThreadRole},
+    config::{self, Settings},
     layers::{Conform, CountBytes, End, Guard, Hosts, Inflate, ReadDeadline, RequestCap, Shed},
-    lifecycle::{History, Manager, ManagerConfig, OnDemand, ResidencyConfig, Rules, Started, WatchConfig},
-    loader::{
-        LoaderPool, Pace,
-        seal::{Integrity, KeyError, Policy, TrustedKey},
-    },
+    lifecycle::{Manager, ManagerConfig, OnDemand, Started, WatchConfig},
+    loader::{LoaderPool, seal::KeyError},
     proto::{
         self, inference::grpc_inference_service_server::GrpcInferenceServiceServer,
         model_server_server::ModelServerServer,
@@ -135,26 +131,6 @@ fn serve_from(
     // Work on a file system that does not answer is not waited for.
     runtime.shutdown_background();
     served
-}
-
-/// Loads give way to what the scheduler runs.
-fn pace(settings: &Loader, scheduler: &Arc<Scheduler>, executors: usize) -> Arc<Pace> {
-    let scheduler = scheduler.clone();
-    // Patience alone must not make a load take too long.
-    Pace::new(settings.patience.min(settings.time_limit / 2), executors, move || {
-        let seen = scheduler.snapshot();
-        seen.busy.iter().sum::<Duration>() + seen.on_wire
-    })
-}
-
-pub(super) fn backend(kind: BackendKind) -> Result<Arc<dyn Backend>, StartError> {
-    match kind {
-        BackendKind::Fake => Ok(Arc::new(FakeBackend)),
-        #[cfg(feature = "torch")]
-        BackendKind::Torch => Ok(Arc::new(torchlane_torch::TorchBackend::new())),
-        #[cfg(not(feature = "torch"))]
-        BackendKind::Torch => Err(StartError::NoTorch),
-    }
 }
 
 async fn run(
@@ -451,18 +427,6 @@ async fn run(
     outcome
 }
 
-/// What callers may hold.
-fn callers(server: &config::Server, descriptors: Descriptors, cpus: usize) -> Arc<Callers> {
-    Callers::new(CallerLimits {
-        bytes: server.max_in_flight_bytes.as_u64(),
-        calls: server.max_open_calls as u64,
-        grpc: descriptors.grpc,
-        http: descriptors.http,
-        heavy: (cpus / 2).max(2),
-        share: server.caller_share,
-    })
-}
-
 /// Time for changes of models once no request is left.
 const LAST_CHANGES: Duration = Duration::from_secs(5);
 
@@ -492,48 +456,5 @@ fn front(
         console::router(with, identity, console::Rights { admin: settings.admin, patience })
     } else {
         http::hello()
-    }
-}
-
-/// What becomes of changes, and the file that it is written to.
-fn history(settings: &Settings, tasks: &Tasks) -> Result<Arc<History>, StartError> {
-    let path = settings.audit.file.as_deref();
-    History::new(path, tasks).map(Arc::new).map_err(|source| {
-        let path = path.unwrap_or(std::path::Path::new("")).to_owned();
-        StartError::AuditLog { path, source }
-    })
-}
-
-/// What every version must satisfy, by the settings.
-pub(super) fn rules(settings: &Settings) -> Result<Rules, StartError> {
-    Ok(Rules {
-        integrity: integrity(&settings.integrity)?,
-        safety: settings.safety.clone(),
-        known: Arc::default(),
-    })
-}
-
-fn integrity(settings: &config::Integrity) -> Result<Integrity, StartError> {
-    let trusted = settings
-        .trusted_keys
-        .iter()
-        .map(|key| TrustedKey::from_setting(key))
-        .collect::<Result<Vec<_>, _>>()?;
-    if !trusted.is_empty() && settings.policy != Policy::Signed {
-        let policy = settings.policy.as_str();
-        tracing::warn!("integrity.trusted_keys are not looked at: integrity.policy is {policy}, not signed");
-    }
-    Ok(Integrity { policy: settings.policy, trusted })
-}
-
-/// What is loaded when, by the settings.
-fn residency(settings: &Settings) -> ResidencyConfig {
-    ResidencyConfig {
-        load: settings.memory.load,
-        reload: settings.memory.reload,
-        max_wait: settings.memory.max_wait,
-        max_waiting: settings.memory.max_waiting,
-        max_waiting_per_model: settings.memory.max_waiting_per_model,
-        at_once: settings.loader.threads,
     }
 }

@@ -11,8 +11,7 @@ use figment::{
 use thiserror::Error;
 
 use super::Settings;
-use crate::model::redact;
-use crate::plain;
+use crate::{model::redact, plain};
 
 /// A configuration that cannot be used. One line.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

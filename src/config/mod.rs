@@ -2,6 +2,7 @@
 //!
 //! **Invariant**: nothing unchecked escapes: a [`Settings`] from [`load`] has passed [`Settings::validate`].
 
+mod checks;
 mod hosts;
 mod layers;
 mod log;

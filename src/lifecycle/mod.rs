@@ -18,6 +18,7 @@ mod load;
 mod lookup;
 mod manager;
 mod prepare;
+mod replace;
 mod rollout;
 mod rollouts;
 mod room;

@@ -26,10 +26,10 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
+use torchlane_archive::between_pieces;
 
 use self::tail::{Mark, Tail};
 use super::pool::STACK_BYTES;
-use torchlane_archive::between_pieces;
 
 use crate::{
     backend::{Backend, ThreadRole},

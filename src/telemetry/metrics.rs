@@ -1,5 +1,7 @@
 //! The metrics, and what a scrape reads of the server. `catalogue.rs` lists them.
 
+mod changes;
+
 use std::{
     collections::HashMap,
     sync::{Arc, OnceLock},
@@ -23,7 +25,6 @@ use super::{
 };
 use crate::{
     admission::{Forecaster, Limiter, Pressure, Tenants},
-    lifecycle::{Asker, Change, ModelEvent, Phases},
     model::Lane,
     residency::Memory,
     response_cache::ResponseCache,
@@ -332,95 +333,6 @@ impl Metrics {
         self.requests.count(&sample, is_there);
     }
 
-    fn residency_event(&self, event: &ModelEvent) {
-        let cause = match &event.asker {
-            Some(Asker::Start) => "start",
-            Some(Asker::Repository) => "repository",
-            Some(Asker::Request) => "request",
-            Some(Asker::Caller(_)) => "caller",
-            Some(Asker::Rollout) => "rollout",
-            Some(Asker::Budget) | None => {
-                if event.change == Change::Evicted {
-                    self.residency.evicted();
-                }
-                return;
-            }
-        };
-        let undone = event.change == Change::RolledBack && event.error.is_none();
-        if undone || matches!(event.change, Change::Ready | Change::Reloaded) {
-            self.residency.went_live(cause);
-        }
-    }
-
-    /// Notes a change of a model.
-    pub fn model_event(&self, event: &ModelEvent) {
-        self.residency_event(event);
-        let model = event.model.name.to_string();
-        if event.change == Change::Removed {
-            return self.forget(&model);
-        }
-        if event.change.retires() {
-            let status = &event.model;
-            let stay = status.live.iter().map(|live| live.version);
-            let stay = stay.chain(status.previous).chain(status.loading);
-            let stay: Vec<_> = stay.chain(status.loaded.iter().map(|loaded| loaded.version)).collect();
-            self.requests.keep_only(&model, &stay);
-        }
-        let result = match event.change {
-            Change::Ready | Change::Reloaded => Some("ok"),
-            // A caller went back. The end of a rollout has an error.
-            Change::RolledBack if event.error.is_none() => Some("ok"),
-            Change::Failed => Some("failed"),
-            _ => None,
-        };
-        if let Some(result) = result {
-            self.reloads.get_or_create(&ReloadLabels { model: model.clone(), result }).inc();
-        }
-        if let Some(phases) = event.model.last_phases {
-            self.phases(&model, phases);
-        }
-        let rollout = event.model.rollout.map(|rollout| (rollout.version, rollout.state.as_str()));
-        self.rollouts.is_at(event.model.name.as_str(), rollout);
-        let mut live = self.live.lock();
-        if let Some(old) = live.remove(&model) {
-            self.info.remove(&old);
-        }
-        if let Some(now) = &event.model.live {
-            let labels = InfoLabels {
-                model: model.clone(),
-                version: now.version.to_string(),
-                sha256: now.sha256.clone(),
-            };
-            self.info.get_or_create(&labels).set(1);
-            live.insert(model, labels);
-        }
-    }
-
-    /// A model is gone, and all of its series with it.
-    fn forget(&self, model: &str) {
-        let of = || model.to_owned();
-        self.requests.forget(model);
-        for result in RELOADS {
-            self.reloads.remove(&ReloadLabels { model: of(), result });
-        }
-        for (phase, _) in Phases::default().named() {
-            self.phases.remove(&PhaseLabels { model: of(), phase });
-        }
-        if let Some(old) = self.live.lock().remove(model) {
-            self.info.remove(&old);
-        }
-        self.rollouts.forget(model);
-        self.cache.forget(model);
-    }
-
-    fn phases(&self, model: &str, phases: Phases) {
-        for (phase, took) in phases.named().into_iter().filter(|(phase, _)| *phase != "total") {
-            self.phases
-                .get_or_create(&PhaseLabels { model: model.to_owned(), phase })
-                .set(took.as_secs_f64());
-        }
-    }
-
     /// Everything, as OpenMetrics text.
     pub fn encode(&self) -> String {
         self.refresh();
@@ -518,7 +430,7 @@ mod tests {
     use std::time::Duration;
 
     use super::{super::CATALOGUE, *};
-    use crate::model::Version;
+    use crate::{lifecycle::Phases, model::Version};
 
     #[test]
     fn the_catalogue_is_what_is_registered_and_what_is_documented() {

@@ -288,8 +288,9 @@ fn causes(status: &Status) -> impl Iterator<Item = &(dyn StdError + 'static)> {
 mod tests {
     use std::{io, sync::Arc};
 
-    use super::*;
     use torchlane_model::error::{Error, Reason};
+
+    use super::*;
 
     #[test]
     fn what_a_server_says_is_kept() {

@@ -3,9 +3,9 @@
 use std::{fmt, time::Duration};
 
 use tonic::Request;
+use torchlane_proto as proto;
 
 use super::{Client, ClientError, Defaults, ErrorKind, Priority, Stub, Tensor, call::Terms};
-use torchlane_proto as proto;
 
 /// A request under construction: [`Client::infer`] begins one, [`Infer::send`] sends it.
 #[derive(Debug, Clone)]

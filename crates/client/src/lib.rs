@@ -32,6 +32,11 @@ use std::{fmt, sync::Arc, time::Duration};
 use futures::{Stream, StreamExt as _, stream::BoxStream};
 use tonic::{Request, Status, transport::Channel};
 
+pub use torchlane_proto::Priority;
+use torchlane_proto::{
+    self as proto, infer_stream_response::Result as Outcome, model_server_client::ModelServerClient,
+};
+
 pub use self::address::endpoint;
 use self::call::{Caller, Terms};
 pub use self::{
@@ -40,10 +45,6 @@ pub use self::{
     infer::{Answer, Infer, Timing},
     retry::{Backoff, RetryPolicy},
     tensor::{Scalar, Tensor},
-};
-pub use torchlane_proto::Priority;
-use torchlane_proto::{
-    self as proto, infer_stream_response::Result as Outcome, model_server_client::ModelServerClient,
 };
 
 /// Messages may be as large as gRPC allows: what is too large is the server's to say.

@@ -18,8 +18,9 @@ mod store;
 mod text;
 pub mod triton;
 mod upload;
+mod version_files;
 
-pub use directory::{Aside, Directory, Found, RepositoryError, VersionFiles};
+pub use directory::{Directory, RepositoryError};
 pub use kept::Kept;
 pub use metrics::{RepositoryMetrics, StoreMetrics};
 pub use set::{Look, Repositories, Repository, Trouble};
@@ -28,3 +29,4 @@ pub use source::Source;
 pub use store::{FetchError, Mirror, MirrorConfig, StoreOptions, problem as store_options_problem};
 pub use text::{MOST_TEXT, read_text};
 pub use upload::{MOST_FILES, Staged, Upload, Uploads};
+pub use version_files::{Aside, Found, VersionFiles};

@@ -5,11 +5,11 @@ mod network;
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
+use torchlane_model::error::{Error, Reason};
+use torchlane_proto as proto;
 
 use self::network::{Memory, Step};
 use super::{Answer, Client, ClientBuilder, ClientError, ErrorKind, Priority, RetryPolicy};
-use torchlane_model::error::{Error, Reason};
-use torchlane_proto as proto;
 
 const MS: Duration = Duration::from_millis(1);
 
