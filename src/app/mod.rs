@@ -22,6 +22,7 @@ mod server;
 mod signals;
 mod stack;
 mod taking;
+mod transport;
 mod watchdog;
 mod web;
 

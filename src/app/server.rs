@@ -19,7 +19,9 @@ use super::{
     peers::Peers,
     repositories,
     signals::{Beginning, Signals},
-    stack, web,
+    stack,
+    transport::Transport,
+    web,
 };
 use crate::{
     admission::{ControlLane, Forecaster, LimitSnapshot, Pressure, ResolveLayer, Tenants},
@@ -35,7 +37,7 @@ use crate::{
     },
     backend::{Backend, ThreadRole},
     config::{self, Settings},
-    layers::{Conform, CountBytes, End, Guard, Hosts, Inflate, ReadDeadline, RequestCap, Shed},
+    layers::{Hosts, RequestCap},
     lifecycle::{Manager, ManagerConfig, OnDemand, Started, WatchConfig},
     loader::{LoaderPool, seal::KeyError},
     proto::{
@@ -311,15 +313,19 @@ async fn run(
             .add_service(inflating!(reflection().build_v1alpha().map_err(broken)?));
     }
     let cap: io::SharedCap = RequestCap::new(settings.server.max_requests);
-    let refusals = || metrics.refusals.clone();
-    let calls = Inference::new(service, open_inference, routes.prepare(), limit, refusals());
-    let inflated = Inflate::new(calls, limit, refusals());
-    let read = ReadDeadline::new(inflated, settings.admission.max_deadline, refusals());
-    let counted = CountBytes::new(End::new(read, closing.clone()), &callers, refusals())
-        .with_uploads(manager.takes_uploads());
+    let calls = Inference::new(service, open_inference, routes.prepare(), limit, metrics.refusals.clone());
     let hosts = |at| Hosts::new(at, &settings.server.hosts, &settings.server.origins);
-    let shed = Shed::new(counted, cap.clone(), refusals());
-    let service = Guard::new(Conform::new(shed, hosts(grpc_addr), refusals()), refusals());
+    let transport = Transport {
+        longest: limit,
+        max_deadline: settings.admission.max_deadline,
+        closing: closing.clone(),
+        callers: callers.clone(),
+        takes_uploads: manager.takes_uploads(),
+        cap: cap.clone(),
+        hosts: hosts(grpc_addr),
+        refusals: metrics.refusals.clone(),
+    };
+    let service = transport.around(calls);
     let enter = move || backend.enter_thread(ThreadRole::Executor { intra_op: 1 });
     let peers = Peers {
         callers: callers.clone(),
