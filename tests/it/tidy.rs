@@ -128,3 +128,19 @@ fn arrows_point_down() {
     }
     assert!(arrows > 50, "{arrows}");
 }
+
+/// People filter the log by these: they must not move with the code.
+#[test]
+fn lines_of_crates_say_their_target() {
+    for path in
+        all_sources().iter().filter(|path| path.starts_with("crates") && !path.starts_with("crates/client"))
+    {
+        let text = fs::read_to_string(path).unwrap();
+        for level in ["error", "warn", "info", "debug"] {
+            for after in text.split(&format!("tracing::{level}!(")).skip(1) {
+                let said = after.trim_start().starts_with("target: \"torchlane::");
+                assert!(said, "{}: a line without a target", path.display());
+            }
+        }
+    }
+}

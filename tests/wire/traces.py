@@ -168,7 +168,7 @@ def check_away(models, pb, rpc):
     within("they are lost", lambda: server.metric('torchlane_spans_total{result="failed"}') > 0)
     together(stub, pb, [None, None])
     assert server.metric('torchlane_spans_total{result="exported"}') == 0
-    (said,) = server.lines(level="WARN", target="torchlane::telemetry::trace::queue")
+    (said,) = server.lines(level="WARN", target="torchlane::telemetry")
     assert "telemetry.otlp_endpoint" in said["message"], said
     collector = Collector(port)
 

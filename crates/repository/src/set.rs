@@ -105,7 +105,7 @@ impl Repository {
                     seen.models = found.iter().map(|found| (found.name.clone(), found.clone())).collect();
                     seen.read = true;
                     if seen.trouble.take().is_some() {
-                        tracing::info!(repository = self.place, "the repository can be read again");
+                        tracing::info!(target: "torchlane::repository", repository = self.place, "the repository can be read again");
                     }
                     self.metrics.readable(&self.place, true);
                     return Look { found, trouble: None };
@@ -136,7 +136,7 @@ impl Repository {
         let is_known = seen.trouble.as_ref().is_some_and(|known| words(&known.message) == words(&message));
         if !is_known {
             let models = seen.models.len();
-            tracing::error!(
+            tracing::error!(target: "torchlane::repository",
                 repository = self.place,
                 models,
                 "cannot look for new versions: {message}. Its models stay as they are"

@@ -175,9 +175,9 @@ impl Pressure {
         let (resource, refused) = (resource.as_str(), REFUSED.get(level).copied());
         let ratio = (1000.0 * ratio).round() / 1000.0;
         if level > before {
-            tracing::warn!(resource, ratio, refused, "more pressure");
+            tracing::warn!(target: "torchlane::admission", resource, ratio, refused, "more pressure");
         } else if level < before {
-            tracing::info!(resource, ratio, refused, "less pressure");
+            tracing::info!(target: "torchlane::admission", resource, ratio, refused, "less pressure");
         }
     }
 

@@ -254,7 +254,7 @@ impl Others {
             return;
         }
         self.warned = Some(Instant::now());
-        tracing::warn!(
+        tracing::warn!(target: "torchlane::admission",
             kept = self.accounts.len(),
             "more than {MADE_UP} values of x-tenant that no setting knows: accounts of idle ones are dropped"
         );

@@ -134,13 +134,15 @@ impl Memory {
         let turned = self.thrash.lock().loaded(model, Instant::now());
         let MemorySnapshot { budget, used, models, .. } = self.snapshot();
         match turned {
-            Some(true) => tracing::warn!(
+            Some(true) => tracing::warn!(target: "torchlane::residency",
                 budget,
                 used,
                 models,
                 "models only take each other's place in memory: raise memory.budget, pin what is urgent, or spread the models over more servers"
             ),
-            Some(false) => tracing::info!(budget, used, models, "models stay in memory again"),
+            Some(false) => {
+                tracing::info!(target: "torchlane::residency", budget, used, models, "models stay in memory again")
+            }
             None => {}
         }
     }

@@ -328,7 +328,7 @@ impl Drop for Scheduler {
             sleeper.notify_one();
         }
         if !threads::join(std::mem::take(&mut *self.threads.lock()), PATIENCE) {
-            tracing::warn!("a forward pass did not end: it is abandoned");
+            tracing::warn!(target: "torchlane::sched", "a forward pass did not end: it is abandoned");
         }
     }
 }

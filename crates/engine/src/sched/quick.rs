@@ -64,7 +64,7 @@ impl Quick {
         *strikes = Some((since, before + 1));
         if before + 1 >= STRIKES || pass >= FAR_TOO_SLOW {
             self.bytes.store(0, Ordering::Relaxed);
-            tracing::info!(pass_us = pass.as_micros(), "passes are not quick any more: executors run them");
+            tracing::info!(target: "torchlane::sched", pass_us = pass.as_micros(), "passes are not quick any more: executors run them");
         }
     }
 }

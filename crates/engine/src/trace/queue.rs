@@ -94,13 +94,13 @@ impl<E: SpanExporter> SpanExporter for Sending<E> {
             Ok(()) => {
                 self.metrics.exported(spans as u64);
                 if was_away {
-                    tracing::info!("the collector takes spans again");
+                    tracing::info!(target: "torchlane::telemetry", "the collector takes spans again");
                 }
             }
             Err(error) => {
                 self.metrics.failed(spans as u64);
                 if !was_away {
-                    tracing::warn!(%error, "the collector does not take spans: they are lost (telemetry.otlp_endpoint)");
+                    tracing::warn!(target: "torchlane::telemetry", %error, "the collector does not take spans: they are lost (telemetry.otlp_endpoint)");
                 }
             }
         }

@@ -147,7 +147,7 @@ impl Traces {
         let flush = move || self.provider.shutdown_with_timeout(limit);
         // The library waits in the way of threads, and the runtime has to go on meanwhile: it carries the connection.
         if let Ok(Err(error)) = tokio::task::spawn_blocking(flush).await {
-            tracing::warn!(%error, "the last spans were not sent");
+            tracing::warn!(target: "torchlane::telemetry", %error, "the last spans were not sent");
         }
     }
 

@@ -26,7 +26,7 @@ use crate::{
 impl Shared {
     /// After a panic outside of a pass: its jobs are gone, and the thread goes on without them.
     pub(super) fn recover(&self, index: usize) {
-        tracing::error!(executor = index, "an executor panicked outside of a pass: its requests are lost");
+        tracing::error!(target: "torchlane::sched", executor = index, "an executor panicked outside of a pass: its requests are lost");
         let Some(running) = self.running.get(index) else { return };
         let mut state = self.state.lock();
         let mut running = running.lock();
