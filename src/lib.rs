@@ -1,7 +1,7 @@
 //! torchlane: a gRPC model server for TorchScript models.
 //!
 //! See `docs/architecture.md` for the map of this code. The straight line of a request: [`api`] decodes it into a
-//! [`call::InferCall`]; [`admission`] decides whether and when it may be in flight; [`sched`] forms batches and runs
+//! [`call::InferCall`]; in the engine (`crates/engine`), [`admission`] decides whether and when it may be in flight; [`sched`] forms batches and runs
 //! them on the executors with the version that [`registry`] has live; [`backend`] calls libtorch. [`lifecycle`]
 //! prepares versions and swaps them in; what their model is said to be is read from `model.toml` or, by [`triton`], from Triton's
 //! `config.pbtxt`.

@@ -102,6 +102,10 @@ fn named(text: &str) -> Vec<&str> {
         heads
             .extend(lines.filter_map(|line| line.strip_prefix("    ").filter(|line| !line.starts_with(' '))));
     }
+    for line in code.split("use crate::{").skip(1).filter_map(|rest| rest.lines().next()?.strip_suffix("};"))
+    {
+        heads.extend(line.split(", "));
+    }
     let word = |text: &&str| text.find(|c: char| !c.is_ascii_lowercase() && c != '_').unwrap_or(text.len());
     heads.iter().map(|head| &head[..word(head)]).collect()
 }

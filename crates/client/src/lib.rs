@@ -32,10 +32,10 @@ use std::{fmt, sync::Arc, time::Duration};
 use futures::{Stream, StreamExt as _, stream::BoxStream};
 use tonic::{Request, Status, transport::Channel};
 
+/// The messages that some calls take and give.
+pub use torchlane_proto as proto;
 pub use torchlane_proto::Priority;
-use torchlane_proto::{
-    self as proto, infer_stream_response::Result as Outcome, model_server_client::ModelServerClient,
-};
+use torchlane_proto::{infer_stream_response::Result as Outcome, model_server_client::ModelServerClient};
 
 pub use self::address::endpoint;
 use self::call::{Caller, Terms};

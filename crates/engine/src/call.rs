@@ -50,7 +50,7 @@ pub struct InferCall {
     pub lane: Option<Lane>,
     /// Where the lane that it got is written down once that is decided.
     pub decided: DecidedLane,
-    /// The authenticated principal, or `x-tenant`; empty where neither is there.
+    /// `x-tenant`, or empty.
     pub tenant: Arc<str>,
     /// What its sender holds of what callers share. `None`: it came by no connection.
     pub account: Option<Arc<Account>>,

@@ -1,8 +1,9 @@
 //! What can go wrong, as a closed set.
 //!
 //! Every failure that a caller sees is an [`Error`]: a [`Reason`] from the list below, a message of one line that
-//! says what to do, and hints. `api::status` maps it to a gRPC status, and [`Reason::http_status`] to HTTP: nowhere
-//! else is a code chosen. What the log says may be longer; what the wire says is clipped to [`MAX_MESSAGE_BYTES`],
+//! says what to do, and hints. `torchlane_proto::status` makes a gRPC status of it, and
+//! [`Reason::http_status`] says its code of HTTP. Requests that are not HTTP or gRPC as they should be are the only ones with codes
+//! of their own (405, 415, ...), where they are refused. What the log says may be longer; what the wire says is clipped to [`MAX_MESSAGE_BYTES`],
 //! because an over-long trailer makes HTTP/2 peers drop the whole connection.
 
 use std::{borrow::Cow, fmt, time::Duration};
