@@ -158,7 +158,7 @@ impl Manager {
             return Err(entry.superseded());
         }
         let swapping = Instant::now();
-        // First beside, then out of the way: whoever wants this very version finds it at every moment.
+        // First beside, then out of the way: a request for this very version finds it at every moment.
         let kept = keep.then(|| entry.keep_live_beside()).is_some_and(|kept| kept);
         entry.slot.profile().renew(&measured);
         let old = entry.slot.swap(Some(servable.clone()));
@@ -184,7 +184,7 @@ impl Manager {
         Ok((report, old.filter(|_| !kept), side))
     }
 
-    /// Waits until nobody else holds `old`, then drops it on a loader thread. Nobody can get hold of it any more, so
+    /// Waits until nothing else holds `old`, then drops it on a loader thread. No request can get hold of it any more, so
     /// the count only falls.
     pub(super) async fn drain(&self, old: Arc<Servable>) {
         if !self.until_let_go(&old).await {
@@ -193,7 +193,7 @@ impl Manager {
         self.discard(old).await;
     }
 
-    /// Waits until nobody else holds it, as long as a drain may take. False: somebody still does.
+    /// Waits until nothing else holds it, as long as a drain may take. False: something still does.
     pub(super) async fn until_let_go<T>(&self, held: &Arc<T>) -> bool {
         let give_up = Instant::now() + self.config.drain;
         let mut pause = Duration::from_micros(200);

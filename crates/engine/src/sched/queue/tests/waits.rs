@@ -22,7 +22,7 @@ fn jobs_wait_for_others_no_longer_than_their_model_says() {
     let popped = queue.pop(now + ms(1), 1);
     assert_eq!((popped.jobs.len(), popped.wait_until), (0, Some(now + DELAY)));
     assert!(queue.is_held(&handle));
-    // One that joins wakes nobody, and does not begin the wait anew.
+    // One that joins wakes no executor, and does not begin the wait anew.
     let third = queue.push(patient(2, s[0], now + ms(1)));
     assert!(queue.is_held(&third));
     let popped = queue.pop(now + DELAY, 1);
@@ -106,7 +106,7 @@ fn a_job_that_leaves_takes_the_wait_with_it() {
 }
 
 proptest! {
-    /// Whoever looks when it is told to finds every job, and none has waited for company longer than it may.
+    /// An executor that looks at the times the queue names finds every job, and none has waited for company longer than it may.
     #[test]
     fn no_wait_is_forgotten(
         steps in prop::collection::vec((0_u64..3, 0_usize..3, 0_usize..4, 1_usize..4, 0_usize..8), 1..60),
@@ -135,7 +135,7 @@ proptest! {
             let handle = queue.push(if delayed { job } else { TestJob { batching: None, ..job } });
             left.insert(id);
             handles.push((id, handle));
-            // Nobody is woken for a job that is held: the timer must see to it.
+            // No executor is woken for a job that is held: the timer must see to it.
             if !queue.is_held(&handle) {
                 timer = look(&mut queue, &mut left, now);
             }
